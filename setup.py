@@ -24,8 +24,11 @@ setup(
     package_dir={'moe_expert.notebooks': 'nbs'},
     package_data={'moe_expert': ['*.md'], 'moe_expert.notebooks': ['tune.ipynb', 'moe.ipynb']},
     include_package_data=False,
+    entry_points={'console_scripts': cfg['console_scripts'].split()},
     install_requires=cfg['requirements'].split(),
-    extras_require={'dev': cfg['dev_requirements'].split(), 'ann': cfg['ann_requirements'].split()},
+    extras_require={'dev': cfg['dev_requirements'].split(), 'ann': cfg['ann_requirements'].split(),
+                    'parquet': cfg['parquet_requirements'].split(),
+                    'postgres': cfg['postgres_requirements'].split()},
     classifiers=['Development Status :: 3 - Alpha', 'Intended Audience :: Science/Research', 'Programming Language :: Python :: 3'],
     zip_safe=False,
 )

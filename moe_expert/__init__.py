@@ -1,8 +1,8 @@
 __version__ = "0.1.0"
 
-__all__ = ['ExpertTuner']
+__all__ = ['ExpertTuner', 'FairMoEClassifier', 'MoETrainer']
 
-_HOMES = {'ExpertTuner': 'tune_experts'}
+_HOMES = {'ExpertTuner': 'tune_experts', 'FairMoEClassifier': 'estimator', 'MoETrainer': 'trainer'}
 
 
 def __getattr__(name):

