@@ -81,6 +81,7 @@ def write_limited(folder, answers):
         except ArtifactError as err: answers.put(str(err))
 
 
+@pytest.mark.slow
 def test_file_size_limit_leaves_the_old_files(tmp_path):
     A.write_json(tmp_path / 'r.json', {'old': True})
     A.save_checkpoint(tmp_path / 'c.pt', PAYLOAD)
@@ -150,6 +151,7 @@ def write_endlessly(folder, ready):
         ready.set()
 
 
+@pytest.mark.slow
 def test_kill_9_leaves_whole_files(tmp_path):
     rng, last = np.random.default_rng(0), -1
     for _ in range(20):

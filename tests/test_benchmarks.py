@@ -8,9 +8,12 @@ import pytest
 from conftest import ROOT
 
 sys.path.insert(0, str(ROOT / 'benchmarks'))
+import curves
+import numpy as np
 import render
 import run
 import samplers
+import sections
 
 from moe_expert.datasets import make_synthetic
 from moe_expert.evaluation import Evaluator
@@ -33,7 +36,7 @@ def quiet():
 
 
 def experts(seconds):
-    return {e: {'seconds': seconds, 'trials': 30, 'feasible': 30, 'best': 0.5, 'epochs': 100} for e in EXPERTS}
+    return {e: {'seconds': seconds, 'cpu': seconds, 'trials': 30, 'feasible': 30, 'best': 0.5, 'epochs': 100} for e in EXPERTS}
 
 
 def test_one_command_measures_and_renders(tmp_path):
@@ -47,11 +50,19 @@ def test_one_command_measures_and_renders(tmp_path):
     assert (tmp_path / 'again' / 'RESULTS.md').read_text(encoding='utf-8') == text
 
 
+def test_the_whole_command_is_measured_whole():
+    record = sections.whole('synthetic', n_trials=1, epochs=20, n_nodes=400)
+    parts = record['experts'].values()
+    assert [e['trials'] for e in parts] == [1, 1, 1] and sum(e['seconds'] for e in parts) < record['seconds']
+    assert sum(e['cpu'] for e in parts) < record['cpu']  # the data and the reference count too
+
+
 def test_records_of_whole_training_graphlime_and_scaling_render(tmp_path):
-    whole = {**COMMON, 'dataset': 'bail', 'nodes': 100, 'n_trials': 30, 'epochs': 2000, 'experts': experts(10.)}
+    whole = {**COMMON, 'dataset': 'bail', 'nodes': 100, 'n_trials': 30, 'epochs': 2000, 'experts': experts(10.), 'cpu': 7.}
     strata = [{'low': 1, 'high': 2, 'nodes': 100, 'sampled': 10, 'mean_s': 0.01, 'sd_s': 0.}]
     lime = {**COMMON, 'dataset': 'bail', 'nodes': 100, 'models': 10, 'features': 18, 'repeats': 3, 'setup_s': [0.1],
-            'population_s': [.2, .1, .3], 'single_s': [0.1], 'sample': [[2, 0.005, 0.005]], 'strata': strata,
+            'population_s': [.2, .1, .3], 'single_s': [0.1], 'population_cpu': 0.1,
+            'single_cpu': 0.1, 'lars_cpu_per_s': 0.5, 'sample': [[2, 0.005, 0.005]], 'strata': strata,
             'largest': 2, 'largest_of_graph': 9, 'top1_differs': 0,
             'objective_above': -1e-12}
     train = {**COMMON, 'dataset': 'bail', 'expert': 'expert1', 'n': 10, 'epochs': 2000, 'epochs_run': 20000, 'repeats': 1, 'alone_s': [8.],
@@ -63,8 +74,8 @@ def test_records_of_whole_training_graphlime_and_scaling_render(tmp_path):
                'scaling': scale, 'samplers': []}
     text = render.write(records, tmp_path).read_text(encoding='utf-8')
     assert '**2 s** | 1 s – 3 s' in text and '276 min' in text  # median and range; context
-    assert '| `GraphLIME`, 10 models together | 20 ms | **50×** |' in text  # 100 nodes × 0.01 s against 0.2 s for 10 models
-    assert '**4.0×**' in text and 'power of 1.00 (expert1)' in text
+    assert '| `GraphLIME`, 10 models together | 20 ms | **50×** | 10 ms | **50×** |' in text  # 100 nodes × 0.01 s against 0.2 s for 10 models
+    assert '**4.0×**' in text and 'power of 1.00 (expert1)' in text and '**7 s** | 0.1 – 0.2' in text
     assert all(p.stat().st_size < 60_000 for p in (tmp_path / 'plots').iterdir())
 
 
@@ -72,8 +83,8 @@ def test_sampler_study_draws_what_the_tuner_draws_and_resumes(tmp_path):
     data, said = make_synthetic(400), []
     tuner = ExpertTuner(data, seed=3, cache_dir=tmp_path / 'tuner', settings=TuneSettings(TRAIN))
     theirs = tuner.tune_expert('expert1', 12)['trials']
-    mine = samplers.unit(data, Evaluator(data, 'val'), EXPERTS['expert1'], 3, 12, TRAIN,
-                         {k: samplers.STRATEGIES[k] for k in (samplers.TUNER, samplers.RANDOM, 'qmc')})
+    _, mine = samplers.units(data, Evaluator(data, 'val'), EXPERTS['expert1'], [5, 3], 12, TRAIN,
+                             {k: samplers.STRATEGIES[k] for k in (samplers.TUNER, samplers.RANDOM, 'qmc')})
     same = mine['studies'][samplers.TUNER]
     assert [t['params'] for t in theirs] == [t['params'] for t in same], 'samplers.TUNER is not what the tuner does'
     assert [t['score'] for t in theirs] == pytest.approx([t['score'] for t in same])
@@ -81,7 +92,7 @@ def test_sampler_study_draws_what_the_tuner_draws_and_resumes(tmp_path):
     few = {k: samplers.STRATEGIES[k] for k in (samplers.TUNER, samplers.RANDOM)}
     for strategies in (few, few, {**few, 'qmc': samplers.STRATEGIES['qmc']}):  # new, all there, one more strategy
         samplers.compute(tmp_path / 'work', [data], ['expert2'], 2, 4, 20, strategies=strategies, say=lambda *a, **k: said.append(a))
-    assert len(said) == 4
+    assert len(said) == 2
     units = samplers.load_units(tmp_path / 'work', 4, 20)
     assert len(units) == 2 and all(set(u['studies']) == {*few, 'qmc'} for u in units)
     assert '| random |' in samplers.table(samplers.analyse(units))
@@ -105,9 +116,37 @@ def test_gains_are_paired_signed_and_tell_infeasible_studies(tmp_path):
     assert 'is better than random over all problems (+1.00' in text
 
 
+def test_what_a_rule_would_have_stopped():
+    nan = np.nan
+    objective = np.array([[nan, .3, .2, .2, .25, .25, .1, .1], [.5, .4, .4, .4, .4, .4, .4, .0], [nan] * 8])  # lower is better
+    violation = np.where(np.isnan(objective), .1, 0.)
+    assert curves.stops_of_patience(objective, violation, False).tolist() == [6, 5, 8]  # the third without gain; never feasible: never
+    assert curves.outcome(objective, np.array([8, 8, 8]), False) == (1, 0.) and curves.outcome(objective, np.array([8, 5, 8]), False) == (0, .1)
+    assert curves.outcome(objective[2:], np.array([8]), False)[0] == -1
+    assert curves.stops_of_halving(objective, violation, False, (2,)).tolist() == [6, 5, 2]  # two of three go on
+    assert curves.stops_of_halving(objective, violation, False, (2, 4)).tolist() == [6, 4, 2]
+    assert curves.stops_of_floor(objective, violation, False, rung=4, most=.05).tolist() == [6, 5, 4]
+    assert curves.stops_of_floor(objective, violation, False, rung=4, most=.2).tolist() == [6, 5, 8]
+
+
+@pytest.mark.parametrize('expert', list(EXPERTS))
+def test_curves_are_the_objectives_that_the_engine_selects_from(expert, monkeypatch):
+    monkeypatch.setattr(curves, 'CAP', 400)
+    data, spec = make_synthetic(400), EXPERTS[expert]
+    found = curves.curves(data, spec, 2, 3, 400, TRAIN)
+    assert {k: v.shape for k, v in found.items()} == {'objective': (6, 4), 'violation': (6, 4), 'utility': (6, 4), 'lr': (6,)}
+    from moe_expert.training import reference_floor, train_population
+    floor = reference_floor(data, 1, settings=curves.replace(TRAIN, epochs=curves.CAP, val_every=curves.EVERY))
+    alone = train_population(data, curves.configurations(spec, 3, 1), spec, floor=floor,
+                             settings=curves.replace(TRAIN, epochs=400, val_every=curves.EVERY, patience=9))
+    for row, m in zip(found['objective'][3:], alone):
+        assert bool(np.isfinite(row).any()) == m.feasible
+        if m.feasible: assert (np.nanmax(row) if spec.maximize else np.nanmin(row)) == pytest.approx(m.score, abs=1e-9)
+
+
 def test_arguments():
     assert run.parse(['--only', 'whole,scaling']).only == ['whole', 'scaling']
     with pytest.raises(SystemExit):
         run.parse(['--only', 'nothing'])
     quick = run.jobs(run.parse(['--quick']))
-    assert {j[0] for j in quick} == set(run.SECTIONS) - {'samplers'}
+    assert {j[0] for j in quick} == set(run.SECTIONS) - set(run.STUDIES)

@@ -9,7 +9,6 @@ import threading
 import time
 import warnings
 from dataclasses import replace
-from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -21,7 +20,7 @@ from scipy.spatial.distance import cdist
 
 from moe_expert import datasets
 from moe_expert.datasets import (
-    DATASETS, DataError, DataWarning, MoEExpertError, OfflineEditionWarning, canonical_name, data_card, from_frame, leakage_audit,
+    DATASETS, DataError, DatasetSpec, DataWarning, MoEExpertError, OfflineEditionWarning, canonical_name, check_edges, data_card, leakage_audit,
     load_dataset, make_synthetic, scale_features, similarity_graph, standard_split,
 )
 
@@ -250,15 +249,6 @@ def test_split_is_pythons_global_stream_without_touching_it():
     assert random.getstate() == before
 
 
-def test_empty_parts_are_named():
-    frame = pd.DataFrame({'a': np.arange(40.), 'g': [1] + [0] * 39, 'y': [0, 1] * 20})
-    with pytest.raises(DataError, match=r"(training|validation|test) part .* has no node with g = 1 \(of 1 in the data\)"):
-        from_frame(frame, label='y', sens='g')
-    frame = pd.DataFrame({'a': np.arange(40.), 'g': [0, 1] * 20, 'y': [1] + [0] * 39})
-    with pytest.raises(DataError, match='training part .* has no node with y = 1'):
-        from_frame(frame, label='y', sens='g')
-
-
 # ---- bad tables and edge lists
 
 @pytest.fixture
@@ -267,7 +257,7 @@ def frame():
     return pd.DataFrame({'a': rng.normal(size=80), 'b': rng.integers(0, 9, 80), 'g': rng.integers(0, 2, 80), 'y': rng.integers(0, 2, 80)})
 
 
-own = partial(from_frame, label='y', sens='g')
+SPEC = DatasetSpec('toy', 'y', 'g', ('group 0', 'group 1'))
 
 
 @pytest.mark.parametrize('change, message', [
@@ -284,36 +274,23 @@ own = partial(from_frame, label='y', sens='g')
 ])
 def test_bad_tables(frame, change, message):
     with pytest.raises(DataError, match=message):
-        own(change(frame))
+        datasets._read_table(change(frame), SPEC, 'toy')
 
 
 @pytest.mark.parametrize('edges, message', [
     ([[0, 1], [1, 80]], 'line 2 .* numbered 0 to 79'), ([[-1, 2]], 'line 1'), ([[0.5, 2]], 'line 1'), ([[0, np.nan]], 'line 1'),
     ([[0, 1, 2]], 'two columns')])
-def test_bad_edges(frame, edges, message):
+def test_bad_edges(edges, message):
     with pytest.raises(DataError, match=message):
-        own(frame, edges=np.array(edges))
+        check_edges(np.array(edges), 80, 'toy')
 
 
 @pytest.mark.parametrize('drop, message', [
     ('y', 'cannot be dropped: it is the label'), (['a', 'g'], 'sensitive'), (['aa'], "no feature 'aa'. Did you mean 'a'"),
     ('zz', 'Features: a, b, g')])
-def test_bad_drops(frame, drop, message):
+def test_bad_drops(drop, message):
     with pytest.raises(DataError, match=message):
-        own(frame, drop=drop)
-
-
-def test_own_data(frame):
-    data = own(frame, edges=np.array([[0, 1], [1, 0], [2, 2], [5, 4]]), label_number=20)
-    assert pairs(data) == {(0, 1), (1, 0), (4, 5), (5, 4)} and data.edition == 'own' and int(data.train_mask.sum()) == 20
-    train = frame[['a', 'b', 'g']][data.train_mask.numpy()]
-    assert np.array_equal(data.x_min, train.min()) and data.scaled_on == 'train'
-    outside = (frame[['a', 'b', 'g']] < train.min()) | (frame[['a', 'b', 'g']] > train.max())
-    assert data.n_clipped == int(outside.to_numpy().sum()) > 0 and data.x.abs().max() == 1
-    assert own(frame, scale_on='all').n_clipped == 0
-    for bad in ({'scale_on': 'test'}, {'name': '../x'}):
-        with pytest.raises(DataError):
-            own(frame, **bad)
+        datasets._check_drop(drop, ['a', 'b', 'g'], SPEC)
 
 
 def test_bad_files(tmp_path, nowhere):

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from moe_expert import experts
 from moe_expert.datasets import MoEExpertError, load_dataset
 from moe_expert.experts import (EXPERTS, LAMBDAS, MLP, GroupWeights, Population, adversary_loss, adversary_shapes, attention_divergence,
-                                cross_entropy, expert_loss, forward, hidden_gradient, init_population, representation_gap, soft_gaps,
+                                cross_entropy, expert_gradients, expert_loss, forward,
+                                hidden_gradient, init_population, representation_gap, soft_gaps,
                                 stack_models)
 from moe_expert.explain import att_jsd, integrated_gradients
 from moe_expert.metrics import soft_demographic_parity, soft_equal_opportunity
@@ -112,6 +113,15 @@ def test_probabilities_in_double_precision_for_all_or_some_nodes(population):
     nodes = torch.tensor([50, 3, 3, 17])
     torch.testing.assert_close(population.probabilities(x, nodes=nodes), everyone[:, nodes], rtol=0, atol=1e-13)
     assert not everyone.requires_grad
+
+
+def test_margins_are_those_of_the_module_and_differentiable(population):
+    x, nodes = rows(20, 7).requires_grad_(), torch.tensor([5, 0, 0])
+    double = Population(leaves({k: v.double() for k, v in population.params.items()}), population.dropout, population.negative_slope)
+    margins = double.margins(x, None, nodes)
+    torch.testing.assert_close(margins.sigmoid(), population.probabilities(x.detach(), None, nodes), rtol=0, atol=1e-13)
+    to_x, to_hidden = torch.autograd.grad(margins[2].sum(), [x, double.params['hidden.weight']])
+    assert to_x[5].abs().max() > 0 and (to_x[1] == 0).all() and to_hidden[2].abs().max() > 0 and (to_hidden[1] == 0).all()
 
 
 def masked_by_brute_force(population, x, nodes, features):
@@ -280,7 +290,6 @@ def test_group_weights_are_means():
     assert weights.positive.tolist() == [[0.5, 0, 0, 0.5, 0], [0, 0, 0, 0, 1]]
 
 
-@pytest.mark.xfail(strict=True, reason='the mean of the group that is there is taken for the gap, and drawn towards 0')
 def test_a_minibatch_without_a_group_has_no_gap():
     "Such batches occur where a group is rare; there is nothing to compare in them."
     x, pop = rows(5, 4), init_population([0], 4, 3)
@@ -457,6 +466,53 @@ def test_a_neighbours_coefficient_adds_an_exact_zero(name):
         assert torch.equal(a[k][0], b[k][0])
         if k == 'hidden.weight' or name != 'lambda_rep': assert not torch.equal(a[k][1], b[k][1])  # lambda_rep ends at the hidden layer
     for k in adversary_shapes(6): assert b[k] is None or not b[k][0].any()
+
+
+SUBSETS = [(), *[(k,) for k in LAMBDAS], EXPERTS['expert2'].lambdas, EXPERTS['expert3'].lambdas, LAMBDAS]
+
+
+@pytest.mark.parametrize('dropout', [None, 'one', 'each'])
+@pytest.mark.parametrize('dtype', [torch.float64, torch.float32], ids=['float64', 'float32'])
+@pytest.mark.parametrize('names', SUBSETS, ids=lambda names: '+'.join(names) or 'none')
+def test_gradient_by_hand_is_that_of_autograd(names, dtype, dropout):
+    x, y, sens, _, params = everything(4, 6)
+    x[5], x[7, :4], params['out.weight'].data[3] = 0, 0, 0  # a row without attributions, zeros, a constant model
+    params = leaves({k: v.to(dtype) for k, v in params.items()})
+    x, weights = x.to(dtype), GroupWeights.of(sens, y, dtype)
+    lambdas = {k: torch.tensor([0.3, 2., 0., 0.7], dtype=dtype) * (i + 1) for i, k in enumerate(names)}
+    drawn = torch.rand(4, 40, 6, generator=torch.Generator().manual_seed(0))
+    keep = None if dropout is None else (drawn if dropout == 'each' else drawn[0] > 0.3).to(dtype) / 0.7
+    more = dict(keep=keep, negative_slope=0.1)
+    expected = gradients(expert_loss(params, x, y, sens, weights, lambdas, **more), params)
+    mine = expert_gradients(params, x, y, sens, weights, lambdas, **more)
+    assert mine.keys() == {k for k, g in expected.items() if g is not None}
+    for k, g in mine.items():
+        torch.testing.assert_close(g, expected[k], rtol=1e-9 if dtype == torch.float64 else 1e-3, atol=1e-14 if dtype == torch.float64 else 1e-6)
+    scratch = tuple(x.new_full((4, 40, 9), torch.nan) for _ in range(2))
+    for k, g in expert_gradients(params, x, y, sens, weights, lambdas, absx=x.abs(), buffers=scratch, **more).items():
+        torch.testing.assert_close(g, mine[k], rtol=1e-12 if dtype == torch.float64 else 1e-5, atol=0 if dtype == torch.float64 else 1e-8)
+
+
+@pytest.mark.parametrize('group', [0, 1])
+def test_gradient_by_hand_in_a_minibatch_without_a_group(group):
+    x, y, _, _, params = everything(3, 6)
+    sens = torch.full_like(y, group)
+    weights, lambdas = GroupWeights.of(sens, y), {k: torch.ones(3, dtype=torch.float64) for k in LAMBDAS}
+    expected = gradients(expert_loss(params, x, y, sens, weights, lambdas), params)
+    for k, g in expert_gradients(params, x, y, sens, weights, lambdas).items():
+        assert g.isfinite().all()
+        torch.testing.assert_close(g, expected[k], rtol=1e-9, atol=1e-13)
+
+
+@pytest.mark.parametrize('name', LAMBDAS)
+def test_a_neighbours_coefficient_leaves_the_gradient_by_hand_alone(name):
+    x, y, sens, weights, params = everything(2, 6)
+    x[5] = 0
+    without = expert_gradients(params, x, y, sens, weights, {})
+    beside = expert_gradients(params, x, y, sens, weights, {name: torch.tensor([0., 0.5], dtype=torch.float64)})
+    for k in ('hidden.weight', 'out.weight'): assert torch.equal(beside[k][0], without[k][0])
+    assert not torch.equal(beside['hidden.weight'][1], without['hidden.weight'][1])
+    for k in adversary_shapes(6): assert k not in beside or not beside[k][0].any()
 
 
 def test_dropout_reaches_every_term():

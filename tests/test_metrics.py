@@ -2,7 +2,10 @@
 import numpy as np
 import pytest
 import torch
-from fairlearn.metrics import demographic_parity_difference, equal_opportunity_difference
+from fairlearn.metrics import (
+    MetricFrame, count, demographic_parity_difference, equal_opportunity_difference, equalized_odds_difference, false_positive_rate,
+    selection_rate, true_positive_rate,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, f1_score, roc_auc_score
@@ -34,10 +37,12 @@ def test_against_scikit_learn_and_fairlearn(seed, levels, n):
         'roc_auc': [roc_auc_score(y, p) for p in p1],
         'demographic_parity': [demographic_parity_difference(y, h, sensitive_features=sens) for h in yhat],
         'equal_opportunity': [equal_opportunity_difference(y, h, sensitive_features=sens) for h in yhat],
+        'equalized_odds': [equalized_odds_difference(y, h, sensitive_features=sens) for h in yhat],
     }
     ours = {
         'accuracy': metrics.accuracy(p1, y), 'f1': metrics.f1(p1, y), 'roc_auc': metrics.roc_auc(p1, y),
         'demographic_parity': metrics.demographic_parity(p1, sens), 'equal_opportunity': metrics.equal_opportunity(p1, y, sens),
+        'equalized_odds': metrics.equalized_odds(p1, y, sens),
     }
     for name, expected in oracles.items():
         np.testing.assert_allclose(ours[name], expected, atol=1e-12, err_msg=name)
@@ -45,10 +50,37 @@ def test_against_scikit_learn_and_fairlearn(seed, levels, n):
     np.testing.assert_allclose(metrics.fair_result(p1, y, sens), (ours['demographic_parity'] + ours['equal_opportunity']) / 2, atol=1e-15)
 
 
+@pytest.mark.parametrize('seed', range(5))
+def test_rates_by_group_against_fairlearn(seed):
+    p1, y, _ = draw(seed, 200, models=1)
+    groups = torch.from_numpy(np.random.default_rng(seed).integers(0, 4, 200))
+    ours = metrics.by_group(p1[0], y, groups, list('abcd'))
+    names = {'people': count, 'accuracy': accuracy_score, 'selection rate': selection_rate, 'true positive rate': true_positive_rate,
+             'false positive rate': false_positive_rate}
+    frame = MetricFrame(metrics=names, y_true=y, y_pred=(p1[0] >= 0.5).long(), sensitive_features=np.array(list('abcd'))[groups])
+    assert ours.by_group.index.tolist() == frame.by_group.index.tolist()
+    for name in names:
+        np.testing.assert_allclose(ours.by_group[name], frame.by_group[name], atol=1e-12)
+        np.testing.assert_allclose(ours.overall[name], frame.overall[name], atol=1e-12)
+        if name != 'people':
+            np.testing.assert_allclose(ours.difference()[name], frame.difference()[name], atol=1e-12)
+            np.testing.assert_allclose(ours.ratio()[name], frame.ratio()[name], atol=1e-12)
+
+
+def test_equalized_odds_need_both_classes_in_both_groups():
+    p1, y, sens = draw(3)
+    for label, message in ((0, 'node with label 0'), (1, 'node with label 1')):
+        one_sided = torch.where(sens == 1, 1 - label, y)
+        with pytest.raises(UndefinedScoreError, match=message):
+            metrics.equalized_odds(p1, one_sided, sens)
+        assert metrics.equalized_odds(p1, one_sided, sens, undefined='nan').isnan().all()
+
+
 def test_a_batch_is_its_members_one_by_one_and_labels_may_be_batched():
     p1, y, sens = draw(1, models=6, levels=7)
     stacked = p1.view(2, 3, -1)
-    for f, args in [(metrics.utility, (y,)), (metrics.fair_result, (y, sens)), (metrics.soft_equal_opportunity, (y, sens)),
+    for f, args in [(metrics.utility, (y,)), (metrics.fair_result, (y, sens)),
+                    (metrics.equalized_odds, (y, sens)), (metrics.soft_equal_opportunity, (y, sens)),
                     (metrics.demographic_parity, (sens,)), (metrics.soft_demographic_parity, (sens,))]:
         alone = torch.stack([f(p, *args) for p in p1])
         torch.testing.assert_close(f(p1, *args), alone, atol=1e-14, rtol=0)

@@ -15,7 +15,7 @@ from conftest import ROOT
 NOTEBOOKS = sorted(ROOT.glob('nbs/*.ipynb'))
 NUMBERED = [p for p in NOTEBOOKS if p.name[0].isdigit()]
 MODULES = sorted(p for p in ROOT.glob('moe_expert/*.py') if p.name not in ('__init__.py', '_modidx.py'))
-PAPERMILL = ['tune.ipynb']  # run by papermill with parameters
+PAPERMILL = ['tune.ipynb', 'moe.ipynb', 'study.ipynb']  # run by papermill with parameters
 
 
 def cells(path, kind='code'):

@@ -1,6 +1,9 @@
 "Tables and figures hold what the records say, in good times and bad; parameters and progress."
+import base64
 import io
 import json
+import re
+import shutil
 import warnings
 
 import numpy as np
@@ -8,7 +11,7 @@ import pytest
 import torch
 
 from moe_expert import report
-from moe_expert.artifacts import ArtifactError
+from moe_expert.artifacts import ArtifactError, ExpertFiles, make_folder, read_json
 from moe_expert.datasets import DataWarning, MoEExpertError, OfflineEditionWarning, load_dataset, make_synthetic
 from moe_expert.evaluation import Evaluator
 from moe_expert.experts import EXPERTS
@@ -129,6 +132,8 @@ def test_figures_have_labelled_axes_and_no_pyplot(run, winners):
         assert figure.get_figwidth() <= 10
         assert figure.axes[-1].get_xlabel()
         figure._repr_png_()
+    stars = report.plot_history(results, winners), report.plot_tradeoff(results, winners)
+    assert all("winner's 95 % interval" in [t.get_text() for t in figure.legends[0].texts] for figure in stars)
     one = report.plot_tradeoff({'expert3': results['expert3']})
     assert len(one.axes) == 2
 
@@ -168,8 +173,119 @@ def test_group_scores_explain_the_gaps(run, winners):
     table = report.group_scores(run[0], winners)
     for e, w in winners.items():
         gaps = table.loc[(e, 'difference')]
-        assert abs(gaps['predicted 1'] - w.result['best_metrics']['dp']) < 1e-9
+        assert abs(gaps['selection rate'] - w.result['best_metrics']['dp']) < 1e-9
         assert abs(gaps['true positive rate'] - w.result['best_metrics']['eo']) < 1e-9
+
+
+def test_cells_of_tables_are_aligned_and_intervals_stay_on_one_line(winners):
+    html = report.metrics_table(winners)._repr_html_()
+    assert all(re.search(rf'{w.result["best_metrics"]["dp"]:.3f} <span style="white-space:nowrap">\[', html) for w in winners.values())
+    html = report.table([dict(n=3, text='three 3', share='41.4%', interval='0.783 [0.771, 0.794]')])._repr_html_()
+    assert '<td style="text-align:right">3</td>' in html and '<td style="text-align:left">three 3</td>' in html
+    assert '<td style="text-align:right">41.4%</td>' in html
+
+
+def loads(html):
+    "Everything a page would fetch: not links to follow."
+    attributes = re.findall(r'<(?!a\b)\w+[^>]*?\b(?:src|href|srcset|data|poster)\s*=\s*["\']?([^"\'\s>]+)', html)
+    return [u for u in attributes + re.findall(r'(?:url\(|@import|import\()\s*["\']?([^"\')\s]+)', html) if not u.startswith(('data:', '#', '{'))]
+
+
+def test_the_helper_sees_what_a_page_loads():
+    assert loads('<script src="https://a/x.js"></script><link href=\'//b/y.css\'><style>@import "z.css"; a {b: url(q.png)}</style>') == [
+        'https://a/x.js', '//b/y.css', 'z.css', 'q.png']
+    assert loads('<a href="https://a">x</a><img src="data:image/png;base64,AA">') == []
+
+
+def executed(made, path):
+    "A notebook that shows these objects, as a kernel would have saved it."
+    from IPython.core.formatters import DisplayFormatter
+    from nbformat import v4, write
+    shown = []
+    for thing in made:
+        data, metadata = DisplayFormatter().format(thing)
+        data |= {'image/png': base64.b64encode(data['image/png']).decode()} if 'image/png' in data else {}
+        shown.append(v4.new_code_cell('show()', outputs=[v4.new_output('display_data', data, metadata=metadata)]))
+    write(v4.new_notebook(cells=[v4.new_markdown_cell('# Tuning report\n\nutility − fair_result'), *shown]), path)
+
+
+def test_pages_load_nothing_and_describe_their_pictures(run, winners, tmp_path):
+    executed([report.metrics_table(winners), report.plot_intervals(winners), report.plot_history(run[1])], tmp_path / 'r.ipynb')
+    html = report.write_page(tmp_path / 'r.ipynb').read_text()
+    assert loads(html) == [] and '<script' not in html and html.count('src="data:image/png') == 2
+    assert 'One panel per expert: expert1, expert2, expert3.' in html and 'No description has been provided' not in html
+    assert 'show()' not in html and 'utility − fair_result' in html and report.SELECTED in html
+
+
+def test_the_index_shows_the_scores_of_the_reports(run, winners, tmp_path):
+    data, results, files = run
+    shutil.copytree(files.cache_dir, tmp_path, dirs_exist_ok=True)
+    files = ExpertFiles(tmp_path, data.name)
+    html = report.write_index(tmp_path).read_text()
+    assert html.count('no report shows its scores yet') == 3 and html.count(f'<h2>{data.name}</h2>') == 1 and loads(html) == []
+    executed([report.metrics_table(winners)], files.report())
+    report.write_page(files.report())
+    files.report('expert2').with_suffix('.failed.ipynb').write_text('{}')
+    html = report.write_index(tmp_path).read_text()
+    value, low, high = report.interval_record(winners['expert2'])['fair_result']
+    assert f'<b>{value:.3f} [{low:.3f}, {high:.3f}]</b>' in html and 'no report shows' not in html
+    links = re.findall(r'href="([^"]+)"', html)
+    assert all((tmp_path / link).exists() for link in links) and f'{data.name}_experts_tuning_report.html' in links
+    assert 'A report stopped' in html and f'{data.name}_expert2_tuning_report.failed.ipynb' in links
+    changed = read_json(files.results('expert1')) | dict(checkpoint_sha256='0' * 64)
+    files.results('expert1').write_text(json.dumps(changed))
+    assert report.write_index(tmp_path).read_text().count('of an earlier state') == 1
+
+
+def test_the_index_shows_the_test_of_the_mixture(run, tmp_path):
+    data, _, files = run
+    shutil.copytree(files.cache_dir, tmp_path, dirs_exist_ok=True)
+    files = ExpertFiles(tmp_path, data.name)
+    known, unknown = dict(value=.5, low=.4, high=.6), dict(value=.5, low=None, high=None)
+    methods = {'moe': dict.fromkeys(report.SCORES, known), '<x>': dict.fromkeys(report.SCORES, unknown)}
+    files.moe_results.write_text(json.dumps(dict(nodes=1234, methods=methods)))
+    html = report.write_index(tmp_path).read_text()
+    assert '<b>moe</b>' in html and html.count('0.500 [0.400, 0.600]') == 4 and '&lt;x&gt;' in html and '1,234 people' in html
+    files.moe_results.write_text('{')
+    assert f'{data.name}_moe_results.json' in report.write_index(tmp_path).read_text()
+
+
+def test_the_index_names_what_it_cannot_read(run, tmp_path):
+    data, _, files = run
+    shutil.copytree(files.cache_dir, tmp_path, dirs_exist_ok=True)
+    ExpertFiles(tmp_path, data.name).results('expert2').write_text('{')
+    html = report.write_index(tmp_path).read_text()
+    assert f'{data.name}_expert2_tuning_results.json' in html and 'class="warn"' in html
+    assert 'no tuned experts' in report.write_index(make_folder(tmp_path / 'empty')).read_text()
+
+
+def test_rates_and_their_words_are_those_of_fairlearn(run, winners):
+    from fairlearn.metrics import MetricFrame, demographic_parity_difference, false_positive_rate, selection_rate, true_positive_rate
+    data = run[0]
+    rates = report.group_rates(data, winners)
+    for e, w in winners.items():
+        decided = (w.record.p1[0] >= .5).long().numpy()
+        metrics = {'selection rate': selection_rate, 'true positive rate': true_positive_rate, 'false positive rate': false_positive_rate}
+        frame = MetricFrame(metrics=metrics, y_true=w.record.y.numpy(), y_pred=decided,
+                            sensitive_features=w.record.sens.numpy())
+        for s in (0, 1):
+            assert all(abs(rates[e][s][name][0] - frame.by_group.loc[s, name]) < 1e-9 for name in frame.by_group)
+        gap = report.newcombe(rates[e][0]['selection rate'], rates[e][1]['selection rate'])
+        dp = demographic_parity_difference(w.record.y.numpy(), decided, sensitive_features=w.record.sens.numpy())
+        assert abs(abs(gap[0]) - dp) < 1e-9 and gap[1] <= gap[0] <= gap[2]
+        cell = report.rates_table(data, winners).loc[(e, ' − '.join(data.group_names)), 'selection rate']
+        assert cell == f'{100 * gap[0]:.1f} [{100 * gap[1]:.1f}, {100 * gap[2]:.1f}]'
+    sentences = report.in_words(data, winners)
+    assert len(sentences) == 3 and all(e in s and 'percentage points' in s for e, s in zip(winners, sentences))
+    assert sentences._repr_html_().count('<li>') == 3
+
+
+@pytest.mark.parametrize('share, n', [(0., 5), (.5, 2), (.03, 400), (1., 7)])
+def test_wilson_is_scipys(share, n):
+    from scipy.stats import binomtest
+    low, high = report.wilson(share, n, z=1.959963984540054)
+    there = binomtest(round(share * n), n).proportion_ci(method='wilson')
+    assert abs(low - there.low) < 1e-9 and abs(high - there.high) < 1e-9
 
 
 def test_nothing_of_the_test_nodes_enters(run, winners):
@@ -208,7 +324,7 @@ def test_forms_of_drop(drop, expected):
     (dict(drop='[a'), 'drop must be'), (dict(overwrite='yes'), 'overwrite must be True or False'),
     (dict(cache_dir=''), 'cache_dir must be'), (dict(data_dir=1), 'data_dir must be'), (dict(dataset=None), 'dataset must be'),
     (dict(n_trial=5), r'unknown parameter n_trial \(did you mean n_trials\?\)'),
-    (dict(colour=5), 'unknown parameter colour; there are dataset, expert')])
+    (dict(colour=5), 'unknown parameter colour; there are dataset, .*expert')])
 def test_wrong_parameters(given, message):
     with pytest.raises(MoEExpertError, match=message): check_parameters(given)
 

@@ -86,9 +86,10 @@ def test_the_offline_edition_is_announced_in_one_line(tmp_path, capsys, monkeypa
 
 @pytest.mark.skipif(os.name == 'nt', reason='POSIX signals')
 def test_an_interrupt_ends_within_seconds_and_the_same_command_goes_on(tmp_path, repo_root):
-    command = [sys.executable, '-m', 'moe_expert.run_expert_tuning', '--dataset', 'synthetic-2000', '--n_trials', '11', '--epochs', '20000',
+    command = [sys.executable, '-m', 'moe_expert.run_expert_tuning', '--dataset', 'synthetic-2000', '--n_trials', '500', '--epochs', '20000',
                '--expert', 'expert3', '--cache_dir', str(tmp_path)]
-    with subprocess.Popen(command, cwd=repo_root, stderr=subprocess.PIPE, text=True) as process:
+    listens = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # a shell's background jobs, and what they start, ignore it
+    with subprocess.Popen(command, cwd=repo_root, stderr=subprocess.PIPE, text=True, preexec_fn=listens) as process:
         while 'expert3' not in process.stderr.read(20): pass
         time.sleep(.5)
         process.send_signal(signal.SIGINT)

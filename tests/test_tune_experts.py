@@ -4,23 +4,23 @@ import hashlib
 import json
 import logging
 import os
+import pickle
 import re
 import subprocess
 import sys
-from datetime import datetime, timedelta
 
 import optuna
 import pytest
 import torch
 from optuna.trial import TrialState
 
-from moe_expert import tune_experts
-from moe_expert.artifacts import ArtifactError
+from moe_expert import studies, tune_experts
+from moe_expert.artifacts import ArtifactError, ExpertFiles, read_json
 from moe_expert.datasets import MoEExpertError, load_dataset, make_synthetic
 from moe_expert.evaluation import Evaluator
 from moe_expert.experts import EXPERTS
 from moe_expert.training import CONSTRAINTS, Floor, TrainConfig, TrainSettings, train_population
-from moe_expert.tune_experts import DEFAULT_PARAMS, SEARCH_SPACE, ExpertTuner, TuneSettings, load_expert, pack, search_space, unpack
+from moe_expert.tune_experts import DEFAULT_PARAMS, SEARCH_SPACE, ExpertTuner, TuneSettings, load_expert, search_space
 
 SETTINGS = TuneSettings(TrainSettings(epochs=150, val_every=50), utility_fraction=0.7, auc_fraction=0.3)
 NAME = 'synthetic-300'
@@ -55,8 +55,8 @@ def strict(path):
 
 
 def bare(result):
-    "What must not depend on when, where and how often something was run: parameters, scores, order."
-    keys = ('params', 'score', 'metrics', 'constraints', 'feasible', 'epoch', 'epochs_run', 'state', 'error')
+    "What must not depend on when, where and how often something was run: numbers, parameters, scores, order."
+    keys = ('number', 'params', 'score', 'metrics', 'constraints', 'feasible', 'epoch', 'epochs_run', 'state', 'error')
     return [{k: t[k] for k in keys} for t in result['trials']]
 
 
@@ -169,14 +169,6 @@ def test_optuna_knows_the_constraints(tuned, data):
         assert study.best_trial.number == result['best_trial'] and study.best_value == result['best_score']
         for trial, record in zip(study.get_trials(), result['trials']):
             assert dict(trial.constraints) == pytest.approx(dict(zip(CONSTRAINTS, record['constraints'])))
-
-
-def test_weights_survive_the_storage_to_the_bit():
-    population = tune_experts.Population({'hidden.weight': torch.randn(1, 4, 7, dtype=torch.float64) * 1e-30,
-                                                      'out.weight': torch.randn(1, 2, 4, dtype=torch.float64)})
-    again = unpack(json.loads(json.dumps(pack(population))))
-    for k, v in population.params.items(): assert torch.equal(again[k], v[0]) and again[k].dtype == torch.float64
-    assert torch.equal(unpack(pack(population.to(torch.float32)))['out.weight'].float(), population.params['out.weight'][0].float())
 
 
 # --- again, more, other ---------------------------------------------------------------------------------------------------------------
@@ -332,34 +324,26 @@ def test_without_a_feasible_trial_the_least_violating_is_kept_and_marked(data, t
 
 
 def interrupt(monkeypatch, name, at):
-    "The `at`-th call of a function of the tuner is a Ctrl-C."
-    real, calls = getattr(tune_experts, name), []
+    "The `at`-th call of a function of the tuner or of its studies is a Ctrl-C."
+    module = tune_experts if hasattr(tune_experts, name) else studies
+    real, calls = getattr(module, name), []
 
     def stopping(*args, **kwargs):
         calls.append(args)
         if len(calls) == at: raise KeyboardInterrupt
         return real(*args, **kwargs)
-    monkeypatch.setattr(tune_experts, name, stopping)
-
-
-class InAMinute(datetime):
-    @classmethod
-    def now(cls, tz=None): return datetime.now(tz) + timedelta(seconds=61)
+    monkeypatch.setattr(module, name, stopping)
 
 
 @pytest.mark.parametrize('name, at', [('train_population', 1), ('train_population', 2), ('tell', 4), ('tell', 12), ('make_sampler', 7),
-                                      ('save_checkpoint', 1), ('write_json', 1), ('worker_name', 11)])
+                                      ('save_checkpoint', 1), ('write_json', 1), ('_tell', 12), ('_alive', 12)])
 def test_an_interrupted_run_ends_like_one_that_was_not(tuned, data, tmp_path, monkeypatch, name, at):
     with monkeypatch.context() as patch:
         interrupt(patch, name, at)
         with pytest.raises(KeyboardInterrupt): tuner(data, tmp_path).tune_expert('expert2', n_trials=12)
-    if name == 'worker_name': monkeypatch.setattr(tune_experts, 'datetime', InAMinute)  # killed between two writes: known then
     result = tuner(data, tmp_path).tune_expert('expert2', n_trials=12)
-    assert_same(bare(result), bare(tuned[1]['expert2']))
-    assert result['n_trials'] == 12 and result['best_params'] == tuned[1]['expert2']['best_params']
-    population, _ = load_expert(tmp_path, NAME, 'expert2')
-    expected, _ = load_expert(tuned[0], NAME, 'expert2')
-    for k, v in expected.params.items(): torch.testing.assert_close(population.params[k], v, rtol=0, atol=1e-9)
+    assert bare(result) == bare(tuned[1]['expert2']) and result['best_trial'] == tuned[1]['expert2']['best_trial']
+    assert result['checkpoint_sha256'] == tuned[1]['expert2']['checkpoint_sha256']  # the same bits
 
 
 KILLED = '''
@@ -381,45 +365,23 @@ def test_a_killed_process_loses_nothing(tuned, data, tmp_path):
     study = tuner(data, tmp_path).study('expert2')
     assert [t.state for t in study.get_trials()] == [TrialState.COMPLETE] * 10 + [TrialState.RUNNING] * 2
     result = tuner(data, tmp_path).tune_expert('expert2', n_trials=12)
-    assert_same(bare(result), bare(tuned[1]['expert2']))
-    assert result['n_trials'] == 12
-
-
-def running_trial(study, worker, params=None):
-    trial = study.ask(SEARCH_SPACE if params is None else {k: SEARCH_SPACE[k] for k in params})
-    trial.set_user_attr('worker', worker)
-    return trial.number
-
-
-def dead_pid():
-    process = subprocess.Popen([sys.executable, '-c', ''])
-    process.wait()
-    return process.pid
-
-
-def test_only_trials_of_dead_processes_of_this_machine_are_taken_over(data, tmp_path):
-    one = tuner(data, tmp_path)
-    study, host = one.study('expert1'), tune_experts.worker_name().rpartition(':')[0]
-    dead = running_trial(study, f'{host}:{dead_pid()}', ('lr', 'weight_decay'))
-    alive = running_trial(study, f'{host}:{os.getppid()}', ('lr', 'weight_decay'))
-    elsewhere = running_trial(study, f'another-{host}:{dead_pid()}', ('lr', 'weight_decay'))
-    params = study.get_trials()[dead].params
-    result = one.tune_expert('expert1', n_trials=2)
-    states = [t.state for t in study.get_trials()]
-    assert (states[dead], states[alive], states[elsewhere]) == (TrialState.FAIL, TrialState.RUNNING, TrialState.RUNNING)
-    assert result['n_trials'] == len(result['trials']) == 2 and result['trials'][0]['params'] == params
+    assert bare(result) == bare(tuned[1]['expert2'])
 
 
 def test_a_trial_killed_between_its_parameters_is_drawn_again_whole(tuned, data, tmp_path):
     one = tuner(data, tmp_path)
     with pytest.MonkeyPatch.context() as patch:
-        interrupt(patch, 'make_sampler', 2)
+        real = optuna.Trial.suggest_float
+
+        def stopping(trial, name, *args, **kwargs):
+            if trial.number == 1 and name == 'lambda_rep': raise KeyboardInterrupt
+            return real(trial, name, *args, **kwargs)
+        patch.setattr(optuna.Trial, 'suggest_float', stopping)
         with pytest.raises(KeyboardInterrupt): one.tune_expert('expert2', n_trials=12)
-    study = one.study('expert2')
-    study.sampler = tune_experts.make_sampler(tune_experts.draw_seed(0, 'expert2', 1))
-    running_trial(study, tune_experts.worker_name(), ('lr',))
-    assert study.get_trials()[1].params['lr'] == tuned[1]['expert2']['trials'][1]['params']['lr']
-    assert_same(bare(one.tune_expert('expert2', n_trials=12)), bare(tuned[1]['expert2']))
+    half = one.study('expert2').get_trials()[1]
+    assert half.state == TrialState.FAIL and set(half.params) == {'lr', 'weight_decay'}
+    assert half.params['lr'] == tuned[1]['expert2']['trials'][1]['params']['lr']
+    assert bare(one.tune_expert('expert2', n_trials=12)) == bare(tuned[1]['expert2'])
 
 
 # --- failures -------------------------------------------------------------------------------------------------------------------------
@@ -560,3 +522,13 @@ def test_ten_trials_have_feasible_winners_on_the_benchmarks(name, data_dir, tmp_
         assert payload['backbone']['hidden'] == (4 if name == 'german' else 8)
         scores = Evaluator(data, 'val').scores(population)
         assert scores[result['objective']].item() == pytest.approx(result['best_score'], abs=1e-6)
+
+
+def test_results_are_dicts_that_are_shown_in_short(tmp_path):
+    data = make_synthetic(200, 8, seed=0)
+    results = ExpertTuner(data, cache_dir=tmp_path, epochs=40).tune_all_experts(2)
+    r = results['expert2']
+    assert isinstance(results, dict) and isinstance(r, dict) and dict(r) == read_json(ExpertFiles(tmp_path, data.name).results('expert2'))
+    assert len(repr(r)) < 1200 < len(str(dict(r))) and 'fair_result' in repr(r) and repr(results).count('objective:') == 3
+    assert r._repr_html_().count('<tr>') == len(r.facts()) and results._repr_html_().count('<table>') == 3
+    assert json.loads(json.dumps(r)) == r and pickle.loads(pickle.dumps(r)) == r

@@ -88,6 +88,7 @@ def test_full_bail(tmp_path, data_dir, monkeypatch):
     assert sorted(p.name for p in path.parent.glob('*.pt')) == ['bail_expert2_best.pt']
 
 
+@pytest.mark.slow
 def test_run_report_a_failure_and_the_script_from_the_cache(tmp_path, capsys):
     few = dict(cache_dir=tmp_path / 'cache', **SMALL)
     first = run_report('synthetic-200', 'expert1', **few)
@@ -102,6 +103,9 @@ def test_run_report_a_failure_and_the_script_from_the_cache(tmp_path, capsys):
     options = ['--dataset', 'synthetic-200', '--expert', 'expert1', '--n_trials', '2', '--epochs', '100', '--report']
     assert main([*options, '--cache_dir', str(tmp_path / 'cache')]) == 0
     assert f'Report: {first}' in capsys.readouterr().out
+    page = first.with_suffix('.html').read_text()
+    assert '<script' not in page and page.count('src="data:image/png') == 6 and 'expert1: 2 trials, all from the cache' in page
+    assert 'No description has been provided' not in page
     assert 'expert1: 2 trials, all from the cache' in text_of(outputs(first)) and not failed.exists()
 
 

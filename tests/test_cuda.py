@@ -1,0 +1,71 @@
+"The engine on a GPU: without one, that a step mixes no devices and waits for none; with one, that it gives what the CPU gives."
+import pytest
+import torch
+
+from moe_expert.datasets import make_synthetic
+from moe_expert.evaluation import Evaluator
+from moe_expert.experts import EXPERTS, GroupWeights
+from moe_expert.training import TrainConfig, TrainSettings, _Trainer, reference_floor, train_population
+from moe_expert.tune_experts import ExpertTuner, TuneSettings, load_expert
+
+LAMBDAS = {k: 0.5 for spec in EXPERTS.values() for k in spec.lambdas}
+CONFIGS = [TrainConfig(3e-3, 1e-5, seed=1, **LAMBDAS), TrainConfig(3e-3, seed=2, lambda_fair=1.), TrainConfig(1e-3, seed=2)]
+on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason='no CUDA device here')
+
+
+def without_content(trainer):
+    """The trainer's state on the device 'meta': shapes without content.
+
+    To mix it with the CPU's tensors is an error, and so is to ask for a value, which on a GPU would wait for all that is queued."""
+    def move(value):
+        if isinstance(value, torch.Tensor): return value.to('meta')
+        if isinstance(value, GroupWeights): return GroupWeights(move(value.group), move(value.positive))
+        if isinstance(value, dict): return {k: move(v) for k, v in value.items()}
+        return tuple(map(move, value)) if isinstance(value, tuple) else value
+    for part, names in ((trainer, ('x', 'y', 'sens', 'absx', 'weights', 'lambdas', 'buffers')),
+                        (trainer.adam, ('flat', 'mean', 'square', 'lr', 'weight_decay'))):
+        for name in names: setattr(part, name, move(getattr(part, name)))
+    trainer.adam._view()
+    trainer.masks.device = torch.device('meta')
+    return trainer
+
+
+def trainer(**settings):
+    return without_content(_Trainer(make_synthetic(1000), CONFIGS, TrainSettings(**settings), torch.device('cpu'), 0))
+
+
+@pytest.mark.parametrize('batch_size', [None, 100])
+@pytest.mark.parametrize('warm', [True, False])
+def test_a_step_stays_on_the_device_and_never_waits(batch_size, warm):
+    t = trainer(batch_size=batch_size)
+    for _ in range(2): t.epoch(warm)
+    assert t.adam.flat.device.type == 'meta' and t.adam.t == 2 * (4 if batch_size else 1)  # 499 training nodes: 99 are left over
+
+
+@pytest.mark.parametrize('name', ['x', 'y', 'sens', 'absx', 'weights', 'lambdas'])
+def test_a_stranger_from_the_cpu_is_noticed(name):
+    t, other = trainer(), _Trainer(make_synthetic(1000), CONFIGS, TrainSettings(), torch.device('cpu'), 0)
+    with pytest.raises(RuntimeError, match='item|meta'): t.x.sum().item()
+    setattr(t, name, getattr(other, name))
+    with pytest.raises((RuntimeError, NotImplementedError), match='meta'): t.epoch(False)
+
+
+@on_gpu
+@pytest.mark.parametrize('expert', list(EXPERTS))
+def test_gpu_gives_what_the_cpu_gives(expert):
+    data, settings = make_synthetic(1000), TrainSettings(epochs=200, val_every=50, dropout=0.)  # each device draws its own dropout
+    floor = reference_floor(data, settings=settings)
+    cpu, gpu = (train_population(data, CONFIGS, EXPERTS[expert], floor=floor, settings=settings, device=d) for d in ('cpu', 'cuda'))
+    for a, b in zip(cpu, gpu):
+        assert (a.epoch, a.epochs_run, a.feasible) == (b.epoch, b.epochs_run, b.feasible)
+        assert a.metrics == pytest.approx(b.metrics, abs=1e-6)
+
+
+@on_gpu
+def test_tuned_on_a_gpu_loaded_on_the_cpu(tmp_path):
+    data = make_synthetic(1000)
+    tuner = ExpertTuner(data, cache_dir=tmp_path, device='cuda', settings=TuneSettings(TrainSettings(epochs=200, val_every=50)))
+    results = tuner.tune_all_experts(3)
+    for expert, result in results.items():
+        model, _ = load_expert(tmp_path, data.name, expert)
+        assert Evaluator(data, 'val').scores(model)[result['objective']].item() == pytest.approx(result['best_score'], abs=1e-6)

@@ -1,0 +1,86 @@
+"The pages of the documentation: links lead somewhere, every page can be found, nothing claims that a model is fair. Their code: tests/docs."
+import ast
+import json
+import re
+
+import pytest
+from conftest import ROOT
+
+PAGES = sorted([*ROOT.glob('*.md'), *ROOT.glob('docs/*.md'), ROOT / 'moe_expert' / 'EXPERT_TUNING_README.md'])
+NOTEBOOKS = sorted(ROOT.glob('nbs/*.ipynb'))
+
+
+def anchors(path):
+    "What GitHub makes of the headings."
+    headings = re.findall(r'^#+ (.*)$', path.read_text(encoding='utf-8'), flags=re.M)
+    return {re.sub(r'[^\w\- ]', '', h.lower()).replace(' ', '-') for h in headings}
+
+
+@pytest.mark.parametrize('path', PAGES, ids=lambda p: p.name)
+def test_links_lead_somewhere(path):
+    prose = re.sub(r'```.*?```', '', path.read_text(encoding='utf-8'), flags=re.S)
+    for link in re.findall(r'\]\(([^)\s]+)\)', prose):
+        if re.match(r'https?://', link): continue
+        name, _, anchor = link.partition('#')
+        target = (path.parent / name).resolve() if name else path
+        assert target.exists(), f'{path.name}: {link}'
+        assert not anchor or anchor in anchors(target), f'{path.name}: {link}'
+
+
+def test_every_page_of_docs_is_found_from_its_index():
+    index = (ROOT / 'docs' / 'README.md').read_text(encoding='utf-8')
+    missing = [p.name for p in ROOT.glob('docs/*.md') if p.name != 'README.md' and f']({p.name})' not in index]
+    assert not missing, f'docs/README.md has no link to {missing}'
+
+
+def test_every_numbered_notebook_is_found_from_how_it_works():
+    page = (ROOT / 'docs' / 'how_it_works.md').read_text(encoding='utf-8')
+    missing = [p.name for p in NOTEBOOKS if p.name[0].isdigit() and f'../nbs/{p.name}' not in page]
+    assert not missing, f'docs/how_it_works.md has no link to {missing}'
+
+
+# --- How results are talked about. As Fairlearn's guide has it: say what differs, among whom, how uncertain; never that a model is fair.
+
+VERDICT = r'(?:fair|unbiased|bias-free|free of (?:bias|discrimination)|non-discriminatory|debiased|discrimination-free)'
+CLAIM = re.compile(rf'\b(?:is|are|was|were|be|being|becomes?|stays?|remains?|makes? \w+(?: \w+)?|guarantees?|ensures?)\s+'
+                   rf'(?:now|more|truly|really|provably|completely|both)?\s*{VERDICT}\b|'
+                   rf'\b{VERDICT} (?:models?(?! explanations)|classifiers?|experts?|predictors?|decisions?)\b', re.I)
+DENIED = re.compile(r'\b(?:not|no|never|nor|none|cannot|trivially|instead of|whether)\b|n\'t\b|"the model is fair"', re.I)
+UNDER_A_DENIAL = {  # sentences whose denial is in the heading above them
+    'that a model is fair.': 'What this report cannot tell',
+}
+
+
+def claims(text):
+    "Sentences that say of a model that it is fair, and do not deny it."
+    plain = re.sub(r'[*`_]', '', text)
+    sentences = re.split(r'(?<=[.!?])\s|\n\s*\n|\n\s*[-|#>]', plain)
+    found = [' '.join(s.split()).strip('- ') for s in sentences if CLAIM.search(s) and not DENIED.search(s)]
+    return [s for s in found if s not in UNDER_A_DENIAL]
+
+
+def texts():
+    "(where, text) of everything that people read: pages, notebooks' prose, and the strings of the package."
+    for path in PAGES: yield path.name, path.read_text(encoding='utf-8')
+    for path in NOTEBOOKS:
+        for c in json.loads(path.read_text(encoding='utf-8'))['cells']:
+            if c['cell_type'] == 'markdown': yield path.name, ''.join(c['source'])
+    for path in sorted((ROOT / 'moe_expert').glob('*.py')):
+        for node in ast.walk(ast.parse(path.read_text(encoding='utf-8'))):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str): yield path.name, node.value
+
+
+def test_nothing_claims_that_a_model_is_fair():
+    found = [f'{where}: {sentence}' for where, text in texts() for sentence in claims(text)]
+    assert not found, '\n'.join(found)
+    notebooks = ' '.join(text for where, text in texts() if where.endswith('.ipynb'))
+    assert all(heading in notebooks for heading in UNDER_A_DENIAL.values())
+
+
+@pytest.mark.parametrize('text, wrong', [
+    ('The mixture is fair.', True), ('expert2 is *provably fair* to both groups.', True), ('A fair classifier came out.', True),
+    ('The gate makes the model fair.', True), ('All three experts are unbiased', True), ('a debiased model', True),
+    ('A small difference does not make a model fair.', False), ('It is trivially "fair".', False), ('fair_result is 0.04', False),
+    ('No sentence says that a model *is fair*.', False), ('result fairness', False), ('the fairest point', False)])
+def test_the_search_for_claims_finds_them(text, wrong):
+    assert bool(claims(text)) == wrong

@@ -1,0 +1,116 @@
+"All stages by path, with -m, wrong, without cached experts and again."
+import json
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+
+from moe_expert import trainer
+from moe_expert.run_moe import main
+
+FEW = ['--dataset', 'synthetic-200', '--n_trials', '1', '--epochs', '60']
+METHODS = ['moe', 'expert1', 'expert2', 'expert3', 'uniform_mixture', 'majority_class', 'logistic_regression']
+
+
+@pytest.fixture(scope='module')
+def clone(tmp_path_factory, repo_root):
+    "The package in a folder where it is not installed; it says where it was imported from."
+    folder = tmp_path_factory.mktemp('clone')
+    shutil.copytree(repo_root / 'moe_expert', folder / 'moe_expert', ignore=shutil.ignore_patterns('__pycache__'))
+    with open(folder / 'moe_expert' / 'trainer.py', 'a') as file:
+        file.write("\nimport sys; print('imported from', __file__, file=sys.stderr)\n")
+    return folder
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    "Few epochs of stages 2 and 3."
+    settings = trainer.MoESettings(trainer.GateSettings(epochs=20, val_every=20), trainer.FineTuneSettings(epochs=2, val_every=1))
+    monkeypatch.setattr(trainer, 'MoESettings', lambda teachers: replace(settings, teachers=teachers))
+
+
+def run(*command, cwd):
+    return subprocess.run([sys.executable, *map(str, command)], cwd=cwd, capture_output=True, text=True, timeout=300)
+
+
+@pytest.mark.slow
+def test_it_runs_uninstalled_from_nothing_to_the_table(clone):
+    "By path; then with -m, from the cache: the same table."
+    done = run('moe_expert/run_moe.py', *FEW, '--cache_dir', 'weights', cwd=clone)
+    assert done.returncode == 0, done.stderr
+    assert f'imported from {clone}' in done.stderr and 'Traceback' not in done.stderr
+    files = {p.name for p in (clone / 'weights').iterdir()}
+    stages = ['gate_best.pt', 'gate_tuning_results.json', 'moe_finetuning_results.json', 'moe_results.json']
+    stages += [f'expert{i}_best.pt' for i in (1, 2, 3)]
+    assert {f'synthetic-200_{f}' for f in stages} <= files
+    table = {line.split()[0]: line for line in done.stdout.splitlines() if line}
+    record = json.loads((clone / 'weights' / 'synthetic-200_moe_results.json').read_text())['methods']
+    assert set(METHODS) <= table.keys()
+    for method, scores in record.items():
+        for name in ('utility', 'fair_result', 'fair_procedure', 'final_score'):
+            v = scores[name]
+            assert f'{v["value"]:.3f} [{v["low"]:.3f}, {v["high"]:.3f}]' in table[method]
+    assert 'Fine-tuning ' in done.stdout
+    again = run('-m', 'moe_expert.run_moe', *FEW, '--cache_dir', 'weights', cwd=clone)
+    assert again.returncode == 0 and again.stdout == done.stdout and f'imported from {clone}' in again.stderr
+
+
+def test_again_from_the_cache_and_without_fine_tuning(tmp_path, capsys, quick):
+    command = [*FEW, '--cache_dir', str(tmp_path)]
+    assert main([*command, '--no-fine_tune']) == 0
+    first = capsys.readouterr().out
+    assert 'Fine-tuning' not in first and not (tmp_path / 'synthetic-200_moe_finetuning_results.json').exists()
+    before = {p.name: p.read_bytes() for p in tmp_path.iterdir() if p.suffix in ('.pt', '.json')}
+    assert main([*command, '--no-fine_tune', '--use_cached_experts']) == 0
+    assert capsys.readouterr().out == first
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir() if p.suffix in ('.pt', '.json')} == before
+    assert main([*command, '--no-use_cached_experts']) == 0
+    assert 'Fine-tuning' in capsys.readouterr().out
+    assert main([*command, '--use_cached_experts', '--overwrite']) == 1
+    assert 'overwrite=True would remove' in capsys.readouterr().err
+    (tmp_path / 'synthetic-200_expert2_best.pt').write_bytes(b'')
+    assert main([*command, '--use_cached_experts']) == 1
+    out, err = capsys.readouterr()
+    assert out == '' and err.count('\n') == 1 and 'expert2: ' in err and 'python -m moe_expert.run_expert_tuning --dataset synthetic-200' in err
+
+
+def test_without_the_experts_asked_for_it_names_the_tuning_command(tmp_path, capsys):
+    assert main([*FEW, '--use_cached_experts', '--cache_dir', str(tmp_path / 'none'), '--seed', '3']) == 1
+    out, err = capsys.readouterr()
+    assert out == '' and err.startswith('error: ') and err.count('\n') == 1
+    assert f'python -m moe_expert.run_expert_tuning --dataset synthetic-200 --seed 3 --cache_dir {tmp_path / "none"}' in err
+    assert not (tmp_path / 'none').exists()
+
+
+@pytest.mark.parametrize('wrong, says', [
+    (['--n_trials', '0'], 'at least 1'), (['--seed', 'x'], 'at least 0'), (['--dataset', 'germn'], "Did you mean 'german'?"),
+    (['--teachers', 'test'], 'val_half'), (['--fine_tun'], 'did you mean --fine_tune?'), (['--expert', 'expert1'], 'all'),
+    (['--use_cached_experts', 'yes'], 'unrecognized'), (['--cache_dir'], '--cache_dir')])
+def test_wrong_arguments_exit_2_with_one_line(wrong, says, capsys):
+    with pytest.raises(SystemExit) as end: main(wrong)
+    out, err = capsys.readouterr()
+    assert end.value.code == 2 and out == '' and err.count('\n') == 1 and says in err and '--help' in err
+
+
+def test_our_errors_exit_1_with_one_line(tmp_path, capsys):
+    for wrong, says in ((['--edition', 'offline'], 'no offline edition'), (['--device', 'nowhere'], 'nowhere'), (['--drop', 'c99'], 'c99')):
+        assert main([*FEW, '--cache_dir', str(tmp_path), *wrong]) == 1
+        err = capsys.readouterr().err
+        assert err.startswith('error: ') and err.count('\n') == 1 and says in err
+    (tmp_path / 'file').write_text('')
+    assert main([*FEW, '--cache_dir', str(tmp_path / 'file')]) == 1
+
+
+def test_german_without_cached_experts(data_dir, tmp_path, capsys, quick):
+    command = ['--dataset', 'german', '--n_trials', '1', '--epochs', '60', '--cache_dir', str(tmp_path), '--data_dir', str(data_dir)]
+    assert main(command) == 0
+    out, err = capsys.readouterr()
+    assert 'german (full edition): scores on the 250 test nodes' in out and all(m in out for m in METHODS)
+    assert all(f'expert{i} ' in err for i in (1, 2, 3)) and 'gate' in err
+
+
+def test_help_needs_no_package(repo_root):
+    code = "import sys; from moe_expert.run_moe import parser; parser().format_help(); print('torch' in sys.modules)"
+    assert run('-c', code, cwd=repo_root).stdout.strip() == 'False'
