@@ -10,6 +10,7 @@ matplotlib.use('agg')
 import matplotlib.pyplot as plt
 import numpy as np
 
+import curves
 import samplers as study
 
 COLOURS = {'expert1': '#0072B2', 'expert2': '#D55E00', 'expert3': '#009E73'}  # Okabe-Ito
@@ -44,6 +45,12 @@ def _peak(records: list[dict]) -> str:
     return f'{_mb(worst["peak"])} ({_mb(worst["peak_imports"])}){gpu}'
 
 
+def _loads(records: list[dict]) -> str:
+    "Lowest and highest one-minute load average around the jobs."
+    loads = [x for r in records for x in r['load']]
+    return f'{min(loads):.1f} – {max(loads):.1f}'
+
+
 def _mb(size: float) -> str:
     return f'{size / 2 ** 20:,.0f} MB'
 
@@ -76,6 +83,7 @@ def whole(records: list[dict], folder: Path) -> list[str]:
         medians[n] = {e: _median([r['experts'][e]['seconds'] for r in mine]) for e in COLOURS}
         trials = sum(e['trials'] for e in mine[0]['experts'].values())
         rows.append([f'{n} ({mine[0]["nodes"]:,} nodes)', str(trials), f'**{_s(_median(seconds))}**', _range(seconds),
+                     f'**{_s(_median(r["cpu"] for r in mine))}**', _loads(mine),
                      ' / '.join(_s(medians[n][e]) for e in COLOURS), _peak(mine),
                      f'≤ {TARGETS[n]} s' if n in TARGETS and mine[0]['n_trials'] == 30 else '—',
                      f'{PUBLISHED_MINUTES[n]} min' if n in PUBLISHED_MINUTES and mine[0]['n_trials'] == 30 else '—'])
@@ -84,8 +92,10 @@ def whole(records: list[dict], folder: Path) -> list[str]:
            f'`tune_all_experts({r["n_trials"]})` on {r["device"]}: load the data, train the reference, run {r["n_trials"]} trials of '
            f'each of the three experts in an empty `cache_dir` (at most {r["epochs"]:,} epochs, default settings), write checkpoints and '
            f'results. Seconds after the imports; median of {len(records) // len(names)} runs in fresh processes; peak memory of the '
-           'process (in brackets: after the imports).', '']
-    out += _table(['data', 'trials', 'median', 'range', 'expert1 / 2 / 3', 'peak memory', 'target', 'published code, **elsewhere**'], rows)
+           'process (in brackets: after the imports). CPU time is that of all threads: on a machine with other work it says more than '
+           'the clock, and on a free one it is close to it, because most of the work is one thread\'s.', '']
+    out += _table(['data', 'trials', 'median', 'range', 'CPU time', 'load', 'expert1 / 2 / 3',
+                   'peak memory', 'target', 'published code, **elsewhere**'], rows)
     if missing := [n for n in DATASETS if n not in names]:
         out += [f'Skipped: {", ".join(missing)} (the data files were not there, or these runs were not asked for).', '']
     out += ['The last column is context and was **not measured in this run**: others timed the published code, patched to run on a CPU '
@@ -120,10 +130,12 @@ def graphlime(records: list[dict], folder: Path) -> list[str]:
            'neighbourhood of one has '
            f'{r["largest"]:,} members' + (f' (the graph\'s largest hub, {r["largest_of_graph"]:,}, is not a validation node)'
                                          if r['largest_of_graph'] > r['largest'] else '') + '.', '']
-    out += _table(['', 'per model', 'ratio'], [
-        ['per-node `LassoLars`, extrapolated', f'{_s(total)} ± {_s(1.96 * error)}', '1'],
-        ['`GraphLIME`, one model by itself', _s(single), f'{total / single:,.0f}×'],
-        [f'`GraphLIME`, {r["models"]} models together', _s(per_model), f'**{total / per_model:,.0f}×**']])
+    cpu = {'lars': total * r['lars_cpu_per_s'], 'single': r['single_cpu'], 'per_model': r['population_cpu'] / r['models']}
+    out += _table(['', 'per model', 'ratio', 'CPU time', 'ratio'], [
+        ['per-node `LassoLars`, extrapolated', f'{_s(total)} ± {_s(1.96 * error)}', '1', _s(cpu['lars']), '1'],
+        ['`GraphLIME`, one model by itself', _s(single), f'{total / single:,.0f}×', _s(cpu['single']), f'{cpu["lars"] / cpu["single"]:,.0f}×'],
+        [f'`GraphLIME`, {r["models"]} models together', _s(per_model), f'**{total / per_model:,.0f}×**', _s(cpu['per_model']),
+         f'**{cpu["lars"] / cpu["per_model"]:,.0f}×**']])
     out += [f'Made once per data set, not counted above: {_s(_median(r["setup_s"]))}. Peak memory {_peak([r])}. On the sampled nodes the '
             f'lasso objective of `GraphLIME` was at most {max(0, r["objective_above"]):.0e} above that of `LassoLars`; the most '
             f'important feature differed on {r["top1_differs"]}.', '']
@@ -170,31 +182,74 @@ def training(records: list[dict], folder: Path) -> list[str]:
 def scaling(records: list[dict], folder: Path) -> list[str]:
     records = sorted(records, key=lambda r: r['nodes'])
     r, n = records[0], np.array([r['nodes'] for r in records])
-    each = {e: np.array([r['experts'][e]['seconds'] / r['experts'][e]['trials'] for r in records]) for e in COLOURS}
+    per_trial = lambda what: {e: np.array([r['experts'][e][what] / r['experts'][e]['trials'] for r in records]) for e in COLOURS}
+    each, cpu = per_trial('seconds'), per_trial('cpu')
     step = lambda r: 'all' if r['rows'] == r['train'] else f'{r["rows"]:,}'
     rows = [[f'{r["nodes"]:,}', f'{r["edges"]:,}', f'{r["train"]:,}', f'{r["val"]:,}', step(r), *(_s(each[e][i]) for e in COLOURS),
-             _s(r['data_s']), _s(r['plan_s']), _s(r['floor_s']), _peak([r])] for i, r in enumerate(records)]
+             _s(r['data_s']), _s(r['plan_s']), _s(r['floor_s']), _s(sum(x['seconds'] for x in r['experts'].values())), _peak([r]),
+             _loads([r])] for i, r in enumerate(records)]
     out = ['## Scaling', '',
            f'`synthetic` graphs with {r["features"]} features (half of them continuous) and {2 * r["edges"] / r["nodes"]:.0f} neighbours '
            f'per node, device {r["device"]}; each expert tuned with {r["n_trials"]} trials of {r["epochs"]} epochs; GraphLIME over all '
            'validation nodes. Seconds per trial: those of `tune_expert`, divided by its trials. Made once per data set: the data, the '
            'model-independent part of GraphLIME, the reference model. One run per size.', '']
     out += _table(['nodes', 'edges (undirected)', 'training nodes', 'validation nodes', 'rows per step',
-                   *(f'{e}, per trial' for e in COLOURS), 'data', 'GraphLIME plan', 'reference', 'peak memory'], rows)
+                   *(f'{e}, per trial' for e in COLOURS), 'data', 'GraphLIME plan', 'reference', 'three experts', 'peak memory', 'load'], rows)
     if len(n) > 1:
-        slopes = {e: np.log(s[-1] / s[0]) / np.log(n[-1] / n[0]) for e, s in each.items()}
-        out += [f'From {n[0]:,} to {n[-1]:,} nodes the cost per trial grows as nodes to the power of '
-                + ', '.join(f'{v:.2f} ({e})' for e, v in slopes.items()) + '; linear is 1.', '']
+        power = lambda s, i: f'{np.log(s[-1] / s[i]) / np.log(n[-1] / n[i]):.2f}'
+        show = lambda of, i: ', '.join(f'{power(s, i)} ({e})' for e, s in of.items())
+        out += [f'From {n[0]:,} to {n[-1]:,} nodes the cost per trial grows as nodes to the power of {show(each, 0)} by the clock, '
+                f'{show(cpu, 0)} in CPU time; over the last step, from {n[-2]:,} nodes, {show(cpu, -2)} in CPU time. Linear is 1.', '']
     fig, ax = _axes()
     for e, s in each.items():
         ax.loglog(n, s, marker=MARKS[e], color=COLOURS[e], label=e)
+        ax.loglog(n, cpu[e], ':', color=COLOURS[e], lw=1, label=f'{e}, CPU time')
     top = max(s[0] for s in each.values()) * 1.6
     ax.loglog(n, top * n / n[0], '--', color=GREY, lw=1, label='slope 1')
     ax.set_xlabel('nodes')
     ax.set_ylabel('seconds per trial')
-    ax.legend(frameon=False)
+    ax.legend(frameon=False, loc='center left', bbox_to_anchor=(1, 0.5))
     _figure(folder / 'scaling.svg', fig)
     return out + ['![Seconds per trial against nodes, both axes logarithmic](plots/scaling.svg)', '']
+
+
+def graph(records: list[dict], folder: Path) -> list[str]:
+    records = sorted(records, key=lambda r: (r['method'] != 'exact', r['rows']))
+    exact = {r['rows']: r['edges'] for r in records if r['method'] == 'exact'}
+    how = lambda r: 'exact' if r['method'] == 'exact' else f'approximate, {r["n_neighbors"]} neighbours'
+    part = lambda r: f'{100 * r["edges"] / exact[r["rows"]]:.1f} %' if r['rows'] in exact else '—'
+    r = records[0]
+    return ['## The similarity graph', '',
+            f'Tables of {r["columns"]} columns, half normal, half binary, threshold {r["threshold"]}. The approximate search compiles itself at its '
+            'first call (some 20 s), included here.', '',
+            *_table(['rows', 'method', 'seconds', 'CPU time', 'edges', 'share of the exact graph', 'peak memory', 'load'],
+                    [[f'{r["rows"]:,}', how(r), _s(r['seconds']), _s(r['cpu']), f'{r["edges"]:,}', part(r), _peak([r]), _loads([r])]
+                     for r in records])]
+
+
+def epochs(records: list[dict], folder: Path) -> list[str]:
+    r = records[0]
+    rules, caps = curves.tables(r)
+    out = ['## Stopping earlier, training longer', '',
+           f'{r["n"]} configurations (the default and random ones) for each of {r["seeds"]} seeds, trained to the end without early stopping; what '
+           f'a rule would have stopped follows from the curves. {len({(x["dataset"], x["expert"]) for x in r["rules"]})} pairs of data set '
+           'and expert together (of bail only expert1); epochs run are a share of '
+           f'{curves.CAP:,} each, and the objective lost is that of the study\'s winner.', '', *_table(curves.RULE_HEAD, rules),
+           'And what a larger cap would buy expert1: best feasible utility of the study, mean over seeds (in brackets: how many of its '
+           f'{r["n"]} configurations were feasible).', '', *_table(['epochs', *(f'{c:,}' for c in curves.CAPS)], caps)]
+    fig, ax = _axes(5.5, 3.4)
+    for colour, dataset in zip((BLUE, ORANGE, '#009E73', '#CC79A7'), dict.fromkeys(c['dataset'] for c in r['caps'])):
+        rows = [c for c in r['caps'] if c['dataset'] == dataset]
+        ax.plot([c['cap'] for c in rows], [np.nanmean(c['best']) if np.isfinite(c['best']).any() else np.nan for c in rows], 'o-', color=colour,
+                label=dataset)
+    ax.axvline(curves.CAP, color=GREY, lw=1, ls=':')
+    ax.set_xscale('log', base=2)
+    ax.set_xticks(curves.CAPS, [f'{c:,}' for c in curves.CAPS])
+    ax.set_xlabel('epochs, at most (dotted: the default)')
+    ax.set_ylabel('best feasible utility')
+    ax.legend(frameon=False)
+    _figure(folder / 'epochs.svg', fig)
+    return out + ['![Best feasible utility against the cap on epochs](plots/epochs.svg)', '']
 
 
 def samplers(records: list[dict], folder: Path) -> list[str]:
@@ -219,7 +274,7 @@ def _sampler_plot(analysis: dict, path: Path):
         ax.set_yticks(range(len(keys)), [study.STRATEGIES[k].title for k in keys])
         ax.set_title(f'{p["dataset"]}, {p["expert"]}', fontsize=9)
         ax.tick_params(labelsize=8)
-        ax.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(4))
+        ax.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(3))
         ax.spines[['top', 'right']].set_visible(False)
     for ax in axes.flat[len(problems):]:
         ax.set_visible(False)
@@ -243,7 +298,7 @@ def _machine(records: list[dict]) -> list[str]:
 
 
 def _versions(records: dict[str, list[dict]]) -> list[str]:
-    codes = {r['code'] for s, rs in records.items() if s != 'samplers' for r in rs}
+    codes = {r['code'] for s, rs in records.items() if s not in ('epochs', 'samplers') for r in rs}
     return ['**The records come from different states of the code; run the command again.**', ''] if len(codes) > 1 else []
 
 

@@ -6,7 +6,7 @@
     python benchmarks/run.py --render               # RESULTS.md and plots from what was measured before
 
 Every job runs in a process of its own (its peak memory is its own), and its record is kept in the work folder: a run that was interrupted
-goes on where it stopped. Records of another state of the code are measured anew (not those of the sampler study, which asks about
+goes on where it stopped. Records of another state of the code are measured anew (not those of the two studies, which ask about
 scores, not about time: `--fresh` renews all).
 """
 from __future__ import annotations
@@ -24,8 +24,9 @@ from pathlib import Path
 from common import ROOT, find_data
 
 HERE = Path(__file__).resolve().parent
-SECTIONS = ('whole', 'graphlime', 'attributions', 'training', 'scaling', 'samplers')
-MODULES = ('datasets', 'metrics', 'explain', 'evaluation', 'experts', 'training', 'artifacts', 'tune_experts')  # what is measured
+SECTIONS = ('whole', 'graphlime', 'attributions', 'training', 'scaling', 'graph', 'epochs', 'samplers')
+STUDIES = ('epochs', 'samplers')  # of scores, not of time: kept from one state of the code to the next
+MODULES = ('datasets', 'metrics', 'explain', 'evaluation', 'experts', 'training', 'artifacts', 'studies', 'tune_experts')  # what is measured
 DATASETS = ('bail', 'german', 'math', 'por')
 SIZES = (10_000, 30_000, 100_000, 300_000, 1_000_000)
 
@@ -45,7 +46,10 @@ def jobs(a) -> list[tuple[str, str, dict, int]]:
             for e in ('expert1', 'expert2', 'expert3')]
     sizes = a.sizes or ((1000, 2000) if a.quick else SIZES)
     out += [('scaling', f'scaling-{n}', {'n_nodes': n, **device, **(small and {'epochs': 10, 'n_trials': 2})}, 1) for n in sizes]
+    out += [('graph', f'graph-{method}-{n}', {'rows': n, 'method': method}, 1)
+            for method, n in ([('exact', 2000)] if a.quick else [('exact', 10_000), ('exact', 100_000), ('approximate', 100_000)])]
     if files:
+        out.append(('epochs', 'epochs', {**data, 'work': str(a.work / 'curves')}, 1))
         out.append(('samplers', 'samplers', {**data, 'work': str(a.work / 'samplers'), 'strategies': a.strategies}, 1))
     return [j for j in out if j[0] in a.only]
 
@@ -80,7 +84,7 @@ def do_job(section: str, arguments: dict, result: Path):
     import sections
     sections.warm(section)
     import torch
-    if section == 'samplers':
+    if section in STUDIES:
         torch.set_num_threads(1)
     before, load = peak_memory(), os.getloadavg()
     record = getattr(sections, section)(**arguments)
@@ -107,8 +111,8 @@ def measure(a) -> list[str]:
         for i in range(repeats):
             path = a.work / 'results' / f'{section}.{name}.{i}.json'
             there = json.loads(path.read_text(encoding='utf-8')) if path.exists() else None
-            stays = there and there['arguments'] == arguments and (section == 'samplers' or there['code'] == version) and not a.fresh
-            if stays and section != 'samplers':  # the study itself knows what is missing
+            stays = there and there['arguments'] == arguments and (section in STUDIES or there['code'] == version) and not a.fresh
+            if stays and section not in STUDIES:  # a study itself knows what is missing
                 continue
             print(f'{section}: {name}, run {i + 1} of {repeats} (load {os.getloadavg()[0]:.1f})', flush=True)
             part = path.with_suffix('.new')

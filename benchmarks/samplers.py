@@ -3,9 +3,9 @@
     python benchmarks/samplers.py --datasets german bail --seeds 10     # compute what is missing, then print the table
 
 For every data set, expert and seed, all strategies tune from the same ten trials (the default configuration and nine random ones, as the
-tuner draws them) and then go on in their own way. Trials that are due at the same moment are trained side by side; that changes no result,
-because a configuration's result does not depend on its neighbours, and everything else is as in `ExpertTuner`: search spaces, floor of the
-seed, constraints, training seed. A unit (data set, expert, seed) that is done lies in the work folder and is not computed again.
+tuner draws them) and then go on in their own way. Trials that are due at the same moment, those of other seeds too, are trained side by
+side; that changes no result, because a configuration's result does not depend on its neighbours, and everything else is as in `ExpertTuner`:
+search spaces, floor of the seed, constraints, training seed. What is done lies in the work folder and is not computed again.
 """
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ class Tuning:
         return len(self.results)
 
     def _sampler(self, rank: int):
-        from moe_expert.tune_experts import draw_seed
+        from moe_expert.studies import draw_seed
         seed = draw_seed(self.seed, self.spec.name, rank)
         if rank < START and self.strategy.shared_start:
             return RandomSampler(seed=seed)
@@ -102,31 +102,39 @@ class Tuning:
         self.results.append({'params': trial.params, **result})
 
 
-def _key(params: dict) -> tuple:
-    return tuple(sorted(params.items()))
+def _key(seed: int, params: dict) -> tuple:
+    return seed, *sorted(params.items())
 
 
-def unit(data, evaluator, spec, seed: int, n_trials: int, settings, strategies: dict[str, Strategy]) -> dict:
-    "All strategies on one data set, expert and seed."
-    from moe_expert.training import TrainConfig, reference_floor, train_population
-    floor = reference_floor(data, seed, evaluator=evaluator, settings=settings)
-    tunings, known, asking, training = {k: Tuning(s, spec, seed, n_trials) for k, s in strategies.items()}, {}, 0., 0.
+def units(data, evaluator, spec, seeds: list[int], n_trials: int, settings, strategies: dict[str, Strategy]) -> list[dict]:
+    """All strategies on one data set and expert, for several seeds at once (every seed has its floor, its studies and its models).
+
+    A record per seed. Every round asks each study that is behind for its next batch and trains what they ask for side by side."""
+    import torch
+
+    from moe_expert.training import Floor, TrainConfig, reference_floor, train_population
+    floors = {s: reference_floor(data, s, evaluator=evaluator, settings=settings) for s in seeds}
+    tunings, known = {(s, k): Tuning(v, spec, s, n_trials) for s in seeds for k, v in strategies.items()}, {}
+    asking = training = 0.
     while (now := min(t.done for t in tunings.values())) < n_trials:
         start = time.perf_counter()
         asked = [(t, trial) for t in tunings.values() if t.done == now for trial in t.ask()]
         asking += time.perf_counter() - start
-        new = {_key(trial.params): trial.params for _, trial in asked if _key(trial.params) not in known}
+        new = {key: trial.params for t, trial in asked if (key := _key(t.seed, trial.params)) not in known}
         start = time.perf_counter()
         if new:
-            configs = [TrainConfig(**p, seed=seed) for p in new.values()]
-            models = train_population(data, configs, spec, evaluator=evaluator, floor=floor, settings=settings, shuffle_seed=seed)
+            configs = [TrainConfig(**p, seed=seed) for (seed, *_), p in new.items()]
+            references = [(floors[c.seed].reference_utility, floors[c.seed].reference_auc) for c in configs]
+            floor = Floor(*torch.tensor(references, dtype=torch.float64).T)
+            models = train_population(data, configs, spec, evaluator=evaluator, floor=floor, settings=settings)
             for key, m in zip(new, models):
-                known[key] = {'score': m.score, 'constraints': list(m.constraints), 'feasible': m.feasible}
+                known[key] = {'score': m.score, 'constraints': list(m.constraints), 'feasible': m.feasible, 'epochs': m.epochs_run}
         training += time.perf_counter() - start
         for tuning, trial in asked:
-            tuning.tell(trial, known[_key(trial.params)])
-    return {'floor': asdict(floor), 'asking_s': asking, 'training_s': training, 'trained': len(known),
-            'studies': {k: t.results for k, t in tunings.items()}}
+            tuning.tell(trial, known[_key(tuning.seed, trial.params)])
+    trained = {s: sum(key[0] == s for key in known) for s in seeds}
+    return [{'seed': s, 'floor': asdict(floors[s]), 'asking_s': asking / len(seeds), 'training_s': training / len(seeds), 'trained': trained[s],
+             'studies': {k: tunings[s, k].results for k in strategies}} for s in seeds]
 
 
 def _write(path: Path, record: dict):
@@ -149,17 +157,21 @@ def compute(work: Path, datasets, experts, seeds: int, n_trials: int, epochs: in
         data = name if not isinstance(name, str) else load_dataset(name, data_dir=data_dir)
         name = data.name
         evaluator, settings = Evaluator(data, 'val'), TrainSettings(epochs=epochs, hidden=HIDDEN.get(data.name, 8))
-        for seed in range(seeds):  # seed by seed, so that an interrupted run is balanced over experts
-            for expert in experts:
-                path = work / f'{name}-{expert}-{seed}-{n_trials}x{epochs}.json'
-                there = json.loads(path.read_text(encoding='utf-8')) if path.exists() else {'studies': {}}
-                missing = {k: s for k, s in strategies.items() if k not in there['studies']}
+        for expert in experts:
+            paths = {s: work / f'{name}-{expert}-{s}-{n_trials}x{epochs}.json' for s in range(seeds)}
+            there = {s: json.loads(p.read_text(encoding='utf-8'))['studies'] if p.exists() else {} for s, p in paths.items()}
+            groups = {}  # seeds that lack the same strategies
+            for s in there:
+                groups.setdefault(tuple(k for k in strategies if k not in there[s]), []).append(s)
+            for missing, members in groups.items():
                 if not missing:
                     continue
-                record = unit(data, evaluator, EXPERTS[expert], seed, n_trials, settings, missing)
-                record['studies'] = {**there['studies'], **record['studies']}
-                _write(path, {'dataset': name, 'edition': data.edition, 'expert': expert, 'seed': seed, **record})
-                say(f'{path.stem}: {record["trained"]} trained in {record["training_s"]:.0f} s, drawn in {record["asking_s"]:.0f} s',
+                records = units(data, evaluator, EXPERTS[expert], members, n_trials, settings, {k: strategies[k] for k in missing})
+                for r in records:
+                    r['studies'] = {**there[r['seed']], **r['studies']}
+                    _write(paths[r['seed']], {'dataset': name, 'edition': data.edition, 'expert': expert, **r})
+                trained, training, asking = (sum(r[k] for r in records) for k in ('trained', 'training_s', 'asking_s'))
+                say(f'{name}, {expert}, seeds {members}, {", ".join(missing)}: {trained} trained in {training:.0f} s, drawn in {asking:.0f} s',
                     flush=True)
 
 
