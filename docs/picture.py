@@ -1,0 +1,28 @@
+"""Make docs/report.png: `python docs/picture.py REPORT.html docs/report.png` (Chromium and its driver must be installed; see .ci/browser).
+
+A screenshot of a report's page from the figure of the scores on, in a few colours, so that the file stays small.
+"""
+import io
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+from PIL import Image
+from selenium import webdriver
+
+report, target = map(Path, sys.argv[1:3])
+with tempfile.TemporaryDirectory() as folder:
+    options = webdriver.ChromeOptions()
+    options.binary_location = shutil.which('chromium')
+    for argument in ('--headless=new', '--no-sandbox', '--disable-gpu', '--no-first-run', '--disable-background-networking',
+                     '--disable-component-update', '--disable-sync', '--hide-scrollbars', '--window-size=1060,932', f'--user-data-dir={folder}'):
+        options.add_argument(argument)
+    browser = webdriver.Chrome(options=options, service=webdriver.ChromeService(shutil.which('chromedriver')))
+    browser.get(report.resolve().as_uri())
+    figure = browser.find_element('css selector', 'img[alt^="Scores of the winners"]')
+    browser.execute_script('arguments[0].scrollIntoView()', figure)
+    picture = Image.open(io.BytesIO(browser.get_screenshot_as_png())).convert('RGB')
+    browser.quit()
+picture.quantize(64, dither=Image.Dither.NONE).save(target, optimize=True)
+print(target, picture.size, f'{target.stat().st_size // 1000} kB')
