@@ -16,7 +16,7 @@ params = -p dataset "$(DATASET)" $(if $(EXPERT),-p expert "$(EXPERT)") $(if $(N_
 
 export JUPYTER_PREFER_ENV_PATH = 1
 
-.PHONY: help tune test bench lint env env-dev export
+.PHONY: help tune moe test bench lint env env-dev export docs hooks
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -25,9 +25,12 @@ help:  ## list the targets
 tune: env  ## tune the three experts on DATASET (bail) and leave the report in OUT (out.ipynb)
 	$(PY) -m papermill nbs/tune.ipynb "$(OUT)" $(params)
 
+moe: env  ## all stages on DATASET (bail): experts that are not there, gate, fine-tuning, test; the report is OUT (out_moe.ipynb)
+	$(PY) -m papermill nbs/moe.ipynb "$(if $(filter file,$(origin OUT)),out_moe.ipynb,$(OUT))" $(params)
+
 test: lint  ## all tests: lint, notebooks clean and in sync, notebooks run, pytest, coverage
 	OMP_NUM_THREADS=1 PYTHONHASHSEED=0 MPLBACKEND=agg $(PY) -m pytest -n 2 --dist worksteal --nbmake --nbmake-timeout=300 \
-		--cov=moe_expert --cov-report=term --durations=15 tests $(wildcard nbs/[0-9]*.ipynb) $(ARGS)
+		--cov=moe_expert --cov-report=term --durations=15 tests $(wildcard nbs/[0-9]*.ipynb nbs/tutorial*.ipynb) $(ARGS)
 
 bench: env-dev  ## measure what is missing and write benchmarks/RESULTS.md (hours; ARGS="--quick": minutes, elsewhere)
 	MPLBACKEND=agg $(PY) benchmarks/run.py $(ARGS)
@@ -46,3 +49,9 @@ env-dev:  ## make or mend .venv for developing
 export: env-dev  ## write moe_expert/ from the notebooks, and clean the notebooks
 	$(VENV)/bin/nbdev_export
 	$(VENV)/bin/nbdev_clean
+
+docs: env-dev  ## write docs/api.md from the docstrings
+	$(PY) docs/api.py
+
+hooks:  ## commits with notebooks are checked: cleaned and exported (a git pre-commit hook)
+	git config core.hooksPath .ci/hooks
