@@ -40,7 +40,7 @@ from .artifacts import ExpertFiles, make_folder, read_json, sweep, write_bytes, 
 from .datasets import MoEExpertError, load_dataset
 from .evaluation import Evaluator
 from .experts import EXPERTS, LAMBDAS, ExpertSpec, Population, cross_entropy, forward, population_of
-from .gate import GateConfig, GateSettings, Mixture, make_lesson, train_gates, uniform_mixture
+from .gate import GateConfig, GateSettings, Mixture, best_start, make_lesson, train_gates, uniform_mixture
 from .report import BLACK, BLUE, GREEN, GREY, ORANGE, VERMILION, Picture, better, table
 from .studies import Outcome, finished, open_storage, open_study, pack, run_study, trial_record, unpack, winner
 from .trainer import GATE_DEFAULTS, GATE_SPACE, MoETrainer, compared, logistic_regression
@@ -508,10 +508,11 @@ def ablated(bench: Bench) -> dict[str, object]:
     experts = replace(first, params={k: torch.cat([p.params[k] for p in alone.values()]).double() for k in first.params})
     lesson = make_lesson(experts, bench.data, bench.data.train_mask.nonzero()[:, 0])
     floor, gate = bench.floor if setting.floor else None, GateSettings()
+    start = best_start(experts, bench.data.x.shape[1], bench.validation, floor, gate.temperature)[0]
 
     def train(batch: list[dict]) -> list[TrainedModel]:
         configs = [GateConfig(**p, seed=bench.seed) for p in batch]
-        return train_gates(experts, lesson, configs, bench.validation, floor, gate, shuffle_seed=bench.seed)
+        return train_gates(experts, lesson, configs, bench.validation, floor, gate, shuffle_seed=bench.seed, start=start)
 
     about = [*asdict(setting).items(), asdict(gate), bench.trials]
     weights, _ = tuned(bench, 'gate', GATE_SPACE, train, bench.trials, default=GATE_DEFAULTS, about=about,
