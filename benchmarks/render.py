@@ -1,6 +1,7 @@
 "From records to RESULTS.md and its plots."
 from __future__ import annotations
 
+import re
 import statistics
 from pathlib import Path
 
@@ -307,19 +308,35 @@ def _load(rs: list[dict]) -> str:
     return f'<sub>Load average during these jobs: {min(loads):.1f} to {max(loads):.1f}.</sub>'
 
 
+KEPT = '*Kept from an earlier run of this command, perhaps with an older state of the code; its records are not here.*'
+
+
+def _sections(path: Path) -> dict[str, str]:
+    "Sections of an earlier RESULTS.md: long studies are not repeated because a short one was."
+    if not path.exists():
+        return {}
+    found = re.findall(r'^<!-- (\w+) -->\n(.*?)\n<!-- end of \1 -->', path.read_text(encoding='utf-8'), re.S | re.M)
+    return dict(found)
+
+
 def write(records: dict[str, list[dict]], out: Path) -> Path:
     "RESULTS.md and plots/*.svg in the folder `out`."
     folder = out / 'plots'
     folder.mkdir(parents=True, exist_ok=True)
     text = ['# Benchmarks', '', 'Written by `make bench` (`python benchmarks/run.py`); see [README.md](README.md). Do not edit.', '']
     there = {s: rs for s, rs in records.items() if rs}
-    if not there:
+    kept = _sections(out / 'RESULTS.md')
+    if not there and not kept:
         text += ['Nothing has been measured yet.', '']
-    else:
+    elif there:
         text += _machine([r for rs in there.values() for r in rs]) + _versions(there)
-    for section, rs in there.items():
-        text += globals()[section](rs, folder) + [_load(rs), '']
-    if there and (missing := [s for s in records if s not in there]):
+    for section, rs in records.items():
+        if rs:
+            text += [f'<!-- {section} -->', *globals()[section](rs, folder), _load(rs), f'<!-- end of {section} -->', '']
+        elif section in kept:
+            body = kept[section] if KEPT in kept[section] else kept[section].replace('\n\n', f'\n\n{KEPT}\n\n', 1)
+            text += [f'<!-- {section} -->', body, f'<!-- end of {section} -->', '']
+    if there and (missing := [s for s in records if s not in there and s not in kept]):
         text += [f'Not measured: {", ".join(missing)}.', '']
     path = out / 'RESULTS.md'
     path.write_text('\n'.join(text).rstrip() + '\n', encoding='utf-8')

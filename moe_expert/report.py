@@ -12,7 +12,7 @@ __all__ = ['SCORES', 'PUBLISHED', 'BLUE', 'ORANGE', 'GREEN', 'VERMILION', 'BLACK
            'plot_attributions', 'metrics_table', 'plot_intervals', 'groups_by', 'rates_by', 'group_scores',
            'group_differences', 'wilson', 'newcombe', 'group_rates', 'rates_table', 'Sentences', 'in_words',
            'trials_table', 'saved_files', 'RunParameters', 'Parameters', 'check_parameters', 'progress_line',
-           'NotebookProgress', 'trials_so_far', 'TerminalProgress', 'read_data', 'tune', 'CellRecorder',
+           'NotebookProgress', 'trials_so_far', 'TerminalProgress', 'read_data', 'tune', 'tuner_of', 'CellRecorder',
            'executed_cells', 'fill', 'notebook_path', 'record_cells', 'save_notebook', 'page', 'write_page',
            'read_notebook', 'published_scores', 'report_names', 'index_rows', 'write_index', 'ReportError',
            'run_report', 'execute']
@@ -699,6 +699,8 @@ def saved_files(
         what[files.checkpoint(e)] = f'{e}: weights of the winner and all that is needed to rebuild it'
         what[files.results(e)] = f'{e}: parameters, scores, floor, every trial, versions'
     what |= {files.summary: 'the winners of all experts', files.settings: 'the settings that all these files belong to'}
+    what |= {files.pareto_checkpoint: 'trade-off: weights of the model that the rule chose',
+             files.pareto_results: 'trade-off: the front, the rule, every trial'}
     what[files.studies] = 'the Optuna studies'
     rows = [{'file': str(p), 'bytes': p.stat().st_size, 'SHA-256': '–' if p == files.studies else sha256_file(p), 'content': text}
             for p, text in what.items() if p.exists()]
@@ -732,6 +734,7 @@ class Parameters(RunParameters):
     "What `tune.ipynb` is run with."
     expert: str = 'all' # 'all' or one of `EXPERTS`
     backbone: str = 'mlp' # what the experts are, one of `BACKBONES`
+    pareto_trials: int = 0 # of the trade-off search; 0: none
 
     @property
     def experts(self) -> tuple[str, ...]: return tuple(EXPERTS) if self.expert == 'all' else (self.expert,)
@@ -791,6 +794,7 @@ def _problem(name: str, value) -> str | None:
         dataset=(text, 'the name of a data set, or the path of a card'), cache_dir=(text, 'a folder'), device=(text, "'auto', 'cpu', 'cuda', …"),
         data_dir=(text or value is None, 'a folder or None'),
         expert=(isinstance(value, str) and value in ('all', *EXPERTS), "'all', " + ', '.join(map(repr, EXPERTS))),
+        pareto_trials=(whole and value >= 0, 'a whole number, 0 for no search'),
         n_trials=(whole and value >= 1, 'a whole number of at least 1'), epochs=(whole and value >= 1, 'a whole number of at least 1'),
         backbone=(isinstance(value, str) and value in BACKBONES, ', '.join(map(repr, BACKBONES))),
         seed=(whole and 0 <= value < 2 ** 32, 'a whole number in [0, 2**32)'),
@@ -901,10 +905,17 @@ def tune(
     logger, quiet = logging.getLogger('moe_expert'), logging.NullHandler() # what it would warn of becomes a notice
     logger.addHandler(quiet)
     try:
-        tuner = ExpertTuner(data, p.seed, p.cache_dir, backbone=p.backbone, epochs=p.epochs, device=p.device, overwrite=p.overwrite,
-                            progress=progress, storage=os.environ.get('MOE_EXPERT_STORAGE') or None)
+        tuner = tuner_of(p, data, overwrite=p.overwrite, progress=progress)
         return {e: tuner.tune_expert(e, p.n_trials) for e in p.experts}
     finally: logger.removeHandler(quiet)
+
+def tuner_of(
+    p: Parameters,
+    data: Data, # of `read_data`
+    **options, # further arguments of `ExpertTuner`
+) -> ExpertTuner: # in the setting that the parameters name
+    return ExpertTuner(data, p.seed, p.cache_dir, backbone=p.backbone, epochs=p.epochs, device=p.device,
+                       storage=os.environ.get('MOE_EXPERT_STORAGE') or None, **options)
 
 # %% ../nbs/12_report.ipynb #da17ffa5
 class CellRecorder:

@@ -50,6 +50,13 @@ def test_one_command_measures_and_renders(tmp_path):
     assert (tmp_path / 'again' / 'RESULTS.md').read_text(encoding='utf-8') == text
 
 
+def test_sections_that_were_not_measured_again_are_kept_and_say_so(tmp_path):
+    (tmp_path / 'RESULTS.md').write_text('# Benchmarks\n\n<!-- scaling -->\n## Scaling\n\nan old table\n<!-- end of scaling -->\n')
+    for _ in range(2):
+        text = render.write({s: [] for s in run.SECTIONS}, tmp_path).read_text(encoding='utf-8')
+        assert text.count('an old table') == text.count(render.KEPT) == text.count('## ') == 1
+
+
 def test_the_whole_command_is_measured_whole():
     record = sections.whole('synthetic', n_trials=1, epochs=20, n_nodes=400)
     parts = record['experts'].values()
