@@ -681,6 +681,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                              'moe_expert/run_expert_tuning.py'),
                                               'moe_expert.run_expert_tuning._warn': ( 'run_expert_tuning.html#_warn',
                                                                                       'moe_expert/run_expert_tuning.py'),
+                                              'moe_expert.run_expert_tuning.aligned': ( 'run_expert_tuning.html#aligned',
+                                                                                        'moe_expert/run_expert_tuning.py'),
                                               'moe_expert.run_expert_tuning.between': ( 'run_expert_tuning.html#between',
                                                                                         'moe_expert/run_expert_tuning.py'),
                                               'moe_expert.run_expert_tuning.closing_table': ( 'run_expert_tuning.html#closing_table',

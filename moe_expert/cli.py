@@ -10,7 +10,7 @@ import argparse
 import sys
 import warnings
 
-from .run_expert_tuning import Parser, one_line
+from .run_expert_tuning import Parser, aligned, one_line
 from .run_expert_tuning import main as tune_main
 from .run_expert_tuning import parser as tune_parser
 from .run_moe import main as train_main
@@ -77,8 +77,7 @@ def listing(
     rows = [('name', 'outcome', 'groups', 'also called', 'files')]
     rows += [(s.name, s.label, f'{s.sens}: {" / ".join(s.group_names)}', also(s.name), place(s)) for s in DATASETS.values()]
     rows += [('synthetic', 'made', 'made', 'synthetic-<people>', 'none: generated')]
-    widths = [max(map(len, column)) for column in zip(*rows)]
-    return '\n'.join('  '.join(f'{cell:<{w}}' for cell, w in zip(row, widths)).rstrip() for row in rows)
+    return aligned(rows)
 
 def datasets(
     args: argparse.Namespace, # of `datasets_parser`

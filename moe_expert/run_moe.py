@@ -40,11 +40,10 @@ def closing_table(
     test: dict, # what `MoETrainer.evaluate('test')` gives
 ) -> str:
     "Test scores with 95 % intervals, a line per method."
+    from moe_expert.run_expert_tuning import aligned
     names = ('utility', 'fair_result', 'fair_procedure', 'final_score')
     cell = lambda v: f'{v["value"]:.3f}' + ('' if v['low'] is None else f' [{v["low"]:.3f}, {v["high"]:.3f}]')
-    rows = [('method', *names)] + [(m, *(cell(scores[n]) for n in names)) for m, scores in test['methods'].items()]
-    widths = [max(map(len, column)) for column in zip(*rows)]
-    return '\n'.join('  '.join(f'{c:<{w}}' for c, w in zip(row, widths)).rstrip() for row in rows)
+    return aligned([('method', *names)] + [(m, *(cell(scores[n]) for n in names)) for m, scores in test['methods'].items()])
 
 # %% ../nbs/17_run_moe.ipynb #47c71a9a
 def run(
@@ -53,8 +52,7 @@ def run(
     "All stages, the table, and the report if asked."
     from moe_expert.report import TerminalProgress
     from moe_expert.trainer import MoESettings, MoETrainer
-    names = ('seed', 'cache_dir', 'data_dir', 'edition', 'drop', 'epochs', 'device')
-    settings = {k: getattr(args, k) for k in names} | {k: getattr(args, k) for k in ('backbone',) if hasattr(args, k)}
+    settings = {k: getattr(args, k) for k in ('seed', 'cache_dir', 'data_dir', 'edition', 'drop', 'epochs', 'device', 'backbone')}
     storage = getattr(args, 'storage', None) or os.environ.get('MOE_EXPERT_STORAGE') or None
     with TerminalProgress() as progress:
         trainer = MoETrainer(args.dataset, args.use_cached_experts, overwrite=args.overwrite, storage=storage, progress=progress,

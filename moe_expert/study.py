@@ -401,7 +401,7 @@ def class_distance(
 
 class _CFATrainer(_Trainer):
     "Cross-entropy and the distances of representations, of original and of masked features."
-    RENEW, DIRECTIONS = 50, 64 # epochs between renewals of the masks; random directions per epoch
+    RENEW, DIRECTIONS = 50, 16 # epochs between renewals of the masks; random directions, new ones every epoch
 
     def __init__(self, data: Data, configs, settings: TrainSettings, device: torch.device, shuffle_seed: int):
         super().__init__(data, configs, settings, device, shuffle_seed)

@@ -33,6 +33,7 @@ SUBSTITUTIONS = [  # (language, pattern, replacement, why)
      r'\1 --n_trials 2 --epochs 100 ', 'seconds in place of minutes'),
     ('bash', r'(--pareto [^#\n]*)', r'\1 --n_trials 6 --epochs 1500 ', 'none of two short trials reaches the floor; the last option counts'),
     ('bash', r'(papermill nbs/(?:tune|moe)\.ipynb [^#\n]*)', r'\1 -p n_trials 2 -p epochs 100 ', 'seconds in place of minutes'),
+    ('bash', r'(papermill nbs/study\.ipynb [^#\n]*)', r'\1 -p hours 0 ', 'starts no run: hours; .ci/study runs the quick mode'),
     ('python', r'n_trials=\d+', 'n_trials=2', 'seconds in place of minutes'),
     ('python', r'ExpertTuner\((.*)\)', r'ExpertTuner(\1, epochs=100)', 'seconds in place of minutes'),
     ('python', r'run_report\(([^)\n]*)\)', r'run_report(\1, epochs=100)', 'seconds in place of minutes'),
