@@ -43,7 +43,7 @@ HERE = Path(__file__).resolve().parent
 WORK, RESULTS = HERE / 'work' / 'gate', HERE / 'gate_results.json'
 SCORES = ('final_score', 'utility', 'fair_result', 'fair_procedure', 'att_jsd')
 DATASETS = ('german', 'math', 'por', 'bail')
-PARTS = ('direct', 'reinforce', 'val_half', 'crossfit', 'single')
+PARTS = ('direct', 'best_start', 'reinforce', 'val_half', 'crossfit', 'single')
 
 
 @dataclass(frozen=True)
@@ -205,7 +205,10 @@ def train_part(name: str, k: int, part: str, n_trials: int, settings: GateSettin
     trials, select = trials_of(part, k, n_trials), trainer.evaluator('select')
     best = int(select.scores(trainer.experts)['final_score'].argmax()) if part == 'single' else 0
     gates = (Reinforce if part == 'reinforce' else Direct)(trainer.experts, trainer.lesson(), trials, settings, 100 + k, best)
-    models = run_training(gates, trials, GATE, select, trainer.floor, settings)
+    if part == 'best_start':
+        with torch.no_grad():
+            gates.adam.params['gate.out_bias'][:] = trainer.start()[0]
+    models = run_training(gates, trials, GATE, select, trainer.floor, settings, offer_start=part == 'best_start')
     gone = [m.error for m in models if m.error]
     if gone:
         raise SystemExit(f'{name} {k} {part}: {gone}')
