@@ -20,7 +20,7 @@ NAMES = {
              'own_data.Card', 'own_data.write_card', 'own_data.encode'),
     'Tuning the experts': ('tune_experts.ExpertTuner', 'tune_experts.ExpertTuner.tune_expert', 'tune_experts.ExpertTuner.tune_all_experts',
                            'tune_experts.load_expert'),
-    'A trade-off by choice': ('tune_experts.ExpertTuner.tune_pareto', 'pareto.choose', 'pareto.load_pareto', 'pareto.plot_pareto'),
+    'A trade-off by choice': ('pareto.search_pareto', 'pareto.choose', 'pareto.load_pareto', 'pareto.plot_pareto'),
     'The mixture': ('trainer.MoETrainer', 'trainer.MoETrainer.tune_gate', 'trainer.MoETrainer.fine_tune', 'trainer.MoETrainer.evaluate',
                     'trainer.MoETrainer.run', 'trainer.load_mixture', 'trainer.predict_proba'),
     'scikit-learn': ('estimator.FairMoEClassifier', 'estimator.FairMoEClassifier.fit', 'estimator.FairMoEClassifier.predict_proba'),

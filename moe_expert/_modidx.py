@@ -1014,8 +1014,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                    'moe_expert/tune_experts.py'),
                                          'moe_expert.tune_experts.ExpertTuner.tune_expert': ( 'tune_experts.html#experttuner.tune_expert',
                                                                                               'moe_expert/tune_experts.py'),
-                                         'moe_expert.tune_experts.ExpertTuner.tune_pareto': ( 'tune_experts.html#experttuner.tune_pareto',
-                                                                                              'moe_expert/tune_experts.py'),
                                          'moe_expert.tune_experts.Progress': ('tune_experts.html#progress', 'moe_expert/tune_experts.py'),
                                          'moe_expert.tune_experts.TuneSettings': ( 'tune_experts.html#tunesettings',
                                                                                    'moe_expert/tune_experts.py'),

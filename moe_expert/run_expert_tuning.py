@@ -130,8 +130,8 @@ def pareto(
     args: argparse.Namespace, # of `parser`
 ) -> int: # exit code
     "Search the trade-off, print its points, draw them."
-    from moe_expert.pareto import pareto_table, plot_pareto
-    result = tuner.tune_pareto(args.n_trials, args.keep)
+    from moe_expert.pareto import pareto_table, plot_pareto, search_pareto
+    result = search_pareto(tuner, args.n_trials, args.keep)
     plot_pareto(result).savefig(tuner.files.pareto_figure, dpi=150)
     print(f'{tuner.data.name}: {result["n_front"]} of {result["n_feasible"]} feasible trials ({result["n_trials"]} in all) are on the front\n\n'
           f'{pareto_table(result).to_string(float_format="{:.3f}".format)}\n\nChosen: trial {result["best_trial"]}, by the rule: {result["rule"]}\n'

@@ -184,14 +184,6 @@ class ExpertTuner:
         "Tune all three experts."
         return Results({expert: self.tune_expert(expert, n_trials) for expert in EXPERTS})
 
-    def tune_pareto(self,
-        n_trials: int = 60, # trials in all, those of earlier calls included
-        keep: float = 0.95, # share of the best utility that the chosen point must keep
-    ) -> dict: # the record of `pareto.search_pareto`
-        "Search the trade-off of utility and both differences with one model in place of three experts, and choose a point of it by rule."
-        from moe_expert.pareto import search_pareto
-        return search_pareto(self, n_trials, keep)
-
 # %% ../nbs/09_tune_experts.ipynb #dfa1359c
 def _train(tuner: ExpertTuner, study, spec, floor, n_trials) -> Callable[[list[dict]], list[Outcome]]:
     "What `run_study` calls with the parameters of a batch."

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from moe_expert.artifacts import ArtifactError, read_json
 from moe_expert.datasets import MoEExpertError, make_synthetic
-from moe_expert.pareto import AIMS, choose, front, load_pareto
+from moe_expert.pareto import AIMS, choose, front, load_pareto, search_pareto
 from moe_expert.run_expert_tuning import main
 from moe_expert.tune_experts import ExpertTuner
 
@@ -37,16 +37,16 @@ def data():
 
 
 def test_a_search_goes_on_where_it_was(data, tmp_path):
-    first = ExpertTuner(data, cache_dir=tmp_path / 'a', epochs=400).tune_pareto(4)
-    more = ExpertTuner(data, cache_dir=tmp_path / 'a', epochs=400).tune_pareto(6, keep=.5)
-    once = ExpertTuner(data, cache_dir=tmp_path / 'b', epochs=400).tune_pareto(6, keep=.5)
+    first = search_pareto(ExpertTuner(data, cache_dir=tmp_path / 'a', epochs=400), 4)
+    more = search_pareto(ExpertTuner(data, cache_dir=tmp_path / 'a', epochs=400), 6, keep=.5)
+    once = search_pareto(ExpertTuner(data, cache_dir=tmp_path / 'b', epochs=400), 6, keep=.5)
     assert [t['params'] for t in more['trials']] == [t['params'] for t in once['trials']]
     assert more['trials'][:4] != [] and [t['metrics'] for t in more['trials'][:4]] == [t['metrics'] for t in first['trials']]
     assert more['best_trial'] == once['best_trial'] and read_json(tmp_path / 'a' / f'{data.name}_pareto_results.json') == more
     (tmp_path / 'a' / f'{data.name}_pareto_best.pt').write_bytes(b'no')
     with pytest.raises(ArtifactError, match='pareto_best'):
         load_pareto(tmp_path / 'a', data.name)
-    ExpertTuner(data, cache_dir=tmp_path / 'a', epochs=400).tune_pareto(6, keep=.5)  # mended from the study
+    search_pareto(ExpertTuner(data, cache_dir=tmp_path / 'a', epochs=400), 6, keep=.5)  # mended from the study
     assert load_pareto(tmp_path / 'a', data.name)[1]['trial'] == more['best_trial']
     ExpertTuner(data, cache_dir=tmp_path / 'a', epochs=400, overwrite=True)
     assert not list((tmp_path / 'a').glob('*pareto*'))
@@ -56,10 +56,10 @@ def test_what_is_refused(data, tmp_path):
     tuner = ExpertTuner(data, cache_dir=tmp_path, epochs=1)
     for wrong in (dict(n_trials=0), dict(n_trials=2.), dict(keep=1.5)):
         with pytest.raises(MoEExpertError):
-            tuner.tune_pareto(**wrong)
+            search_pareto(tuner, **wrong)
     tuner.study('expert1').set_user_attr('floor', dict(reference_utility=1., reference_auc=1., utility_fraction=1., auc_fraction=1.))  # out of reach
     with pytest.raises(MoEExpertError, match='none of the 1 trials reached the floor'):
-        tuner.tune_pareto(1)
+        search_pareto(tuner, 1)
 
 
 def test_the_script(tmp_path, capsys):
