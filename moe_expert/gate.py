@@ -43,7 +43,7 @@ def init_gates(
     n_experts: int = 3, # K
     hidden: int = 16, # hidden units g
 ) -> dict[str, Tensor]: # stacked: [M, g, d], [M, g, 2K + 1], [M, g], [M, K, g], [M, K]; double precision, on the CPU
-    "Hidden layer uniform in ±1/√fan_in, output layer 0: each gate starts as the uniform mixture."
+    "Hidden layer uniform in ±1/√fan_in, output layer 0: the uniform mixture, until `best_start` says otherwise."
     width = 2 * n_experts + 1
     scale = (in_features + width) ** -0.5
     def draw(seed, *shape): return (torch.rand(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.double) * 2 - 1) * scale
@@ -224,7 +224,7 @@ def uniform_mixture(
     experts: Population, # K experts
     in_features: int, # d
 ) -> Mixture: # of one gate that uses all alike
-    "The mean of the experts' probabilities as a mixture; what every gate starts from."
+    "The mean of the experts' probabilities, as a mixture."
     return Mixture(experts, {k: v.to(experts.params['out.weight'].device) if 'out.weight' in experts.params else v
                              for k, v in init_gates([0], in_features, len(experts), 1).items()})
 
