@@ -294,7 +294,7 @@ class _Trainer:
         if self.rows == n: yield self.x, self.absx, self.y, self.sens, self.weights; return
         for b in torch.randperm(n, generator=self.shuffle).to(self.x.device).split(self.rows): # the same order for all models
             if len(b) < self.rows: break # what is left over differs from epoch to epoch
-            x, y, sens = self.x[b], self.y[b], self.sens[b]
+            x, y, sens = (t.index_select(0, b) for t in (self.x, self.y, self.sens)) # several times as fast as [b], and tells on large graphs
             yield x, x.abs(), y, sens, GroupWeights.of(sens, y, x.dtype)
 
     def epoch(self, warm: bool):
