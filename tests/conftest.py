@@ -33,3 +33,26 @@ def data_dir():
 def repo_root():
     "The folder of settings.ini."
     return ROOT
+
+
+@pytest.fixture
+def refused(capsys):
+    "Calls a script's `main` with wrong arguments: it must exit with 2, one line, and nothing on stdout."
+    def call(main, wrong, says):
+        with pytest.raises(SystemExit) as end: main(wrong)
+        out, err = capsys.readouterr()
+        assert end.value.code == 2 and out == '' and err.count('\n') == 1 and says in err and '--help' in err
+    return call
+
+
+@pytest.fixture
+def fails_in_one_line(capsys, tmp_path):
+    "Calls a script's `main` with what only our own errors can answer: it must return 1 with one line."
+    def call(main, few):
+        for wrong, says in ((['--edition', 'offline'], 'no offline edition'), (['--device', 'nowhere'], 'nowhere'), (['--drop', 'c99'], 'c99')):
+            assert main([*few, '--cache_dir', str(tmp_path), *wrong]) == 1
+            err = capsys.readouterr().err
+            assert err.startswith('error: ') and err.count('\n') == 1 and says in err
+        (tmp_path / 'file').write_text('')
+        assert main([*few, '--cache_dir', str(tmp_path / 'file')]) == 1
+    return call

@@ -60,19 +60,10 @@ def test_closing_table_and_cache(tmp_path, capsys):
     (['--expert', '4'], 'expert3'),
     (['--edition', 'offlin'], 'offline'), (['--dataset', 'bial'], "Did you mean 'bail'?"), (['--n_trial', '3'], 'did you mean --n_trials?'),
     (['--drop'], '--drop'), (['--cache_dir'], '--cache_dir'), (['--seed', str(2 ** 32)], '4294967295')])
-def test_wrong_arguments_exit_2_with_one_line(wrong, says, capsys):
-    with pytest.raises(SystemExit) as end: main(wrong)
-    out, err = capsys.readouterr()
-    assert end.value.code == 2 and out == '' and err.count('\n') == 1 and says in err and '--help' in err
+def test_wrong_arguments_exit_2_with_one_line(wrong, says, refused): refused(main, wrong, says)
 
 
-def test_our_errors_exit_1_with_one_line(tmp_path, capsys):
-    for wrong, says in ((['--edition', 'offline'], 'no offline edition'), (['--device', 'nowhere'], 'nowhere'), (['--drop', 'c99'], 'c99')):
-        assert main([*FEW, '--cache_dir', str(tmp_path), *wrong]) == 1
-        err = capsys.readouterr().err
-        assert err.startswith('error: ') and err.count('\n') == 1 and says in err
-    (tmp_path / 'file').write_text('')
-    assert main([*FEW, '--cache_dir', str(tmp_path / 'file')]) == 1
+def test_our_errors_exit_1_with_one_line(fails_in_one_line): fails_in_one_line(main, FEW)
 
 
 def test_the_offline_edition_is_announced_in_one_line(tmp_path, capsys, monkeypatch):

@@ -88,19 +88,10 @@ def test_without_the_experts_asked_for_it_names_the_tuning_command(tmp_path, cap
     (['--n_trials', '0'], 'at least 1'), (['--seed', 'x'], 'at least 0'), (['--dataset', 'germn'], "Did you mean 'german'?"),
     (['--teachers', 'test'], 'val_half'), (['--fine_tun'], 'did you mean --fine_tune?'), (['--expert', 'expert1'], 'all'),
     (['--use_cached_experts', 'yes'], 'unrecognized'), (['--cache_dir'], '--cache_dir')])
-def test_wrong_arguments_exit_2_with_one_line(wrong, says, capsys):
-    with pytest.raises(SystemExit) as end: main(wrong)
-    out, err = capsys.readouterr()
-    assert end.value.code == 2 and out == '' and err.count('\n') == 1 and says in err and '--help' in err
+def test_wrong_arguments_exit_2_with_one_line(wrong, says, refused): refused(main, wrong, says)
 
 
-def test_our_errors_exit_1_with_one_line(tmp_path, capsys):
-    for wrong, says in ((['--edition', 'offline'], 'no offline edition'), (['--device', 'nowhere'], 'nowhere'), (['--drop', 'c99'], 'c99')):
-        assert main([*FEW, '--cache_dir', str(tmp_path), *wrong]) == 1
-        err = capsys.readouterr().err
-        assert err.startswith('error: ') and err.count('\n') == 1 and says in err
-    (tmp_path / 'file').write_text('')
-    assert main([*FEW, '--cache_dir', str(tmp_path / 'file')]) == 1
+def test_our_errors_exit_1_with_one_line(fails_in_one_line): fails_in_one_line(main, FEW)
 
 
 def test_german_without_cached_experts(data_dir, tmp_path, capsys, quick):
