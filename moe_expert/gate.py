@@ -168,7 +168,7 @@ class Mixture:
     def probabilities(self, x: Tensor, edge_index: Tensor | None = None, nodes: Tensor | None = None) -> Tensor: # [M, n]
         "Probability of class 1."
         p1 = self.experts.probabilities(x, edge_index, nodes).T
-        return (self._weights(self._own(x, nodes), p1) * p1).sum(-1)
+        return (self._weights(self._own(x, nodes), p1) * p1).sum(-1).clamp(max=1) # weights sum to 1 but for rounding: sure experts would give more
 
     def masked_probabilities(self,
         x: Tensor, # [N, d] features of all nodes
@@ -181,7 +181,7 @@ class Mixture:
         for m, feature in enumerate(features.to(rows.device)):
             p1 = self.experts.masked_probabilities(x, edge_index, nodes, feature.expand(len(self.experts), -1)).T
             masked = rows * (torch.arange(rows.shape[1], device=rows.device) != feature[:, None])
-            out.append((self.select([m])._weights(masked, p1) * p1).sum(-1))
+            out.append((self.select([m])._weights(masked, p1) * p1).sum(-1).clamp(max=1))
         return torch.cat(out)
 
     def attributions(self,

@@ -190,6 +190,15 @@ def test_the_uniform_mixture_is_the_mean_and_every_gate_starts_there(data, mixtu
     assert a['gate.features'].abs().max() <= (8 + 7) ** -.5
 
 
+def test_experts_that_are_sure_do_not_give_more_than_certainty(data, nodes):
+    "Weights sum to 1 but for rounding; a probability may not exceed 1 for that."
+    mixture = Mixture(some_experts(8, size=1e4), some_gates(8, 20))
+    masked = mixture.masked_probabilities(data.x, data.edge_index, nodes, torch.zeros(20, len(nodes), dtype=torch.long))
+    for p1 in (mixture.probabilities(data.x, data.edge_index), masked):
+        assert (p1 == 1).any() and ((p1 >= 0) & (p1 <= 1)).all()
+    Evaluator(data).scores(mixture)  # refuses what is no probability
+
+
 def test_the_temperature_sharpens(data, mixture):
     share = [replace(mixture, temperature=t).weights(data.x).amax(-1).mean().item() for t in (.05, 1., 50.)]
     assert share[0] > .9 > share[1] > share[2] and share[2] == pytest.approx(1 / 3, abs=.05)
