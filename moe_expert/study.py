@@ -4,14 +4,12 @@
 
 # %% auto #0
 __all__ = ['logger', 'BENCHMARKS', 'VARIANTS', 'STANDARD_SPLIT', 'PHASES', 'MAIN', 'SETTINGS', 'ABLATIONS', 'DECISIVE', 'SCORES',
-           'COLUMNS', 'SINGLE', 'REWEIGHED', 'CFA', 'FAMILIES', 'METHODS', 'KEYS', 'OPPONENTS', 'PUBLISHED',
-           'TO_BE_READ', 'COLOURS', 'RESULTS', 'QUICK_RESULTS', 'QUICK', 'ABLATED', 'Variant', 'pairs', 'Setting',
-           'Run', 'source_digest', 'commit', 'Ledger', 'Bench', 'shapley_values', 'Predictor', 'tuned', 'network',
-           'tuned_network', 'single_network', 'reweighing', 'reweighed', 'sliced_distance', 'class_distance',
-           'cfa_loss', 'classical', 'random_forest', 'expgrad_dp', 'expgrad_tpr', 'threshold_optimizer', 'mixture',
-           'ablated', 'family', 'plan', 'carry_out', 'time_left', 'summary', 't_interval', 'holm', 'paired',
-           'best_single', 'dominators', 'verdict', 'noise', 'mean_ranks', 'beside_published', 'plot_plane',
-           'plot_ranks', 'names', 'Request', 'request', 'of', 'standing', 'times', 'against_all', 'ablation_table']
+           'COLUMNS', 'CHANCE', 'SINGLE', 'REWEIGHED', 'CFA', 'FAMILIES', 'METHODS', 'RESULTS', 'QUICK_RESULTS',
+           'QUICK', 'ABLATED', 'Variant', 'pairs', 'Setting', 'Run', 'source_digest', 'commit', 'Ledger', 'by_chance',
+           'Bench', 'shapley_values', 'Predictor', 'tuned', 'network', 'tuned_network', 'single_network', 'reweighing',
+           'reweighed', 'sliced_distance', 'class_distance', 'cfa_loss', 'classical', 'random_forest', 'expgrad_dp',
+           'expgrad_tpr', 'threshold_optimizer', 'mixture', 'ablated', 'family', 'plan', 'carry_out', 'time_left',
+           'names', 'Request', 'request']
 
 # %% ../nbs/19_study.ipynb #ebc32162
 import hashlib
@@ -31,17 +29,15 @@ import numpy as np
 import pandas as pd
 import torch
 from optuna.distributions import FloatDistribution
-from scipy import stats
 from torch import Tensor
 from torch_geometric.data import Data
 
 import moe_expert
 from .artifacts import ExpertFiles, make_folder, read_json, sweep, write_bytes, write_json
 from .datasets import MoEExpertError, load_dataset
-from .evaluation import Evaluator
+from .evaluation import Evaluator, NodeRecord
 from .experts import EXPERTS, LAMBDAS, ExpertSpec, Population, cross_entropy, forward, population_of
 from .gate import GateConfig, GateSettings, Mixture, best_start, make_lesson, train_gates, uniform_mixture
-from .report import BLACK, BLUE, GREEN, GREY, ORANGE, VERMILION, Picture, better, table
 from .studies import Outcome, finished, open_storage, open_study, pack, run_study, trial_record, unpack, winner
 from .trainer import GATE_DEFAULTS, GATE_SPACE, MoETrainer, compared, logistic_regression
 from .training import (CONSTRAINTS, Floor, TrainConfig, TrainedModel, TrainSettings, _Trainer, reference_floor, run_training,
@@ -131,8 +127,8 @@ def commit() -> str | None: # of the checkout the package is in, if it is in one
 
 # %% ../nbs/19_study.ipynb #24b3ff02
 SCORES = ('utility', 'acc', 'f1', 'auc', 'dp', 'eo', 'fair_result', 'ref', 'vef', 'att_jsd', 'fair_procedure', 'final_score')
-COLUMNS = ['name', *(f.name for f in fields(Run)), *SCORES, 'val_final_score', 'val_utility', 'feasible', 'seconds', 'cpu_seconds', 'family',
-           'score_seconds', 'note', 'edition', 'fingerprint', 'version', 'design', 'commit']
+COLUMNS = ['name', *(f.name for f in fields(Run)), *SCORES, 'chance_fair_result', 'chance_fair_procedure', 'val_final_score', 'val_utility',
+           'feasible', 'seconds', 'cpu_seconds', 'family', 'score_seconds', 'note', 'edition', 'fingerprint', 'version', 'design', 'commit']
 
 class Ledger:
     "The rows of a study in a folder: one file per run, all of them in `runs.csv`, and the log of confirmatory runs."
@@ -173,6 +169,20 @@ class Ledger:
 
     def note(self, **what): # plain data
         write_json(self.log_file, dict(entries=self.log() + [dict(time=datetime.now(timezone.utc).isoformat(timespec='seconds'), **what)]))
+
+# %% ../nbs/19_study.ipynb #b3c1a7e1
+CHANCE = ('fair_result', 'fair_procedure')
+
+def by_chance(
+    record: NodeRecord, # of one model, with explanations
+    n_draws: int = 50,
+    seed: int = 0, # of the draws
+) -> dict[str, float]: # chance_fair_result, chance_fair_procedure ≥ 0
+    "Mean unfairness with the groups handed out at random. Raises `UndefinedScoreError` where a group drawn has no node of class 1."
+    generator, n = torch.Generator().manual_seed(seed), len(record.nodes)
+    draws = [record.sens[torch.randperm(n, generator=generator).to(record.sens.device)] for _ in range(n_draws)]
+    scores = [replace(record, sens=s, completeness=None).scores() for s in draws]
+    return {f'chance_{name}': float(np.mean([s[name].item() for s in scores])) for name in CHANCE}
 
 # %% ../nbs/19_study.ipynb #0fc5bd84
 @dataclass
@@ -220,11 +230,12 @@ class Bench:
     def row(self,
         population, # `Explainable`, of one model
     ) -> dict: # its scores
-        "Test scores, and those on the validation nodes that selected it."
-        test, val = self.test.scores(population), self.validation.scores(population)
+        "Test scores, what chance alone would give, and those on the validation nodes that selected it."
+        record, val = self.test.record(population), self.validation.scores(population)
+        test = record.scores()
         feasible = bool((self.floor.constraints(val) <= 0).all())
         chosen_by = dict(val_final_score=val['final_score'].item(), val_utility=val['utility'].item())
-        return {k: test[k].item() for k in SCORES} | chosen_by | dict(feasible=feasible)
+        return {k: test[k].item() for k in SCORES} | by_chance(record) | chosen_by | dict(feasible=feasible)
 
 # %% ../nbs/19_study.ipynb #2c85e4ae
 def shapley_values(
@@ -608,169 +619,6 @@ def time_left(
     columns = ['variant', 'setting', 'family', 'n_trials', 'missing', 'cpu_minutes_each', 'cpu_minutes']
     return pd.DataFrame(out, columns=columns).sort_values(['variant', 'setting', 'family'], ignore_index=True)
 
-# %% ../nbs/19_study.ipynb #d2e7d4e6
-KEYS = ['setting', 'n_trials', 'epochs', 'variant', 'split_seed', 'seed']
-
-def summary(
-    rows: pd.DataFrame, # of the ledger
-    scores: Sequence[str] = ('utility', 'fair_result', 'fair_procedure', 'final_score'),
-) -> pd.DataFrame: # per variant and method: number of runs, mean and sd of each score
-    by = rows.groupby(['variant', 'method'])
-    parts = [by.size().rename('runs')] + [by[s].agg(how).rename(f'{s} {how}'.replace('std', 'sd')) for s in scores for how in ('mean', 'std')]
-    return pd.concat(parts, axis=1).sort_values(['variant', 'final_score mean' if 'final_score' in scores else 'runs'], ascending=[True, False])
-
-def t_interval(
-    differences: Sequence[float], # one per pair
-    level: float = 0.95,
-) -> tuple[float, float]: # NaN where there are fewer than two
-    d = np.asarray(differences, dtype=float)
-    if len(d) < 2: return np.nan, np.nan
-    half = stats.t.ppf((1 + level) / 2, len(d) - 1) * d.std(ddof=1) / np.sqrt(len(d))
-    return d.mean() - half, d.mean() + half
-
-def holm(
-    p: Sequence[float], # of k tests; NaN: not done
-) -> np.ndarray: # adjusted: below α are those that are rejected at the family-wise level α
-    "Holm's step-down (Holm 1979)."
-    p = np.asarray(p, dtype=float)
-    out, done = np.full(len(p), np.nan), np.flatnonzero(~np.isnan(p))
-    order = done[np.argsort(p[done], kind='stable')]
-    out[order] = np.minimum(1, np.maximum.accumulate(p[order] * np.arange(len(order), 0, -1)))
-    return out
-
-# %% ../nbs/19_study.ipynb #d1b47f73
-def paired(
-    rows: pd.DataFrame, # of the ledger
-    method: str, # the one that is asked about
-    other: str | dict[str, str], # compared with; or one per variant
-    score: str = 'final_score',
-) -> pd.DataFrame: # per variant: pairs, mean difference (method − other), sd, interval, wins, p of the paired t-test, p by Holm
-    out = []
-    for variant, some in rows.groupby('variant'):
-        name = other.get(variant) if isinstance(other, dict) else other
-        wide = some.pivot_table(index=KEYS, columns='method', values=score)
-        if not {method, name} <= set(wide.columns): continue
-        d = (wide[method] - wide[name]).dropna()
-        low, high = t_interval(d)
-        out.append(dict(variant=variant, other=name, pairs=len(d), mean=d.mean(), sd=d.std(ddof=1), low=low, high=high, wins=int((d > 0).sum()),
-                        p=_p(d)))
-    made = pd.DataFrame(out, columns=['variant', 'other', 'pairs', 'mean', 'sd', 'low', 'high', 'wins', 'p'])
-    return made.assign(p_holm=holm(made.p))
-
-def _p(d: pd.Series) -> float:
-    "Two-sided p of a paired t-test; without any spread it is 1 where the methods are the same, else 0."
-    if len(d) < 2: return np.nan
-    return float(stats.ttest_1samp(d, 0).pvalue) if d.std(ddof=1) > 0 else float(d.iloc[0] == 0)
-
-# %% ../nbs/19_study.ipynb #5087cca8
-def best_single(
-    rows: pd.DataFrame, # of the ledger
-) -> dict[str, str]: # variant → expert
-    "The expert with the highest mean test `final_score`."
-    means = rows[rows.method.isin(list(EXPERTS))].groupby(['variant', 'method']).final_score.mean()
-    return {v: means[v].idxmax() for v in means.index.unique(0)}
-
-def dominators(
-    rows: pd.DataFrame, # of the ledger
-    method: str = 'moe_finetuned',
-) -> dict[str, list[str]]: # variant → methods whose means are better in all three aims
-    means = rows.groupby(['variant', 'method'])[['utility', 'fair_result', 'fair_procedure']].mean() * [1, -1, -1]
-    return {v: [m for m in means.loc[v].index if m != method and (means.loc[v, m] > means.loc[v, method]).all()]
-            for v in means.index.unique(0) if (v, method) in means.index}
-
-OPPONENTS = ('best single expert', 'uniform_mixture', 'single_network')
-
-def verdict(
-    rows: pd.DataFrame, # confirmatory rows of the main setting
-    method: str = 'moe_finetuned',
-    n_seeds: int = 10, # that the claim asks for, on the standard split
-) -> pd.DataFrame: # per opponent: on how many benchmarks the interval is above 0, and what that says
-    "The claim, or that it is not tested yet."
-    rows = rows[rows.variant.isin(BENCHMARKS) & (rows.split_seed == STANDARD_SPLIT)] if len(rows) else rows
-    out = []
-    for opponent in OPPONENTS:
-        other = (best_single(rows) if len(rows) else {}) if opponent == OPPONENTS[0] else opponent
-        found = paired(rows, method, other) if len(rows) else pd.DataFrame(columns=['pairs', 'low'])
-        whole, above = int((found.pairs >= n_seeds).sum()), int(((found.low > 0) & (found.pairs >= n_seeds)).sum())
-        says = 'holds' if above >= 3 else 'not tested yet' if whole < len(BENCHMARKS) else 'does not hold'
-        out.append(dict(opponent=opponent, measured=whole, above_0=above, claim=says))
-    return pd.DataFrame(out).set_index('opponent')
-
-# %% ../nbs/19_study.ipynb #c96fe080
-def noise(
-    rows: pd.DataFrame, # of the ledger
-    score: str = 'final_score',
-) -> pd.DataFrame: # per variant and method: sd over seeds on the standard split; sd over splits
-    over_seeds = rows[rows.split_seed == STANDARD_SPLIT].groupby(['variant', 'method'])[score].std()
-    over_splits = rows.drop_duplicates(['variant', 'method', 'split_seed']).groupby(['variant', 'method'])[score].std()
-    return pd.DataFrame({'sd over seeds': over_seeds, 'sd over splits': over_splits})
-
-# %% ../nbs/19_study.ipynb #381e2517
-def mean_ranks(
-    rows: pd.DataFrame, # of the ledger
-    score: str = 'final_score', # larger is better
-) -> tuple[pd.Series, float, int]: # method → mean rank, best first; critical difference (NaN with fewer than two data sets); data sets
-    wide = rows.groupby(['variant', 'method'])[score].mean().unstack().dropna(axis=1)
-    ranks, (n, k) = wide.rank(axis=1, ascending=False).mean().sort_values(), wide.shape
-    q = stats.studentized_range.ppf(.95, k, 10 ** 6) / np.sqrt(2) if n > 1 and k > 1 else np.nan
-    return ranks, q * np.sqrt(k * (k + 1) / (6 * n)), n
-
-# %% ../nbs/19_study.ipynb #8c5d1fb1
-_CFA = {'german': (.707, .059, .115), 'math': (.916, .054, .050), 'por': (.806, .143, .047), 'bail': (.858, .012, .023)}
-PUBLISHED = pd.DataFrame([dict(variant=v, method='CFA (published)', utility=u, fair_result=f, ref_vef=p, source='Zhao et al., AAAI 2023')
-                          for v, (u, f, p) in _CFA.items()])
-TO_BE_READ = [(v, m) for v in ('german', 'bail') for m in ('NIFTY', 'FairGNN', 'EDITS', 'FairVGNN')] # published, not transcribed yet
-
-def beside_published(
-    rows: pd.DataFrame, # of the ledger
-    methods: Sequence[str] = ('moe_finetuned', 'single_network', 'cfa_loss', 'expert1'),
-) -> pd.DataFrame: # measured means, then the published points, marked
-    here = rows[rows.method.isin(list(methods)) & rows.variant.isin(BENCHMARKS)]
-    here = here.assign(ref_vef=(here.ref + here.vef) / 2).groupby(['variant', 'method'])[['utility', 'fair_result', 'ref_vef']].mean().reset_index()
-    both = pd.concat([here.assign(source='measured'), PUBLISHED[PUBLISHED.variant.isin(here.variant)]])
-    return both.sort_values(['variant', 'source', 'method'], ascending=[True, False, True], ignore_index=True)
-
-# %% ../nbs/19_study.ipynb #6e23d69b
-COLOURS = {'moe_finetuned': VERMILION, 'moe': VERMILION, 'single_network': BLACK, 'cfa_loss': GREEN, 'uniform_mixture': ORANGE}
-
-def plot_plane(
-    rows: pd.DataFrame, # of the ledger
-    variants: Sequence[str] | None = None, # None: all that were measured
-) -> Picture:
-    "Mean utility against both differences, a row per variant; published points hollow."
-    variants = sorted(rows.variant.unique()) if variants is None else variants
-    figure = Picture(figsize=(9.5, 3.3 * len(variants)), layout='constrained')
-    for pair, v in zip(figure.subplots(len(variants), 2, squeeze=False), variants):
-        means = rows[rows.variant == v].groupby('method')[['utility', 'fair_result', 'fair_procedure']].mean()
-        for ax, score in zip(pair, ('fair_result', 'fair_procedure')):
-            for m, r in means.iterrows():
-                ax.scatter(r.utility, r[score], color=COLOURS.get(m, BLUE if m in EXPERTS else GREY), s=34)
-                ax.annotate(m, (r.utility, r[score]), fontsize=6.5, xytext=(4, 3), textcoords='offset points')
-            ax.set_xlabel(better('utility')); ax.set_ylabel(better(score)); ax.set_title(v, fontsize=9, loc='left')
-            ax.spines[['top', 'right']].set_visible(False)
-        for _, r in PUBLISHED[PUBLISHED.variant == v].iterrows():
-            pair[0].scatter(r.utility, r.fair_result, marker='D', facecolors='none', edgecolors=BLACK, label=f'{r.method}: not measured here')
-            pair[0].legend(fontsize=6.5, frameon=False)
-    figure.alt = 'Mean utility against fair_result and fair_procedure, a point per method.'
-    return figure
-
-def plot_ranks(
-    rows: pd.DataFrame, # of the ledger
-    score: str = 'final_score',
-) -> Picture:
-    "Mean ranks over data sets; the bar is the distance that Nemenyi's test needs."
-    ranks, distance, n = mean_ranks(rows, score)
-    figure = Picture(figsize=(8, 1.2 + .27 * len(ranks)), layout='constrained')
-    ax = figure.subplots()
-    ax.scatter(ranks, range(len(ranks)), color=[COLOURS.get(m, GREY) for m in ranks.index], zorder=3)
-    ax.set_yticks(range(len(ranks)), ranks.index, fontsize=8); ax.invert_yaxis()
-    if np.isfinite(distance):
-        ax.plot([ranks.iloc[0], ranks.iloc[0] + distance], [-.8, -.8], color=BLACK, lw=3, label=f'critical difference {distance:.1f}')
-        ax.legend(fontsize=8, frameon=False)
-    ax.set_xlabel(f'mean rank by {score} over {n} data set{"s" * (n != 1)} (1 is best)'); ax.spines[['top', 'right']].set_visible(False)
-    figure.alt = 'Mean rank of every method: ' + ', '.join(f'{m} {r:.1f}' for m, r in ranks.items())
-    return figure
-
 # %% ../nbs/19_study.ipynb #2bddce86
 RESULTS, QUICK_RESULTS = 'docs/study', 'weights/study-quick'
 QUICK = dict(phase='development', datasets='german', seeds='100,101', split_seeds='1000,1001', settings=MAIN, n_trials=3, epochs=400)
@@ -815,54 +663,3 @@ def request(*, datasets=None, phase='development', seeds=None, split_seeds=None,
     mains = names(methods) or (FAMILIES['mixture'][1] if extra else METHODS) # an ablation is compared with the mixture
     runs = plan(**given, methods=mains) + (plan(**given, settings=extra) if extra else [])
     return Request(tuple(runs), QUICK_RESULTS if quick and results == RESULTS else str(results), str(cache_dir), data_dir, hours)
-
-# %% ../nbs/19_study.ipynb #eabf8b9a
-def of(
-    rows: pd.DataFrame, # of the ledger
-    runs: Sequence[Run], # asked for
-) -> pd.DataFrame: # those of these runs and this version
-    return rows[rows.name.isin([r.name for r in runs]) & (rows.version == moe_expert.__version__)]
-
-def standing(
-    rows: pd.DataFrame, # all of the ledger
-    shown: pd.DataFrame, # those that a report shows
-) -> pd.DataFrame: # what a reader must know before reading anything else
-    "Phases, how much of the confirmatory run is there, whether the rows belong together."
-    wanted = {r.name for r in plan('confirmatory')}
-    there = len(wanted & set(rows[rows.version == moe_expert.__version__].name))
-    done = 'complete' if there == len(wanted) else f'STILL TO BE DONE: {there} of {len(wanted)} rows are there'
-    designs = sorted(shown.design.unique())
-    whole = 'one' if len(designs) < 2 else f'SEVERAL ({", ".join(designs)}): such rows should not stand in one table; remove the older ones'
-    return table([('rows shown', ', '.join(f'{n} {p}' for p, n in shown.phase.value_counts().items()) or 'none'),
-                  (f'confirmatory run of version {moe_expert.__version__}', done), ('state of the sources', whole),
-                  ('trials per expert', ', '.join(map(str, sorted(shown.n_trials.unique()))))], columns=['what', 'is']).set_index('what')
-
-def times(
-    rows: pd.DataFrame, # of the ledger
-) -> pd.DataFrame: # variant × family: CPU minutes of one run, median
-    one = rows.assign(minutes=(rows.cpu_seconds + rows.score_seconds) / 60)
-    columns = ['variant', 'setting'] if one.setting.nunique() > 1 else 'variant'
-    return one.pivot_table(index='family', columns=columns, values='minutes', aggfunc='median')
-
-def against_all(
-    rows: pd.DataFrame, # of the main setting
-    method: str = 'moe_finetuned',
-    score: str = 'final_score',
-) -> pd.DataFrame: # `paired` with every other method, and with the best expert in hindsight
-    others = [best_single(rows), *(m for m in sorted(rows.method.unique()) if m != method)]
-    found = [paired(rows, method, o, score).assign(**{} if isinstance(o, str) else dict(other='best expert in hindsight')) for o in others]
-    return pd.concat(found).sort_values(['variant', 'mean'], ignore_index=True)
-
-def ablation_table(
-    rows: pd.DataFrame, # of the ledger
-    method: str = 'moe',
-    score: str = 'final_score',
-) -> pd.DataFrame: # per variant and setting: paired difference main − setting, and what the setting's mixture is like
-    out, some = [], rows[rows.method == method]
-    for (variant, setting), there in some[some.setting != MAIN].groupby(['variant', 'setting']):
-        main = some[(some.setting == MAIN) & (some.variant == variant)].set_index(['split_seed', 'seed'])[score]
-        d = (main - there.set_index(['split_seed', 'seed'])[score]).dropna()
-        low, high = t_interval(d)
-        out.append(dict(variant=variant, setting=setting, pairs=len(d), mean=d.mean(), low=low, high=high, wins=int((d > 0).sum()),
-                        utility=there.utility.mean(), feasible=there.feasible.mean()))
-    return pd.DataFrame(out)

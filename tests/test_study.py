@@ -1,4 +1,5 @@
 "The study's machinery: rows are never lost or mixed, methods never see test labels, substitutes and statistics against other ways to compute them."
+import dataclasses
 import itertools
 import sys
 
@@ -7,7 +8,7 @@ import pandas as pd
 import pytest
 import torch
 
-from moe_expert import study
+from moe_expert import study, study_report
 from moe_expert.artifacts import ArtifactError
 from moe_expert.datasets import MoEExpertError, make_synthetic
 from moe_expert.experts import ExpertSpec
@@ -159,11 +160,30 @@ def test_sliced_distance_against_numpy():
     assert got.item() == pytest.approx(expected, abs=1e-12)
 
 
+def test_chance_is_the_mean_over_all_ways_to_hand_out_the_groups():
+    "Eight people: all 56 ways to make three of them a group, against the sampled ones."
+    data = make_synthetic(200, 4, seed=1)
+    nodes = torch.cat([((data.y == y) & (data.sens == s)).nonzero()[:n, 0] for (y, s), n in {(1, 0): 4, (1, 1): 2, (0, 0): 1, (0, 1): 1}.items()])
+    record = study.Evaluator(data, nodes).record(logistic_regression(data))
+    size = int(record.sens.sum())
+    every = []
+    for group in itertools.combinations(range(8), size):
+        sens = torch.zeros(8, dtype=torch.long)
+        sens[list(group)] = 1
+        assert 0 < int(record.y[sens == 1].sum()) and 0 < int(record.y[sens == 0].sum())
+        every.append({k: v.item() for k, v in dataclasses.replace(record, sens=sens).scores().items()})
+    found = study.by_chance(record, 4000)
+    assert len({e['fair_result'] for e in every}) > 3
+    for name in study.CHANCE:
+        assert found[f'chance_{name}'] == pytest.approx(np.mean([e[name] for e in every]), abs=.01)
+    assert study.by_chance(record, 20) == study.by_chance(record, 20) != study.by_chance(record, 20, seed=1)
+
+
 def test_holm_against_the_step_down_procedure():
     rng = np.random.default_rng(0)
     for _ in range(50):
         p = rng.random(5) ** 3
-        adjusted = study.holm(p)
+        adjusted = study_report.holm(p)
         for alpha in (.01, .05, .2):
             rejected = set()
             for i, k in enumerate(np.argsort(p)):
@@ -180,15 +200,15 @@ def row(method, seed, score, variant='german', split=20):
 
 def test_only_pairs_are_compared():
     rows = pd.DataFrame([row('a', 0, .5), row('b', 0, .4), row('a', 1, .7), row('b', 1, .8), row('a', 2, 9.), row('b', 3, -9.)])
-    found = study.paired(rows, 'a', 'b').iloc[0]
+    found = study_report.paired(rows, 'a', 'b').iloc[0]
     assert (found.pairs, found.wins) == (2, 1) and found['mean'] == pytest.approx(0) and found.low < 0 < found.high
-    assert study.paired(rows, 'a', 'absent').empty
+    assert study_report.paired(rows, 'a', 'absent').empty
 
 
 def test_dominance_asks_for_all_three_aims():
     rows = pd.DataFrame([row('moe_finetuned', 0, .5), row('better', 0, .6), row('more', 0, .9)])
     rows[['fair_result', 'fair_procedure']] = [[.2, .2], [.1, .1], [.1, .3]]
-    assert study.dominators(rows) == {'german': ['better']}
+    assert study_report.dominators(rows) == {'german': ['better']}
 
 
 def test_an_ablation_without_a_floor_accepts_what_the_released_setting_refuses(bench):
