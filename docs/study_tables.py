@@ -1,0 +1,60 @@
+"""Write the tables of docs/study.md from the study's own rows: `python docs/study_tables.py` (with --check: only compare).
+
+What stands between the two marks is made here, from docs/study/runs.csv; the text around it is written by hand.
+"""
+import sys
+from pathlib import Path
+
+DOCS = Path(__file__).resolve().parent
+sys.path.insert(0, str(DOCS.parent))
+
+import pandas as pd  # noqa: E402
+
+from moe_expert import study_report as report  # noqa: E402
+from moe_expert.study import BENCHMARKS, MAIN, STANDARD_SPLIT, VARIANTS, Ledger  # noqa: E402
+
+PAGE = DOCS / 'study.md'
+BEGIN, END = '<!-- tables: made by docs/study_tables.py -->', '<!-- end of tables -->'
+
+
+def cell(value):
+    if isinstance(value, float): return '–' if pd.isna(value) else f'{value:.3f}'
+    return '–' if value is None else str(value).replace('|', '\\|')
+
+
+def markdown(table):
+    rows = [list(map(cell, r)) for r in table.itertuples(index=False)]
+    head = [str(c) for c in table.columns]
+    return '\n'.join('| ' + ' | '.join(r) + ' |' for r in [head, ['---'] * len(head), *rows])
+
+
+def sections(rows):
+    "(heading, table) of everything there are rows for."
+    main = rows[(rows.phase == 'confirmatory') & (rows.setting == MAIN)]
+    standard, splits = main[main.split_seed == STANDARD_SPLIT], main[main.split_seed != STANDARD_SPLIT]
+    yield 'The claim, on the standard split', report.verdict(standard).reset_index()
+    for title, some in (('standard split, {} seeds', standard), ('{} other splits', splits)):
+        for v in [v for v in VARIANTS if v in set(some.variant)]:
+            alike = some[some.variant.isin(BENCHMARKS) == (v in BENCHMARKS)]  # Holm is over these
+            yield f'{v}: ' + title.format(len(some[some.variant == v][['split_seed', 'seed']].drop_duplicates())), report.method_table(alike, v)
+    yield 'What chance alone gives (standard split)', report.beyond_chance(standard)
+    yield 'Noise of `final_score`', report.noise(main, methods=report.READ).reset_index()
+    yield 'With and without the leaking columns (standard split)', report.leakage(standard)
+    yield 'Utility: the ceiling of the default backbone and space, other settings, and the mark', report.ceiling(rows)
+    yield 'Beside published figures', report.beside_published(standard)
+    yield 'Ablations: the released mixture minus the mixture of the setting, `final_score`', report.ablation_table(report.developed(rows))
+
+
+def text():
+    rows = Ledger(DOCS / 'study').rows()
+    parts = [f'### {heading}\n\n{markdown(table)}' for heading, table in sections(rows[rows.name.notna()]) if len(table)]
+    before, rest = PAGE.read_text(encoding='utf-8').split(BEGIN)
+    return before + '\n\n'.join([BEGIN, *parts, END]) + rest.split(END)[1]
+
+
+if __name__ == '__main__':
+    made = text()
+    if sys.argv[1:] == ['--check']:
+        sys.exit(0 if made == PAGE.read_text(encoding='utf-8') else 'docs/study.md is not what docs/study/runs.csv says: run python docs/study_tables.py')
+    PAGE.write_text(made, encoding='utf-8')
+    print(f'{PAGE}: {made.count("### ")} sections')
