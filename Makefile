@@ -50,8 +50,9 @@ export: env-dev  ## write moe_expert/ from the notebooks, and clean the notebook
 	$(VENV)/bin/nbdev_export
 	$(VENV)/bin/nbdev_clean
 
-docs: env-dev  ## write docs/api.md from the docstrings
+docs: env-dev  ## write docs/api.md from the docstrings, and the tables of docs/study.md from the study's rows
 	$(PY) docs/api.py
+	$(PY) docs/study_tables.py
 
 hooks:  ## commits with notebooks are checked: cleaned and exported (a git pre-commit hook)
 	git config core.hooksPath .ci/hooks

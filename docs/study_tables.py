@@ -55,6 +55,7 @@ def text():
 if __name__ == '__main__':
     made = text()
     if sys.argv[1:] == ['--check']:
-        sys.exit(0 if made == PAGE.read_text(encoding='utf-8') else 'docs/study.md is not what docs/study/runs.csv says: run python docs/study_tables.py')
+        same = made == PAGE.read_text(encoding='utf-8')
+        sys.exit(0 if same else 'docs/study.md is not what docs/study/runs.csv says: run python docs/study_tables.py')
     PAGE.write_text(made, encoding='utf-8')
     print(f'{PAGE}: {made.count("### ")} sections')

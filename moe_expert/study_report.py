@@ -87,6 +87,7 @@ def method_table(
     for other in order:
         of_it = some[some.method == other]
         row = {'method': other} | {a: f'{of_it[a].mean():.3f} ± {of_it[a].std():.3f}' for a in AIMS}
+        row['final_score on validation'] = of_it.val_final_score.mean()
         found = paired(rows, method, other)
         d = found[found.variant == variant].iloc[0] if other != method and variant in set(found.variant) else None
         out.append(row | {f'{method} has more': '' if d is None else f'{d["mean"]:+.3f} [{d.low:+.3f}, {d.high:+.3f}]',

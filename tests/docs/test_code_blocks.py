@@ -113,6 +113,7 @@ def test_every_substitution_is_needed():
 
 
 @pytest.mark.docs
-def test_the_api_page_is_what_the_code_says(repo_root):
-    done = subprocess.run([sys.executable, 'docs/api.py', '--check'], cwd=repo_root, capture_output=True, text=True)
+@pytest.mark.parametrize('script', ['api.py', 'study_tables.py'])
+def test_pages_are_what_code_and_rows_say(repo_root, script):
+    done = subprocess.run([sys.executable, f'docs/{script}', '--check'], cwd=repo_root, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
