@@ -225,12 +225,14 @@ def plot_plane(
     rows: pd.DataFrame, # of the ledger
     variants: Sequence[str] | None = None, # None: all that were measured
 ) -> Picture:
-    "Mean utility against both differences, a row per variant; published points hollow."
+    "Mean utility against both gaps, a row per variant, with the mean gap by chance; published points hollow."
     variants = sorted(rows.variant.unique()) if variants is None else variants
     figure = Picture(figsize=(9.5, 3.3 * len(variants)), layout='constrained')
     for pair, v in zip(figure.subplots(len(variants), 2, squeeze=False), variants):
-        means = rows[rows.variant == v].groupby('method')[['utility', 'fair_result', 'fair_procedure']].mean()
+        here = rows[rows.variant == v]
+        means = here.groupby('method')[list(AIMS[:3])].mean()
         for ax, score in zip(pair, ('fair_result', 'fair_procedure')):
+            ax.axhline(here[f'chance_{score}'].mean(), color=GREY, ls='--', lw=1, zorder=0, label='what chance gives')
             for m, r in means.iterrows():
                 ax.scatter(r.utility, r[score], color=COLOURS.get(m, BLUE if m in EXPERTS else GREY), s=34)
                 ax.annotate(m, (r.utility, r[score]), fontsize=6.5, xytext=(4, 3), textcoords='offset points')
@@ -239,7 +241,8 @@ def plot_plane(
         for _, r in PUBLISHED[PUBLISHED.variant == v].dropna(subset='utility').iterrows():
             pair[0].scatter(r.utility, r.fair_result, marker='D', facecolors='none', edgecolors=BLACK)
             pair[0].annotate(r.method, (r.utility, r.fair_result), fontsize=6.5, xytext=(4, -8), textcoords='offset points')
-    figure.alt = 'Mean utility against fair_result and fair_procedure, a point per method.'
+        pair[1].legend(fontsize=6.5, frameon=False)
+    figure.alt = 'Mean utility against fair_result and fair_procedure, a point per method; a line where the gap would be by chance.'
     return figure
 
 def plot_ranks(
