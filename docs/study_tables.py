@@ -33,12 +33,15 @@ def sections(rows):
     main = rows[(rows.phase == 'confirmatory') & (rows.setting == MAIN)]
     standard, splits = main[main.split_seed == STANDARD_SPLIT], main[main.split_seed != STANDARD_SPLIT]
     yield 'The claim, on the standard split', report.verdict(standard).reset_index()
+    together = standard[standard.variant.isin(BENCHMARKS)]
+    yield 'All four data sets together (exploratory): the mixture minus the other, `final_score`', report.pooled(together)
     for title, some in (('standard split, {} seeds', standard), ('{} other splits', splits)):
         for v in [v for v in VARIANTS if v in set(some.variant)]:
             alike = some[some.variant.isin(BENCHMARKS) == (v in BENCHMARKS)]  # Holm is over these
             yield f'{v}: ' + title.format(len(some[some.variant == v][['split_seed', 'seed']].drop_duplicates())), report.method_table(alike, v)
     yield 'What chance alone gives (standard split)', report.beyond_chance(standard)
     yield 'Noise of `final_score`', report.noise(main, methods=report.READ).reset_index()
+    yield 'Does a choice by validation carry over to the test (`final_score`, standard split)?', report.agreement(standard)
     yield 'With and without the leaking columns (standard split)', report.leakage(standard)
     yield 'Utility: the ceiling of the default backbone and space, other settings, and the mark', report.ceiling(rows)
     yield 'Beside published figures', report.beside_published(standard)

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['KEYS', 'AIMS', 'OPPONENTS', 'READ', 'MARK', 'WAYS_UP', 'PUBLISHED', 'COLOURS', 'summary', 't_interval', 'holm',
-           'paired', 'method_table', 'best_single', 'dominators', 'verdict', 'noise', 'beyond_chance', 'leakage',
-           'mean_ranks', 'beside_published', 'ceiling', 'plot_plane', 'plot_ranks', 'of', 'developed', 'standing',
-           'times', 'against_all', 'ablation_table']
+           'paired', 'method_table', 'pooled', 'best_single', 'dominators', 'verdict', 'noise', 'agreement',
+           'beyond_chance', 'leakage', 'mean_ranks', 'beside_published', 'ceiling', 'plot_plane', 'plot_ranks', 'of',
+           'developed', 'standing', 'times', 'against_all', 'ablation_table']
 
 # %% ../nbs/20_study_report.ipynb #a1f0c2d7
 from collections.abc import Sequence
@@ -94,6 +94,19 @@ def method_table(
                           'wins': '' if d is None else f'{d.wins} of {d.pairs}', 'p (Holm)': '' if d is None else f'{d.p_holm:.3f}'})
     return pd.DataFrame(out)
 
+# %% ../nbs/20_study_report.ipynb #c0a1b2e9
+def pooled(
+    rows: pd.DataFrame, # of the main setting
+    method: str = 'moe_finetuned',
+    score: str = 'final_score',
+) -> pd.DataFrame: # per other method: paired differences method − other over all pairs of all variants in `rows`
+    wide, out = rows.pivot_table(index=KEYS, columns='method', values=score), []
+    for other in wide.columns.drop(method):
+        d = (wide[method] - wide[other]).dropna()
+        low, high = t_interval(d)
+        out.append(dict(other=other, pairs=len(d), mean=d.mean(), low=low, high=high, wins=int((d > 0).sum())))
+    return pd.DataFrame(out).sort_values('mean', ignore_index=True)
+
 # %% ../nbs/20_study_report.ipynb #5087cca8
 def best_single(
     rows: pd.DataFrame, # of the ledger
@@ -140,6 +153,14 @@ def noise(
     over_seeds = rows[rows.split_seed == STANDARD_SPLIT].groupby(['variant', 'method'])[score].std()
     over_splits = rows.drop_duplicates(['variant', 'method', 'split_seed']).groupby(['variant', 'method'])[score].std()
     return pd.DataFrame({'sd over seeds': over_seeds, 'sd over splits': over_splits})
+
+def agreement(
+    rows: pd.DataFrame, # of the main setting, on one split
+    methods: Sequence[str] = ('moe_finetuned', 'single_network'),
+) -> pd.DataFrame: # per variant and method: mean final_score on validation and test, and their correlation over seeds
+    some = rows[rows.method.isin(list(methods))].groupby(['variant', 'method'])
+    return pd.DataFrame({'runs': some.size(), 'validation': some.val_final_score.mean(), 'test': some.final_score.mean(),
+                         'correlation': some.apply(lambda d: d.val_final_score.corr(d.final_score), include_groups=False)}).reset_index()
 
 # %% ../nbs/20_study_report.ipynb #c0a1b2d2
 def beyond_chance(
