@@ -868,6 +868,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                          'moe_expert.study_report.plot_ranks': ( 'study_report.html#plot_ranks',
                                                                                  'moe_expert/study_report.py'),
                                          'moe_expert.study_report.pooled': ('study_report.html#pooled', 'moe_expert/study_report.py'),
+                                         'moe_expert.study_report.spread': ('study_report.html#spread', 'moe_expert/study_report.py'),
                                          'moe_expert.study_report.standing': ('study_report.html#standing', 'moe_expert/study_report.py'),
                                          'moe_expert.study_report.summary': ('study_report.html#summary', 'moe_expert/study_report.py'),
                                          'moe_expert.study_report.t_interval': ( 'study_report.html#t_interval',

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['KEYS', 'AIMS', 'OPPONENTS', 'READ', 'MARK', 'WAYS_UP', 'PUBLISHED', 'MARKERS', 'COLOURS', 'summary', 't_interval',
-           'holm', 'paired', 'method_table', 'pooled', 'best_single', 'dominators', 'verdict', 'noise', 'agreement',
-           'beyond_chance', 'leakage', 'mean_ranks', 'beside_published', 'ceiling', 'plot_plane', 'plot_ranks', 'of',
-           'developed', 'standing', 'times', 'against_all', 'ablation_table']
+           'holm', 'spread', 'paired', 'method_table', 'pooled', 'best_single', 'dominators', 'verdict', 'noise',
+           'agreement', 'beyond_chance', 'leakage', 'mean_ranks', 'beside_published', 'ceiling', 'plot_plane',
+           'plot_ranks', 'of', 'developed', 'standing', 'times', 'against_all', 'ablation_table']
 
 # %% ../nbs/20_study_report.ipynb #a1f0c2d7
 from collections.abc import Sequence
@@ -22,10 +22,11 @@ from .study import BENCHMARKS, CHANCE, MAIN, METHODS, STANDARD_SPLIT, Run, plan
 
 # %% ../nbs/20_study_report.ipynb #d2e7d4e6
 KEYS = ['setting', 'n_trials', 'epochs', 'variant', 'split_seed', 'seed']
+AIMS = ('utility', 'fair_result', 'fair_procedure', 'final_score')
 
 def summary(
     rows: pd.DataFrame, # of the ledger
-    scores: Sequence[str] = ('utility', 'fair_result', 'fair_procedure', 'final_score'),
+    scores: Sequence[str] = AIMS,
 ) -> pd.DataFrame: # per variant and method: number of runs, mean and sd of each score
     by = rows.groupby(['variant', 'method'])
     parts = [by.size().rename('runs')] + [by[s].agg(how).rename(f'{s} {how}'.replace('std', 'sd')) for s in scores for how in ('mean', 'std')]
@@ -51,6 +52,12 @@ def holm(
     return out
 
 # %% ../nbs/20_study_report.ipynb #d1b47f73
+def spread(
+    d: pd.Series, # differences of pairs
+) -> dict[str, float]: # how many, mean, 95 % interval, how many are above 0
+    low, high = t_interval(d)
+    return dict(pairs=len(d), mean=d.mean(), low=low, high=high, wins=int((d > 0).sum()))
+
 def paired(
     rows: pd.DataFrame, # of the ledger
     method: str, # the one that is asked about
@@ -63,9 +70,7 @@ def paired(
         wide = some.pivot_table(index=KEYS, columns='method', values=score)
         if not {method, name} <= set(wide.columns): continue
         d = (wide[method] - wide[name]).dropna()
-        low, high = t_interval(d)
-        out.append(dict(variant=variant, other=name, pairs=len(d), mean=d.mean(), sd=d.std(ddof=1), low=low, high=high, wins=int((d > 0).sum()),
-                        p=_p(d)))
+        out.append(dict(variant=variant, other=name, **spread(d), sd=d.std(ddof=1), p=_p(d)))
     made = pd.DataFrame(out, columns=['variant', 'other', 'pairs', 'mean', 'sd', 'low', 'high', 'wins', 'p'])
     return made.assign(p_holm=holm(made.p))
 
@@ -75,8 +80,6 @@ def _p(d: pd.Series) -> float:
     return float(stats.ttest_1samp(d, 0).pvalue) if d.std(ddof=1) > 0 else float(d.iloc[0] == 0)
 
 # %% ../nbs/20_study_report.ipynb #c0a1b2e2
-AIMS = ('utility', 'fair_result', 'fair_procedure', 'final_score')
-
 def method_table(
     rows: pd.DataFrame, # of the main setting
     variant: str,
@@ -103,8 +106,7 @@ def pooled(
     wide, out = rows.pivot_table(index=KEYS, columns='method', values=score), []
     for other in wide.columns.drop(method):
         d = (wide[method] - wide[other]).dropna()
-        low, high = t_interval(d)
-        out.append(dict(other=other, pairs=len(d), mean=d.mean(), low=low, high=high, wins=int((d > 0).sum())))
+        out.append(dict(other=other, **spread(d)))
     return pd.DataFrame(out).sort_values('mean', ignore_index=True)
 
 # %% ../nbs/20_study_report.ipynb #5087cca8
@@ -119,7 +121,7 @@ def dominators(
     rows: pd.DataFrame, # of the ledger
     method: str = 'moe_finetuned',
 ) -> dict[str, list[str]]: # variant → methods whose means are better in all three aims
-    means = rows.groupby(['variant', 'method'])[['utility', 'fair_result', 'fair_procedure']].mean() * [1, -1, -1]
+    means = rows.groupby(['variant', 'method'])[list(AIMS[:3])].mean() * [1, -1, -1]
     return {v: [m for m in means.loc[v].index if m != method and (means.loc[v, m] > means.loc[v, method]).all()]
             for v in means.index.unique(0) if (v, method) in means.index}
 
@@ -147,9 +149,7 @@ READ = ('moe_finetuned', 'single_network', 'expert1', 'logistic_regression') # t
 def noise(
     rows: pd.DataFrame, # of the ledger
     score: str = 'final_score',
-    methods: Sequence[str] | None = None, # None: all
 ) -> pd.DataFrame: # per variant and method: sd over seeds on the standard split; sd over splits
-    if methods is not None: rows = rows[rows.method.isin(list(methods))]
     over_seeds = rows[rows.split_seed == STANDARD_SPLIT].groupby(['variant', 'method'])[score].std()
     over_splits = rows.drop_duplicates(['variant', 'method', 'split_seed']).groupby(['variant', 'method'])[score].std()
     return pd.DataFrame({'sd over seeds': over_seeds, 'sd over splits': over_splits})
@@ -335,7 +335,5 @@ def ablation_table(
     for (variant, setting), there in some[some.setting != MAIN].groupby(['variant', 'setting']):
         main = some[(some.setting == MAIN) & (some.variant == variant)].set_index(['split_seed', 'seed'])[score]
         d = (main - there.set_index(['split_seed', 'seed'])[score]).dropna()
-        low, high = t_interval(d)
-        out.append(dict(variant=variant, setting=setting, pairs=len(d), mean=d.mean(), low=low, high=high, wins=int((d > 0).sum()),
-                        utility=there.utility.mean(), feasible=there.feasible.mean()))
+        out.append(dict(variant=variant, setting=setting, **spread(d), utility=there.utility.mean(), feasible=there.feasible.mean()))
     return pd.DataFrame(out)
