@@ -31,14 +31,18 @@ def markdown(table):
 def sections(rows):
     "(heading, table) of everything there are rows for."
     main = rows[(rows.phase == 'confirmatory') & (rows.setting == MAIN)]
-    standard, splits = main[main.split_seed == STANDARD_SPLIT], main[main.split_seed != STANDARD_SPLIT]
+    parts = report.parts(main)
+    standard = next(iter(parts.values()), main)
     yield 'The claim, on the standard split', report.verdict(standard).reset_index()
-    together = standard[standard.variant.isin(BENCHMARKS)]
-    yield 'All four data sets together (exploratory): the mixture minus the other, `final_score`', report.pooled(together)
-    for title, some in (('standard split, {} seeds', standard), ('{} other splits', splits)):
+    for part, some in parts.items():
+        benchmarks = some[some.variant.isin(BENCHMARKS)]
+        yield f'All four data sets together (exploratory): the mixture minus the other, `final_score` ({part})', report.pooled(benchmarks)
+        better = [dict(variant=v, methods=', '.join(m) or 'none') for v, m in report.dominators(some).items()]
+        yield f'Methods whose means are better than the mixture\'s in all three aims ({part})', pd.DataFrame(better)
+    for part, some in parts.items():
         for v in [v for v in VARIANTS if v in set(some.variant)]:
             alike = some[some.variant.isin(BENCHMARKS) == (v in BENCHMARKS)]  # Holm is over these
-            yield f'{v}: ' + title.format(len(some[some.variant == v][['split_seed', 'seed']].drop_duplicates())), report.method_table(alike, v)
+            yield f'{v}: {part}', report.method_table(alike, v)
     yield 'What chance alone gives (standard split)', report.beyond_chance(standard)
     yield 'Noise of `final_score`', report.noise(main[main.method.isin(list(report.READ))]).reset_index()
     yield 'Does a choice by validation carry over to the test (`final_score`, standard split)?', report.agreement(standard)

@@ -863,6 +863,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                          'moe_expert.study_report.noise': ('study_report.html#noise', 'moe_expert/study_report.py'),
                                          'moe_expert.study_report.of': ('study_report.html#of', 'moe_expert/study_report.py'),
                                          'moe_expert.study_report.paired': ('study_report.html#paired', 'moe_expert/study_report.py'),
+                                         'moe_expert.study_report.parts': ('study_report.html#parts', 'moe_expert/study_report.py'),
                                          'moe_expert.study_report.plot_plane': ( 'study_report.html#plot_plane',
                                                                                  'moe_expert/study_report.py'),
                                          'moe_expert.study_report.plot_ranks': ( 'study_report.html#plot_ranks',

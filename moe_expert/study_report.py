@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['KEYS', 'AIMS', 'OPPONENTS', 'READ', 'MARK', 'WAYS_UP', 'PUBLISHED', 'MARKERS', 'COLOURS', 'summary', 't_interval',
-           'holm', 'spread', 'paired', 'method_table', 'pooled', 'best_single', 'dominators', 'verdict', 'noise',
-           'agreement', 'beyond_chance', 'leakage', 'mean_ranks', 'beside_published', 'ceiling', 'plot_plane',
+           'holm', 'spread', 'paired', 'parts', 'method_table', 'pooled', 'best_single', 'dominators', 'verdict',
+           'noise', 'agreement', 'beyond_chance', 'leakage', 'mean_ranks', 'beside_published', 'ceiling', 'plot_plane',
            'plot_ranks', 'of', 'developed', 'standing', 'times', 'against_all', 'ablation_table']
 
 # %% ../nbs/20_study_report.ipynb #a1f0c2d7
@@ -78,6 +78,19 @@ def _p(d: pd.Series) -> float:
     "Two-sided p of a paired t-test; without any spread it is 1 where the methods are the same, else 0."
     if len(d) < 2: return np.nan
     return float(stats.ttest_1samp(d, 0).pvalue) if d.std(ddof=1) > 0 else float(d.iloc[0] == 0)
+
+# %% ../nbs/20_study_report.ipynb #b7e0c1a2
+def parts(
+    rows: pd.DataFrame, # of the ledger
+) -> dict[str, pd.DataFrame]: # heading → rows that may stand in one table; split 20 with seed 0 is in both confirmatory ones
+    if not len(rows): return {}
+    count = lambda some: len(some[['split_seed', 'seed']].drop_duplicates())
+    confirmatory, development = rows[rows.phase == 'confirmatory'], rows[rows.phase == 'development']
+    seeds, splits = confirmatory[confirmatory.split_seed == STANDARD_SPLIT], confirmatory[confirmatory.seed == 0]
+    if count(splits) == 1: splits = splits[:0] # one split tells nothing of splits
+    made = {f'standard split, {count(seeds)} seeds': seeds, f'{count(splits)} splits, seed 0': splits,
+            f'{count(development)} development pairs': development}
+    return {heading: some for heading, some in made.items() if len(some)}
 
 # %% ../nbs/20_study_report.ipynb #c0a1b2e2
 def method_table(
