@@ -11,7 +11,7 @@ sys.path.insert(0, str(DOCS.parent))
 import pandas as pd  # noqa: E402
 
 from moe_expert import study_report as report  # noqa: E402
-from moe_expert.study import BENCHMARKS, MAIN, STANDARD_SPLIT, VARIANTS, Ledger  # noqa: E402
+from moe_expert.study import BENCHMARKS, MAIN, VARIANTS, Ledger  # noqa: E402
 
 PAGE = DOCS / 'study.md'
 BEGIN, END = '<!-- tables: made by docs/study_tables.py -->', '<!-- end of tables -->'

@@ -7,9 +7,9 @@ __all__ = ['logger', 'BENCHMARKS', 'VARIANTS', 'STANDARD_SPLIT', 'PHASES', 'MAIN
            'COLUMNS', 'CHANCE', 'SINGLE', 'REWEIGHED', 'CFA', 'FAMILIES', 'METHODS', 'RESULTS', 'QUICK_RESULTS',
            'QUICK', 'ABLATED', 'Variant', 'pairs', 'Setting', 'Run', 'source_digest', 'commit', 'Ledger', 'by_chance',
            'Bench', 'shapley_values', 'Predictor', 'tuned', 'network', 'tuned_network', 'single_network', 'reweighing',
-           'reweighed', 'sliced_distance', 'class_distance', 'cfa_loss', 'classical', 'random_forest', 'expgrad_dp',
-           'expgrad_tpr', 'threshold_optimizer', 'mixture', 'ablated', 'family', 'plan', 'carry_out', 'time_left',
-           'names', 'Request', 'request']
+           'reweighed', 'sliced_distance', 'class_distance', 'cfa_loss', 'classical', 'random_forest', 'weighted_vote',
+           'expgrad_dp', 'expgrad_tpr', 'threshold_optimizer', 'mixture', 'ablated', 'family', 'plan', 'carry_out',
+           'time_left', 'names', 'Request', 'request']
 
 # %% ../nbs/19_study.ipynb #ebc32162
 import hashlib
@@ -482,8 +482,15 @@ def _exponentiated_gradient(bench: Bench, constraint: str) -> Predictor:
     with warnings.catch_warnings():
         warnings.filterwarnings('ignore', module='fairlearn') # it says what newer versions of pandas will not do
         made = reductions.ExponentiatedGradient(_regression(), getattr(reductions, constraint)()).fit(x, y, sensitive_features=s)
-    used = [(w, h) for w, h in zip(made.weights_, made.predictors_) if w > 0]
-    return Predictor(lambda rows, _: sum(w * np.asarray(h.predict(rows), dtype=float) for w, h in used), bench.data.sens)
+    weights, models = zip(*((w, h) for w, h in zip(made.weights_, made.predictors_) if w > 0))
+    return Predictor(lambda rows, _: weighted_vote(weights, [h.predict(rows) for h in models]), bench.data.sens)
+
+def weighted_vote(
+    weights: Sequence[float], # [k] > 0, with sum 1
+    decisions: Sequence[np.ndarray], # [k] of [n] in {0, 1}
+) -> np.ndarray: # [n] probability of 1
+    "Sums of weights can end above 1 by rounding; probabilities must not."
+    return np.minimum(1, sum(w * np.asarray(d, dtype=float) for w, d in zip(weights, decisions)))
 
 def expgrad_dp(bench: Bench) -> dict[str, object]: return {'expgrad_dp': _exponentiated_gradient(bench, 'DemographicParity')}
 def expgrad_tpr(bench: Bench) -> dict[str, object]: return {'expgrad_tpr': _exponentiated_gradient(bench, 'TruePositiveRateParity')}

@@ -317,8 +317,9 @@ def standing(
     wanted = {r.name for r in plan('confirmatory')}
     there = len(wanted & set(rows[rows.version == moe_expert.__version__].name))
     done = 'complete' if there == len(wanted) else f'STILL TO BE DONE: {there} of {len(wanted)} rows are there'
-    designs = sorted(shown.design.unique())
-    whole = 'one' if len(designs) < 2 else f'SEVERAL ({", ".join(designs)}): such rows should not stand in one table; remove the older ones'
+    designs = shown.groupby('design').commit.agg(['size', 'last'])
+    which = ', '.join(f'{d} ({r["size"]} rows, commit {r["last"][:7]})' for d, r in designs.iterrows())
+    whole = 'one' if len(designs) < 2 else f'SEVERAL: {which}; they may stand in one table only if what changed between them changes no score'
     return table([('rows shown', ', '.join(f'{n} {p}' for p, n in shown.phase.value_counts().items()) or 'none'),
                   (f'confirmatory run of version {moe_expert.__version__}', done), ('state of the sources', whole),
                   ('trials per expert', ', '.join(map(str, sorted(shown.n_trials.unique()))))], columns=['what', 'is']).set_index('what')
