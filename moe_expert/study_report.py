@@ -102,11 +102,11 @@ def method_table(
     order = some.groupby('method').final_score.mean().sort_values(ascending=False).index
     for other in order:
         of_it = some[some.method == other]
-        row = {'method': other} | {a: f'{of_it[a].mean():.3f} ± {of_it[a].std():.3f}' for a in AIMS}
+        row = {'method': other} | {a: f'{of_it[a].mean():.3f}' + (f' ± {of_it[a].std():.3f}' if len(of_it) > 1 else '') for a in AIMS}
         row['final_score on validation'] = of_it.val_final_score.mean()
         found = paired(rows, method, other)
         d = found[found.variant == variant].iloc[0] if other != method and variant in set(found.variant) else None
-        out.append(row | {f'{method} has more': '' if d is None else f'{d["mean"]:+.3f} [{d.low:+.3f}, {d.high:+.3f}]',
+        out.append(row | {f'{method} has more': '' if d is None else f'{d["mean"]:+.3f}' + (f' [{d.low:+.3f}, {d.high:+.3f}]' if d.pairs > 1 else ''),
                           'wins': '' if d is None else f'{d.wins} of {d.pairs}', 'p (Holm)': '' if d is None else f'{d.p_holm:.3f}'})
     return pd.DataFrame(out)
 
