@@ -234,9 +234,20 @@ class Population:
         nodes: Tensor | None = None, # [n] which nodes; None: all N
     ) -> Tensor: # [M, n] double precision, differentiable in `x` and in the parameters
         "Logit of class 1 minus logit of class 0 in evaluation mode, all rows at once: for whoever trains through the population."
+        return self._pass(x, edge_index, nodes).margin
+
+    def hidden(self,
+        x: Tensor, # [N, d] features of all nodes
+        edge_index: Tensor | None = None, # [2, E]; the mlp does not look at the graph
+        nodes: Tensor | None = None, # [n] which nodes; None: all N
+    ) -> Tensor: # [M, n, h] double precision, differentiable likewise
+        "The hidden layer in evaluation mode."
+        return self._pass(x, edge_index, nodes).hidden
+
+    def _pass(self, x: Tensor, edge_index: Tensor | None, nodes: Tensor | None) -> Forward:
         seen, _ = graph_inputs(self.backbone, x, edge_index)
         rows = seen if nodes is None else seen[nodes]
-        return forward({k: v.double() for k, v in self.params.items()}, rows.double(), self.negative_slope).margin
+        return forward({k: v.double() for k, v in self.params.items()}, rows.double(), self.negative_slope)
 
     def masked_probabilities(self,
         x: Tensor, # [N, d] features of all nodes
@@ -585,12 +596,11 @@ class AttentionPopulation(Population):
             out[m, take] = Attention(params, x64, edges, self.negative_slope).forward().p1[0]
         return out
 
-    def margins(self, x: Tensor, edge_index: Tensor | None = None, nodes: Tensor | None = None) -> Tensor:
-        "As of `Population`: differentiable, all nodes at once."
+    def _pass(self, x: Tensor, edge_index: Tensor | None, nodes: Tensor | None) -> Forward:
         if edge_index is None: raise MoEExpertError('backbone gat needs the graph: edge_index is None')
         nodes = torch.arange(len(x), device=x.device) if nodes is None else nodes
         params = {k: v.double() for k, v in self.params.items()}
-        return Attention(params, x.double(), incoming(edge_index, nodes, len(x)), self.negative_slope).forward().margin
+        return Attention(params, x.double(), incoming(edge_index, nodes, len(x)), self.negative_slope).forward()
 
     def along(self, x: Tensor, edge_index: Tensor | None, nodes: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
         "As of `Population`."

@@ -39,7 +39,8 @@ from .evaluation import Evaluator, NodeRecord
 from .experts import EXPERTS, LAMBDAS, ExpertSpec, Population, cross_entropy, forward, population_of
 from .gate import GateConfig, GateSettings, Mixture, best_start, make_lesson, train_gates, uniform_mixture
 from .studies import Outcome, finished, open_storage, open_study, pack, run_study, trial_record, unpack, winner
-from .trainer import GATE_DEFAULTS, GATE_SPACE, MoETrainer, compared, logistic_regression
+from .trainer import (GATE_DEFAULTS, GATE_SPACE, IMPROVEMENT, FineTuneSettings, MoETrainer, compared, fine_tuned,
+                                logistic_regression)
 from .training import (CONSTRAINTS, Floor, TrainConfig, TrainedModel, TrainSettings, _Trainer, reference_floor, run_training,
                                  train_population)
 from .tune_experts import DEFAULT_PARAMS, HIDDEN, search_space
@@ -88,6 +89,11 @@ class Setting:
     n_trials: int | None = None # per expert and of the gate; None: the study's
     hidden: int | None = None # width of the hidden layer; None: the benchmark's
     lr_high: float | None = None # upper end of the learning rates; None: the space's
+    stage3: tuple[FineTuneSettings, ...] = () # ways to fine-tune, of which validation chooses; none: the setting ends with the gate
+
+    @property
+    def methods(self) -> tuple[str, ...]: # that have a row
+        return ('moe', *(('moe_finetuned',) if self.stage3 else ()), 'uniform_mixture', *self.experts)
 
 MAIN = 'main'
 SETTINGS = {MAIN: Setting('as released')}
@@ -95,6 +101,8 @@ SETTINGS |= {f'without-{e}': Setting(f'without {e}', tuple(x for x in EXPERTS if
 SETTINGS |= {f'no-{l}': Setting(f'{l} = 0', off=(l,)) for l in LAMBDAS}
 SETTINGS |= {'no-floor': Setting('no floor', floor=False)} | {f'trials-{n}': Setting(f'{n} trials', n_trials=n) for n in (5, 10, 30)}
 SETTINGS |= {'hidden-64': Setting('64 hidden units', hidden=64), 'lr-1e-2': Setting('learning rates up to 1e-2', lr_high=1e-2)}
+SETTINGS |= {'stage-3': Setting('stage 3 with larger steps and a pull', stage3=tuple(
+    FineTuneSettings(lr, lr, epochs=600, patience=8, pull=pull) for lr in (3e-4, 1e-3, 3e-3) for pull in (0., 1., 10.)))}
 ABLATIONS = tuple(s for s in SETTINGS if s != MAIN)
 
 @dataclass(frozen=True)
@@ -536,7 +544,18 @@ def ablated(bench: Bench) -> dict[str, object]:
     weights, _ = tuned(bench, 'gate', GATE_SPACE, train, bench.trials, default=GATE_DEFAULTS, about=about,
                        state=lambda m: {k: v[0] for k, v in m.population.gates.items()})
     moe = Mixture(experts, {k: v[None] for k, v in weights.items()}, gate.temperature)
-    return {'moe': moe, 'uniform_mixture': uniform_mixture(experts, bench.data.x.shape[1])} | alone
+    last = {'moe_finetuned': _stage3(bench, moe, setting.stage3, floor)} if setting.stage3 else {}
+    return {'moe': moe, 'uniform_mixture': uniform_mixture(experts, bench.data.x.shape[1])} | alone | last
+
+def _stage3(bench: Bench, moe: Mixture, ways: Sequence[FineTuneSettings], floor: Floor | None) -> Mixture:
+    "The best way by validation; the gate's mixture where none is better."
+    models = [fine_tuned(moe, bench.data, way, bench.validation, floor, bench.seed) for way in ways]
+    before = bench.validation.scores(moe)
+    least = before['final_score'].item() + IMPROVEMENT if floor is None or bool((floor.constraints(before) <= 0).all()) else -float('inf')
+    best = max((i for i, m in enumerate(models) if m.error is None and m.feasible), key=lambda i: models[i].score, default=None)
+    kept = best is not None and models[best].score > least
+    bench.notes['moe_finetuned'] = f'learning rates {ways[best].expert_lr:g}, pull {ways[best].pull:g}' if kept else 'no fine-tuning is better'
+    return models[best].population if kept else moe
 
 # %% ../nbs/19_study.ipynb #da58c509
 FAMILIES: dict[str, tuple[Callable[[Bench], dict[str, object]], tuple[str, ...]]] = {
@@ -566,7 +585,7 @@ def plan(
     for what, some, known in (('datasets', datasets, VARIANTS), ('methods', methods, METHODS), ('settings', settings, SETTINGS)):
         if wrong := [s for s in some if s not in known]: raise MoEExpertError(f'{what}: {", ".join(wrong)} unknown; there are {", ".join(known)}')
     if phase == 'confirmatory' and n_trials < 20: raise MoEExpertError(f'a confirmatory run has at least 20 trials per expert, not {n_trials}')
-    here = lambda setting: methods if setting == MAIN else ('moe', 'uniform_mixture', *SETTINGS[setting].experts)
+    here = lambda setting: methods if setting == MAIN else SETTINGS[setting].methods
     return [Run(v, split, seed, m, setting, n_trials, epochs, phase)
             for setting in settings for v in datasets for split, seed in pairs(phase, seeds, split_seeds) for m in here(setting)]
 
@@ -586,7 +605,8 @@ def carry_out(
     if any(f in ('expgrad_dp', 'expgrad_tpr', 'threshold_optimizer') for *_, f in groups): _fairlearn() # better now than after an hour
     if confirmatory := [r for r in todo if r.phase == 'confirmatory']:
         ledger.note(version=moe_expert.__version__, design=source_digest(), commit=commit(), runs=len(confirmatory),
-                    variants=sorted({r.variant for r in confirmatory}), n_trials=sorted({r.n_trials for r in confirmatory}))
+                    variants=sorted({r.variant for r in confirmatory}), n_trials=sorted({r.n_trials for r in confirmatory}),
+                    settings=sorted({r.setting for r in confirmatory}))
     bench = None
     for i, ((setting, variant, split, seed, n_trials, epochs, name), some) in enumerate(groups.items()):
         progress(f'{name} on {variant}, split {split}, seed {seed}', i, len(groups))

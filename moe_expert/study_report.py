@@ -6,7 +6,7 @@
 __all__ = ['KEYS', 'AIMS', 'OPPONENTS', 'READ', 'MARK', 'WAYS_UP', 'PUBLISHED', 'MARKERS', 'COLOURS', 'summary', 't_interval',
            'holm', 'spread', 'paired', 'parts', 'method_table', 'pooled', 'best_single', 'dominators', 'verdict',
            'noise', 'agreement', 'beyond_chance', 'leakage', 'mean_ranks', 'beside_published', 'ceiling', 'plot_plane',
-           'plot_ranks', 'of', 'developed', 'standing', 'times', 'against_all', 'ablation_table']
+           'plot_ranks', 'of', 'developed', 'standing', 'times', 'against_all', 'ablation_table', 'redesigned']
 
 # %% ../nbs/20_study_report.ipynb #a1f0c2d7
 from collections.abc import Sequence
@@ -342,12 +342,24 @@ def against_all(
 
 def ablation_table(
     rows: pd.DataFrame, # of the ledger
-    method: str = 'moe',
     score: str = 'final_score',
 ) -> pd.DataFrame: # per variant and setting: paired difference main − setting, and what the setting's mixture is like
-    out, some = [], rows[rows.method == method]
-    for (variant, setting), there in some[some.setting != MAIN].groupby(['variant', 'setting']):
-        main = some[(some.setting == MAIN) & (some.variant == variant)].set_index(['split_seed', 'seed'])[score]
+    out = []
+    for (variant, setting), some in rows[rows.setting != MAIN].groupby(['variant', 'setting']):
+        method = 'moe_finetuned' if 'moe_finetuned' in set(some.method) else 'moe' # the last stage that the setting has
+        there, main = some[some.method == method], rows[(rows.setting == MAIN) & (rows.variant == variant) & (rows.method == method)]
+        main = main.set_index(['split_seed', 'seed'])[score]
         d = (main - there.set_index(['split_seed', 'seed'])[score]).dropna()
         out.append(dict(variant=variant, setting=setting, **spread(d), utility=there.utility.mean(), feasible=there.feasible.mean()))
     return pd.DataFrame(out)
+
+def redesigned(
+    rows: pd.DataFrame, # of the ledger
+    setting: str, # one with a stage 3 of its own
+) -> pd.DataFrame: # confirmatory rows of the main setting, where the setting has rows, with its mixture in the released one's place
+    rows = rows[rows.phase == 'confirmatory'] if len(rows) else rows
+    new = rows[(rows.setting == setting) & (rows.method == 'moe_finetuned')] if len(rows) else rows
+    if not len(new): return new
+    main = rows[(rows.setting == MAIN)].replace({'method': {'moe_finetuned': 'moe_released'}})
+    both = main.merge(new[['variant', 'split_seed', 'seed', 'version']].drop_duplicates())
+    return pd.concat([both, new.assign(setting=MAIN)], ignore_index=True)

@@ -25,7 +25,7 @@ from .artifacts import (ArtifactError, ExpertFiles, Result, facts_html, load_che
                                   save_checkpoint, sha256_file, versions, write_json)
 from .datasets import DATASETS, DataError, MoEExpertError, load_dataset
 from .evaluation import Evaluator, NodeRecord, bootstrap
-from .experts import EXPERTS, GroupWeights, Population, population_of
+from .experts import EXPERTS, GroupWeights, Population, population_of, representation_gap
 from .gate import (GATE, GateConfig, GateSettings, Lesson, Mixture, best_start, gate_weights, make_lesson, mixture_attributions,
                              soft_objective, train_gates, uniform_mixture)
 from .own_data import encode
@@ -38,10 +38,10 @@ logger = logging.getLogger(__name__)
 
 # %% auto #0
 __all__ = ['logger', 'TEACHERS', 'GATE_SPACE', 'GATE_DEFAULTS', 'IMPROVEMENT', 'INTERVALS', 'tuning_command', 'load_experts',
-           'halves', 'floor_of', 'crossfit_lesson', 'join_lessons', 'FineTuneSettings', 'Linear', 'majority_class',
-           'logistic_regression', 'mixture_state', 'mixture_of', 'load_mixture', 'predict_proba', 'MoESettings',
-           'MoETrainer', 'who_did_what', 'gate_record', 'gate_study_name', 'compared', 'gate_usage', 'Comparison',
-           'scores_with_intervals']
+           'halves', 'floor_of', 'crossfit_lesson', 'join_lessons', 'FineTuneSettings', 'fine_tuned', 'Linear',
+           'majority_class', 'logistic_regression', 'mixture_state', 'mixture_of', 'load_mixture', 'predict_proba',
+           'MoESettings', 'MoETrainer', 'who_did_what', 'gate_record', 'gate_study_name', 'compared', 'gate_usage',
+           'Comparison', 'scores_with_intervals']
 
 # %% ../nbs/11_trainer.ipynb #57a61696
 _MUST_MATCH = ('dataset', 'edition', 'fingerprint', 'drop', 'split_seed', 'seed')
@@ -160,8 +160,10 @@ class FineTuneSettings:
     clip: float = 1.0 # largest gradient norm
     n_steps: int = 4 # quadrature points of the attributions while training
     batch_size: int = 8192 # nodes per step, at most
+    pull: float = 0. # of the experts' `representation_gap`, ≥ 0
 
     def __post_init__(self):
+        if not 0 <= self.pull < float('inf'): raise MoEExpertError(f'pull must be a finite number of at least 0, got {self.pull}')
         for name in ('epochs', 'val_every', 'patience', 'n_steps', 'batch_size'):
             if getattr(self, name) < 1: raise MoEExpertError(f'{name} must be at least 1, got {getattr(self, name)}')
 
@@ -201,7 +203,23 @@ class _FineTuner:
         p1 = (g * lesson.p1).sum(-1)
         attributions = mixture_attributions(mixture.gates, lesson.x, lesson.path, mixture.temperature)
         likelihood = torch.where(lesson.y == 1, p1, 1 - p1).clamp(min=1e-12).log().mean(-1)
-        return -(soft_objective(p1, attributions, lesson, weights) + likelihood).sum()
+        loss = -(soft_objective(p1, attributions, lesson, weights) + likelihood).sum()
+        if not self.settings.pull: return loss
+        hidden = mixture.experts.hidden(self.data.x, self.data.edge_index, nodes)
+        return loss + self.settings.pull * representation_gap(hidden, weights).sum()
+
+def fine_tuned(
+    mixture: Mixture, # of one gate
+    data: Data, # on its device
+    settings: FineTuneSettings,
+    evaluator: Evaluator, # of the nodes that select
+    floor: Floor | None, # None: everything is feasible
+    seed: int = 0, # of the order of the nodes
+    progress: Callable[[int, int], None] | None = None, # as of `run_training`
+) -> TrainedModel: # its best checkpoint, whether or not it is better than what it came from
+    "Gate and experts trained together on the training nodes. Nothing is written."
+    tuner = _FineTuner(mixture, data, data.train_mask.nonzero()[:, 0], settings, seed)
+    return run_training(tuner, [settings], GATE, evaluator, floor, settings, progress)[0]
 
 # %% ../nbs/11_trainer.ipynb #0ef114f0
 @dataclass(frozen=True)
@@ -569,10 +587,9 @@ def _fine_tune(trainer: MoETrainer) -> dict:
     record = dict(gate_sha256=gate['checkpoint_sha256'], fine_tuning=asdict(trainer.settings.fine_tuning))
     there = _finetuned(trainer, record)
     if there is None:
-        nodes, evaluator = trainer.data.train_mask.nonzero()[:, 0], trainer.evaluator('select')
-        tuner = _FineTuner(mixture, trainer.data, nodes, trainer.settings.fine_tuning, trainer.seed)
-        show = lambda epoch, running: trainer.progress(Progress('fine-tuning', 0, 1, epoch, trainer.settings.fine_tuning.epochs, running))
-        model, = run_training(tuner, [trainer.settings.fine_tuning], GATE, evaluator, trainer.floor, trainer.settings.fine_tuning, show)
+        settings, evaluator = trainer.settings.fine_tuning, trainer.evaluator('select')
+        show = lambda epoch, running: trainer.progress(Progress('fine-tuning', 0, 1, epoch, settings.epochs, running))
+        model = fine_tuned(mixture, trainer.data, settings, evaluator, trainer.floor, trainer.seed, show)
         there = _write_finetuned(trainer, record, gate, model, evaluator.scores(mixture)['final_score'].item())
     if there['kept']:
         mixture = load_mixture(trainer.files.finetuned_checkpoint, there['checkpoint_sha256'])[0]

@@ -44,6 +44,8 @@ def test_probabilities_and_margins_are_those_of_pygs_modules(backbone):
         torch.testing.assert_close(pop.probabilities(x, edges)[m], logits.softmax(-1)[:, 1].detach(), rtol=0, atol=1e-12)
         torch.testing.assert_close(pop.probabilities(x, edges, nodes)[m], logits.softmax(-1)[nodes, 1].detach(), rtol=0, atol=1e-12)
         torch.testing.assert_close(pop.margins(x, edges, nodes)[m], logits[nodes, 1] - logits[nodes, 0], rtol=0, atol=1e-12)
+        hidden = torch.nn.functional.leaky_relu(pop.module(m).conv(x, edges), 0.1).detach()
+        torch.testing.assert_close(pop.hidden(x, edges, nodes)[m], hidden[nodes], rtol=0, atol=1e-12)
     leaf = x.clone().requires_grad_()
     by_hand, = torch.autograd.grad(pop.margins(leaf, edges)[1].sum(), leaf)
     by_module, = torch.autograd.grad(pop.module(1)(leaf, edges).diff(dim=1).sum(), leaf)

@@ -29,8 +29,8 @@ from moe_expert.experts import EXPERTS
 from moe_expert.gate import GateConfig, GateSettings, Mixture, init_gates, start_biases
 from moe_expert.run_expert_tuning import parser
 from moe_expert.trainer import (
-    FineTuneSettings, Linear, MoESettings, MoETrainer, crossfit_lesson, halves, load_experts, load_mixture, logistic_regression, majority_class,
-    predict_proba, tuning_command)
+    FineTuneSettings, Linear, MoESettings, MoETrainer, _FineTuner, crossfit_lesson, fine_tuned, halves, load_experts, load_mixture,
+    logistic_regression, majority_class, predict_proba, tuning_command)
 from moe_expert.training import TrainSettings, reference_floor
 from moe_expert.tune_experts import ExpertTuner, TuneSettings
 
@@ -430,6 +430,52 @@ def test_fine_tuning_below_the_floor_is_not_kept(cache, data):
     one.floor = dataclasses.replace(one.floor, utility_fraction=5.)
     found = one.fine_tune()
     assert not found['kept'] and found['why'] == 'no feasible checkpoint' and found['score_after'] is None
+
+
+def gap(mixture, data, nodes):
+    "Distance of the groups' mean hidden vectors, expert by expert, with plain loops."
+    hidden, sens = mixture.experts.hidden(data.x, data.edge_index, nodes).detach().numpy(), data.sens[nodes].numpy()
+    return sum(float(((h[sens == 1].mean(0) - h[sens == 0].mean(0)) ** 2).mean()) for h in hidden)
+
+
+def test_the_pull_is_added_to_the_loss_and_differentiated(done, data):
+    _, one, _ = done
+    nodes = data.train_mask.nonzero()[:, 0]
+    plain, pulled = (_FineTuner(one.tuned_gate, data, nodes, FineTuneSettings(pull=pull), 0) for pull in (0., 3.))
+    here = pulled.adam.flat
+    value = lambda flat: pulled.loss(pulled.population(flat), nodes)
+    assert value(here).item() == pytest.approx(plain.loss(plain.population(), nodes).item() + 3 * gap(one.tuned_gate, data, nodes), abs=1e-9)
+    flat = here.detach().clone().requires_grad_()
+    slope, = torch.autograd.grad(value(flat), flat)
+    for k in torch.randperm(flat.numel(), generator=torch.Generator().manual_seed(0))[:12].tolist():
+        step = torch.zeros_like(here.detach()); step.view(-1)[k] = 1e-6
+        numeric = (value(here.detach() + step) - value(here.detach() - step)).item() / 2e-6
+        assert slope.view(-1)[k].item() == pytest.approx(numeric, rel=1e-4, abs=1e-6)
+
+
+def test_a_pull_brings_the_groups_together(done, data):
+    _, one, _ = done
+    nodes = data.train_mask.nonzero()[:, 0]
+    after = []
+    for pull in (0., 30.):
+        tuner = _FineTuner(one.tuned_gate, data, nodes, FineTuneSettings(1e-3, 1e-3, pull=pull), 0)
+        for _ in range(100): tuner.epoch(False)
+        after.append(gap(tuner.population(), data, nodes))
+    assert after[1] < 0.5 * after[0]
+
+
+def test_fine_tuned_is_what_the_trainer_does(done, data):
+    "And it writes nothing."
+    folder, one, found = done
+    files = {p.name: sha256_file(p) for p in folder.iterdir() if p.is_file()}
+    model = fine_tuned(one.tuned_gate, data, one.settings.fine_tuning, one.evaluator('select'), one.floor, one.seed)
+    assert (model.score if model.feasible else None) == found['fine_tuning']['score_after'] and model.epoch == found['fine_tuning']['epoch']
+    assert {p.name: sha256_file(p) for p in folder.iterdir() if p.is_file()} == files
+
+
+@pytest.mark.parametrize('pull', [-1., float('nan'), float('inf')])
+def test_a_pull_that_is_no_weight(pull):
+    with pytest.raises(MoEExpertError, match='pull must be a finite number of at least 0'): FineTuneSettings(pull=pull)
 
 
 def test_without_a_gate_there_is_nothing_to_fine_tune(cache, data):
