@@ -39,7 +39,7 @@ from .evaluation import Evaluator, NodeRecord
 from .experts import EXPERTS, LAMBDAS, ExpertSpec, Population, cross_entropy, forward, population_of
 from .gate import GateConfig, GateSettings, Mixture, best_start, make_lesson, train_gates, uniform_mixture
 from .studies import Outcome, finished, open_storage, open_study, pack, run_study, trial_record, unpack, winner
-from .trainer import (GATE_DEFAULTS, GATE_SPACE, IMPROVEMENT, FineTuneSettings, MoETrainer, compared, fine_tuned,
+from .trainer import (GATE_DEFAULTS, GATE_SPACE, WAYS, FineTuneSettings, MoETrainer, best_way, compared, fine_tuned,
                                 logistic_regression)
 from .training import (CONSTRAINTS, Floor, TrainConfig, TrainedModel, TrainSettings, _Trainer, reference_floor, run_training,
                                  train_population)
@@ -101,8 +101,7 @@ SETTINGS |= {f'without-{e}': Setting(f'without {e}', tuple(x for x in EXPERTS if
 SETTINGS |= {f'no-{l}': Setting(f'{l} = 0', off=(l,)) for l in LAMBDAS}
 SETTINGS |= {'no-floor': Setting('no floor', floor=False)} | {f'trials-{n}': Setting(f'{n} trials', n_trials=n) for n in (5, 10, 30)}
 SETTINGS |= {'hidden-64': Setting('64 hidden units', hidden=64), 'lr-1e-2': Setting('learning rates up to 1e-2', lr_high=1e-2)}
-SETTINGS |= {'stage-3': Setting('stage 3 with larger steps and a pull', stage3=tuple(
-    FineTuneSettings(lr, lr, epochs=600, patience=8, pull=pull) for lr in (3e-4, 1e-3, 3e-3) for pull in (0., 1., 10.)))}
+SETTINGS |= {'stage-3': Setting('stage 3 with larger steps and a pull', stage3=WAYS)}
 ABLATIONS = tuple(s for s in SETTINGS if s != MAIN)
 
 @dataclass(frozen=True)
@@ -551,9 +550,8 @@ def _stage3(bench: Bench, moe: Mixture, ways: Sequence[FineTuneSettings], floor:
     "The best way by validation; the gate's mixture where none is better."
     models = [fine_tuned(moe, bench.data, way, bench.validation, floor, bench.seed) for way in ways]
     before = bench.validation.scores(moe)
-    least = before['final_score'].item() + IMPROVEMENT if floor is None or bool((floor.constraints(before) <= 0).all()) else -float('inf')
-    best = max((i for i, m in enumerate(models) if m.error is None and m.feasible), key=lambda i: models[i].score, default=None)
-    kept = best is not None and models[best].score > least
+    feasible = floor is None or bool((floor.constraints(before) <= 0).all())
+    best, kept = best_way(models, before['final_score'].item(), feasible)
     bench.notes['moe_finetuned'] = f'learning rates {ways[best].expert_lr:g}, pull {ways[best].pull:g}' if kept else 'no fine-tuning is better'
     return models[best].population if kept else moe
 

@@ -37,11 +37,11 @@ from .tune_experts import ExpertTuner, Progress, TuneSettings, load_expert, trai
 logger = logging.getLogger(__name__)
 
 # %% auto #0
-__all__ = ['logger', 'TEACHERS', 'GATE_SPACE', 'GATE_DEFAULTS', 'IMPROVEMENT', 'INTERVALS', 'tuning_command', 'load_experts',
-           'halves', 'floor_of', 'crossfit_lesson', 'join_lessons', 'FineTuneSettings', 'fine_tuned', 'Linear',
-           'majority_class', 'logistic_regression', 'mixture_state', 'mixture_of', 'load_mixture', 'predict_proba',
-           'MoESettings', 'MoETrainer', 'who_did_what', 'gate_record', 'gate_study_name', 'compared', 'gate_usage',
-           'Comparison', 'scores_with_intervals']
+__all__ = ['logger', 'TEACHERS', 'WAYS', 'IMPROVEMENT', 'GATE_SPACE', 'GATE_DEFAULTS', 'INTERVALS', 'tuning_command',
+           'load_experts', 'halves', 'floor_of', 'crossfit_lesson', 'join_lessons', 'FineTuneSettings', 'fine_tuned',
+           'best_way', 'Linear', 'majority_class', 'logistic_regression', 'mixture_state', 'mixture_of', 'load_mixture',
+           'predict_proba', 'MoESettings', 'MoETrainer', 'who_did_what', 'gate_record', 'gate_study_name', 'compared',
+           'gate_usage', 'Comparison', 'scores_with_intervals']
 
 # %% ../nbs/11_trainer.ipynb #57a61696
 _MUST_MATCH = ('dataset', 'edition', 'fingerprint', 'drop', 'split_seed', 'seed')
@@ -167,6 +167,8 @@ class FineTuneSettings:
         for name in ('epochs', 'val_every', 'patience', 'n_steps', 'batch_size'):
             if getattr(self, name) < 1: raise MoEExpertError(f'{name} must be at least 1, got {getattr(self, name)}')
 
+WAYS = tuple(FineTuneSettings(lr, lr, epochs=600, patience=8, pull=pull) for lr in (3e-4, 1e-3, 3e-3) for pull in (0., 1., 10.))
+
 class _FineTuner:
     "One mixture with all its parameters in one row; what `run_training` drives."
     def __init__(self, mixture: Mixture, data: Data, nodes: Tensor, settings: FineTuneSettings, shuffle_seed: int):
@@ -220,6 +222,19 @@ def fine_tuned(
     "Gate and experts trained together on the training nodes. Nothing is written."
     tuner = _FineTuner(mixture, data, data.train_mask.nonzero()[:, 0], settings, seed)
     return run_training(tuner, [settings], GATE, evaluator, floor, settings, progress)[0]
+
+IMPROVEMENT = 1e-6 # a gain of the validation score below this is rounding
+
+def best_way(
+    models: Sequence[TrainedModel], # fine-tunings of one mixture
+    before: float, # its score
+    feasible: bool, # does it reach the floor?
+) -> tuple[int, bool]: # the best fine-tuning by validation (the first where none is feasible); should it be kept?
+    "Kept is a feasible one that is better, or any feasible one of a mixture that is not."
+    good = [i for i, m in enumerate(models) if m.feasible]
+    if not good: return 0, False
+    best = max(good, key=lambda i: models[i].score)
+    return best, not feasible or models[best].score > before + IMPROVEMENT
 
 # %% ../nbs/11_trainer.ipynb #0ef114f0
 @dataclass(frozen=True)
@@ -313,11 +328,17 @@ def predict_proba(
 class MoESettings:
     "How stages 2 and 3 are run."
     gate: GateSettings = GateSettings()
-    fine_tuning: FineTuneSettings = FineTuneSettings()
+    fine_tuning: FineTuneSettings | tuple[FineTuneSettings, ...] = FineTuneSettings() # several, like `WAYS`: all are tried, validation chooses
     teachers: str = 'train' # one of `TEACHERS`
 
     def __post_init__(self):
         if self.teachers not in TEACHERS: raise MoEExpertError(f'teachers must be one of {", ".join(TEACHERS)}, not {self.teachers!r}')
+        if not self.ways or any(not isinstance(w, FineTuneSettings) for w in self.ways):
+            raise MoEExpertError(f'fine_tuning must be one or several FineTuneSettings, not {self.fine_tuning!r}')
+
+    @property
+    def ways(self) -> tuple[FineTuneSettings, ...]: # to fine-tune
+        return tuple(self.fine_tuning) if isinstance(self.fine_tuning, (tuple, list)) else (self.fine_tuning,)
 
 GATE_SPACE = dict(gate_lr=FloatDistribution(1e-5, 1e-3, log=True), entropy_coeff=FloatDistribution(1e-5, 1e-2, log=True),
                   lb_coeff=FloatDistribution(1e-5, 1e-2, log=True))
@@ -584,17 +605,19 @@ def _fine_tune(trainer: MoETrainer) -> dict:
     gate = _tuned_gate(trainer)
     trainer._take_up_gate(gate['checkpoint_sha256'])
     mixture = trainer.tuned_gate
-    record = dict(gate_sha256=gate['checkpoint_sha256'], fine_tuning=asdict(trainer.settings.fine_tuning))
+    ways = trainer.settings.ways
+    record = dict(gate_sha256=gate['checkpoint_sha256'], fine_tuning=[asdict(w) for w in ways])
     there = _finetuned(trainer, record)
     if there is None:
-        settings, evaluator = trainer.settings.fine_tuning, trainer.evaluator('select')
-        show = lambda epoch, running: trainer.progress(Progress('fine-tuning', 0, 1, epoch, settings.epochs, running))
-        model = fine_tuned(mixture, trainer.data, settings, evaluator, trainer.floor, trainer.seed, show)
-        there = _write_finetuned(trainer, record, gate, model, evaluator.scores(mixture)['final_score'].item())
+        evaluator, models = trainer.evaluator('select'), []
+        for i, way in enumerate(ways):
+            show = lambda epoch, running: trainer.progress(Progress('fine-tuning', i, len(ways), epoch, way.epochs, running)) # noqa: B023
+            models.append(fine_tuned(mixture, trainer.data, way, evaluator, trainer.floor, trainer.seed, show))
+        there = _write_finetuned(trainer, record, gate, models, evaluator.scores(mixture)['final_score'].item())
     if there['kept']:
         mixture = load_mixture(trainer.files.finetuned_checkpoint, there['checkpoint_sha256'])[0]
         trainer.mixture, trainer.stage, trainer.sha256 = mixture.to(trainer.device), 'finetuned', there['checkpoint_sha256']
-    trainer.progress(Progress('fine-tuning', 1, 1, best=there['score_after']))
+    trainer.progress(Progress('fine-tuning', len(ways), len(ways), best=there['score_after']))
     return there
 
 def _tuned_gate(trainer: MoETrainer) -> dict:
@@ -616,21 +639,21 @@ def _finetuned(trainer: MoETrainer, record: dict) -> dict | None:
         logger.info('%s; fine-tuning is done anew', err)
         return None
 
-IMPROVEMENT = 1e-6 # a gain of the validation score below this is rounding
-
-def _write_finetuned(trainer: MoETrainer, record: dict, gate: dict, model: TrainedModel, before: float) -> dict:
+def _write_finetuned(trainer: MoETrainer, record: dict, gate: dict, models: Sequence[TrainedModel], before: float) -> dict:
     "Keep the fine-tuned mixture if it is feasible and better; say what became of it either way."
+    best, kept = best_way(models, before, gate['feasible'])
+    model, digest = models[best], None
     after = model.score if model.feasible else None
-    kept, digest = after is not None and (after > before + IMPROVEMENT or not gate['feasible']), None
     improved = f'the validation score {"improved" if kept else "did not improve"}'
     why = model.error or ('no feasible checkpoint' if after is None else improved)
     with locked(trainer.files):
         if kept:
-            payload = _payload(trainer, model.population, 'finetuned', record['fine_tuning'], model.metrics)
+            payload = _payload(trainer, model.population, 'finetuned', record['fine_tuning'][best], model.metrics)
             digest = save_checkpoint(trainer.files.finetuned_checkpoint, payload)
         result = dict(kept=kept, why=why, score_before=before, score_after=after, epoch=model.epoch, epochs_run=model.epochs_run,
                       history=model.history, metrics=model.metrics, checkpoint_sha256=digest,
-                      checkpoint=trainer.files.finetuned_checkpoint.name if kept else None, **record,
+                      checkpoint=trainer.files.finetuned_checkpoint.name if kept else None, **record, best_way=best,
+                      ways=[dict(score=m.score if m.feasible else None, epoch=m.epoch, epochs_run=m.epochs_run, error=m.error) for m in models],
                       nodes=who_did_what(trainer.settings.teachers), versions=versions())
         write_json(trainer.files.finetuned_results, result)
         if not kept: trainer.files.finetuned_checkpoint.unlink(missing_ok=True) # one of another gate

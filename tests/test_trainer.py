@@ -432,6 +432,34 @@ def test_fine_tuning_below_the_floor_is_not_kept(cache, data):
     assert not found['kept'] and found['why'] == 'no feasible checkpoint' and found['score_after'] is None
 
 
+def test_of_several_ways_validation_chooses(cache, data, monkeypatch):
+    "The best of them is what it is when tried alone; a later call reads it from the file."
+    ways = (FineTuneSettings(1e-12, 1e-12, epochs=2, val_every=1),
+            *(FineTuneSettings(lr, lr, epochs=20, val_every=5, pull=1.) for lr in (1e-2, 1e-3)))
+    alone = []
+    for way in ways:
+        one = moe(data, cache, settings=dataclasses.replace(UNIFORM, fine_tuning=way))
+        one.tune_gate(1)
+        alone.append((one.fine_tune(), one.mixture))
+    scores = [found['score_after'] for found, _ in alone]
+    several = dataclasses.replace(UNIFORM, fine_tuning=ways)
+    one = moe(data, cache, settings=several)
+    one.tune_gate(1)
+    found, best = one.fine_tune(), max(range(3), key=lambda i: scores[i])
+    assert best > 0 and found['kept'] and found['best_way'] == best and [w['score'] for w in found['ways']] == scores
+    assert found['score_after'] == scores[best] and found['fine_tuning'][best]['pull'] == 1. and found['metrics'] == alone[best][0]['metrics']
+    assert same_tensors(trainer.mixture_state(one.mixture), trainer.mixture_state(alone[best][1]))
+    monkeypatch.setattr(trainer, 'fine_tuned', None)  # not called again
+    again = moe(data, cache, settings=several)
+    again.tune_gate(1)
+    assert again.fine_tune() == found
+
+
+@pytest.mark.parametrize('given', [(), (QUICK.fine_tuning, 'small'), None])
+def test_ways_that_are_none(given):
+    with pytest.raises(MoEExpertError, match='fine_tuning must be one or several FineTuneSettings'): MoESettings(fine_tuning=given)
+
+
 def gap(mixture, data, nodes):
     "Distance of the groups' mean hidden vectors, expert by expert, with plain loops."
     hidden, sens = mixture.experts.hidden(data.x, data.edge_index, nodes).detach().numpy(), data.sens[nodes].numpy()
