@@ -165,10 +165,13 @@ class Mixture:
         return torch.cat([gate_weights(self.gates, r @ self.gates['gate.features'].mT, p, self.temperature)
                           for r, p in zip(rows.split(step), p1.split(step))], 1)
 
+    def _mixed(self, rows, p1):
+        return (self._weights(rows, p1) * p1).sum(-1).clamp(max=1) # weights sum to 1 but for rounding: sure experts would give more
+
     def probabilities(self, x: Tensor, edge_index: Tensor | None = None, nodes: Tensor | None = None) -> Tensor: # [M, n]
         "Probability of class 1."
         p1 = self.experts.probabilities(x, edge_index, nodes).T
-        return (self._weights(self._own(x, nodes), p1) * p1).sum(-1).clamp(max=1) # weights sum to 1 but for rounding: sure experts would give more
+        return self._mixed(self._own(x, nodes), p1)
 
     def masked_probabilities(self,
         x: Tensor, # [N, d] features of all nodes
@@ -181,7 +184,7 @@ class Mixture:
         for m, feature in enumerate(features.to(rows.device)):
             p1 = self.experts.masked_probabilities(x, edge_index, nodes, feature.expand(len(self.experts), -1)).T
             masked = rows * (torch.arange(rows.shape[1], device=rows.device) != feature[:, None])
-            out.append((self.select([m])._weights(masked, p1) * p1).sum(-1).clamp(max=1))
+            out.append(self.select([m])._mixed(masked, p1))
         return torch.cat(out)
 
     def attributions(self,

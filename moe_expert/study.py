@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['logger', 'BENCHMARKS', 'VARIANTS', 'STANDARD_SPLIT', 'PHASES', 'MAIN', 'SETTINGS', 'ABLATIONS', 'DECISIVE', 'SCORES',
-           'COLUMNS', 'CHANCE', 'SINGLE', 'REWEIGHED', 'CFA', 'FAMILIES', 'METHODS', 'RESULTS', 'QUICK_RESULTS',
+           'CHANCE', 'COLUMNS', 'SINGLE', 'REWEIGHED', 'CFA', 'FAMILIES', 'METHODS', 'RESULTS', 'QUICK_RESULTS',
            'QUICK', 'ABLATED', 'Variant', 'pairs', 'Setting', 'Run', 'source_digest', 'commit', 'Ledger', 'by_chance',
            'Bench', 'shapley_values', 'Predictor', 'tuned', 'network', 'tuned_network', 'single_network', 'reweighing',
            'reweighed', 'sliced_distance', 'class_distance', 'cfa_loss', 'classical', 'random_forest', 'weighted_vote',
@@ -134,7 +134,8 @@ def commit() -> str | None: # of the checkout the package is in, if it is in one
 
 # %% ../nbs/19_study.ipynb #24b3ff02
 SCORES = ('utility', 'acc', 'f1', 'auc', 'dp', 'eo', 'fair_result', 'ref', 'vef', 'att_jsd', 'fair_procedure', 'final_score')
-COLUMNS = ['name', *(f.name for f in fields(Run)), *SCORES, 'chance_fair_result', 'chance_fair_procedure', 'val_final_score', 'val_utility',
+CHANCE = ('fair_result', 'fair_procedure') # scores of which a row also says what chance alone would give
+COLUMNS = ['name', *(f.name for f in fields(Run)), *SCORES, *(f'chance_{name}' for name in CHANCE), 'val_final_score', 'val_utility',
            'feasible', 'seconds', 'cpu_seconds', 'family', 'score_seconds', 'note', 'edition', 'fingerprint', 'version', 'design', 'commit']
 
 class Ledger:
@@ -178,8 +179,6 @@ class Ledger:
         write_json(self.log_file, dict(entries=self.log() + [dict(time=datetime.now(timezone.utc).isoformat(timespec='seconds'), **what)]))
 
 # %% ../nbs/19_study.ipynb #b3c1a7e1
-CHANCE = ('fair_result', 'fair_procedure')
-
 def by_chance(
     record: NodeRecord, # of one model, with explanations
     n_draws: int = 50,
@@ -594,11 +593,12 @@ def carry_out(
     *,
     cache_dir: str | Path = 'weights/study', # checkpoints and studies
     data_dir: str | Path | None = None, # as of `load_dataset`
-    hours: float | None = None, # no family is started later than this; None: all are done
+    hours: float | None = None, # no family is started later than this; None: all are done; 0: none, and nothing is written
     progress: Callable[[str, int, int], None] = lambda what, done, all_: None, # called with a family's name, families done, families wanted
 ) -> list[Run]: # what is still missing
     "Do the runs that have no row yet; in a later call the rest."
     todo, started, groups = ledger.missing(runs), time.monotonic(), {}
+    if hours == 0: return todo
     for r in todo: groups.setdefault((r.setting, r.variant, r.split_seed, r.seed, r.n_trials, r.epochs, family(r)), []).append(r)
     if any(f in ('expgrad_dp', 'expgrad_tpr', 'threshold_optimizer') for *_, f in groups): _fairlearn() # better now than after an hour
     if confirmatory := [r for r in todo if r.phase == 'confirmatory']:
@@ -657,7 +657,7 @@ def names(
     items = value.strip('[] ').split(',') if isinstance(value, str) else [value] if isinstance(value, int) else list(value)
     return [kind(str(i).strip(' \'"')) for i in items]
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Request:
     "What was asked for."
     runs: tuple[Run, ...]
@@ -665,6 +665,8 @@ class Request:
     cache_dir: str
     data_dir: str | None
     hours: float | None
+
+    def __repr__(self): return f'Request({len(self.runs)} runs, {self.runs[0].phase}, rows in {self.results!r})'
 
     def _repr_markdown_(self):
         count = lambda key: len({getattr(r, key) for r in self.runs})

@@ -65,11 +65,12 @@ def test_an_interrupted_study_goes_on(tiny, tmp_path, monkeypatch):
 
 def test_a_confirmatory_call_is_on_record_even_if_it_fails(tiny, tmp_path, monkeypatch):
     counting(monkeypatch, fails=['one'])
-    ledger = Ledger(tmp_path / 'rows')
+    ledger, runs = Ledger(tmp_path / 'rows'), [Run('tiny', 20, 0, 'one', phase='confirmatory')]
+    assert study.carry_out(runs, ledger, cache_dir=tmp_path, hours=0) == runs and ledger.log() == []  # nothing was to be started
     with pytest.raises(MoEExpertError, match='power'):
-        study.carry_out([Run('tiny', 20, 0, 'one', phase='confirmatory')], ledger, cache_dir=tmp_path)
+        study.carry_out(runs, ledger, cache_dir=tmp_path)
     entry, = ledger.log()
-    assert entry['runs'] == 1 and entry['variants'] == ['tiny'] and entry['design'] == study.source_digest()
+    assert entry['runs'] == 1 and entry['variants'] == ['tiny'] and entry['design'] == study.source_digest() and entry['settings'] == ['main']
 
 
 def test_a_damaged_row_is_named(tmp_path):
