@@ -13,7 +13,7 @@ from moe_expert.artifacts import ArtifactError
 from moe_expert.datasets import MoEExpertError, make_synthetic
 from moe_expert.experts import ExpertSpec
 from moe_expert.study import MAIN, Bench, Ledger, Predictor, Run
-from moe_expert.trainer import logistic_regression
+from moe_expert.trainer import FineTuneSettings, MoESettings, MoETrainer, logistic_regression
 from moe_expert.training import TrainConfig, TrainSettings, run_training, train_population
 
 PLAIN = ExpertSpec('plain', 'plain', 'utility', True)
@@ -88,6 +88,22 @@ def test_no_method_depends_on_test_labels(bench, tmp_path):
         (_, a), (_, b) = *study.FAMILIES[name][0](bench).items(), *study.FAMILIES[name][0](other).items()
         args = bench.data.x, bench.data.edge_index
         assert torch.equal(a.probabilities(*args), b.probabilities(*args)), name
+
+
+def test_stage_3_of_a_setting_is_the_trainers(tiny, tmp_path, monkeypatch):
+    "The same ways, tried by the trainer: the same winner, and its row has a name of its own."
+    ways = tuple(FineTuneSettings(lr, lr, epochs=30, val_every=5, pull=pull) for lr in (1e-3, 1e-2) for pull in (0., 5.))
+    monkeypatch.setitem(study.SETTINGS, 'ways', study.Setting('several ways', stage3=ways))
+    bench = Bench('tiny', 1000, 100, n_trials=1, epochs=100, setting='ways', cache_dir=tmp_path)
+    made = study.ablated(bench)
+    assert set(made) == set(study.SETTINGS['ways'].methods) and 'pull' in bench.notes['moe_finetuned']
+    one = MoETrainer(bench.data, None, tmp_path / 'trainer', 100, n_trials=1, epochs=100, device='cpu', settings=MoESettings(fine_tuning=ways))
+    one.tune_gate(1)
+    assert one.fine_tune()['kept']  # else there is nothing to see
+    args = bench.data.x, bench.data.edge_index
+    assert torch.equal(made['moe_finetuned'].probabilities(*args), one.mixture.probabilities(*args))
+    assert not torch.equal(made['moe'].probabilities(*args), one.mixture.probabilities(*args))
+    assert [r.method for r in study.plan('development', ['tiny'], [100], [1000], settings=['ways'])] == list(study.SETTINGS['ways'].methods)
 
 
 def test_a_missing_fairlearn_is_said_before_anything_is_trained(tiny, tmp_path, monkeypatch):
