@@ -50,6 +50,11 @@ def sections(rows):
     yield 'Utility: the ceiling of the default backbone and space, other settings, and the mark', report.ceiling(rows)
     yield 'Beside published figures', report.beside_published(standard)
     yield 'Ablations: the released mixture minus the mixture of the setting, `final_score`', report.ablation_table(report.developed(rows))
+    other = report.redesigned(rows, 'stage-3')
+    for part, some in report.parts(other).items():
+        if part.startswith('standard'): yield 'The claim with the other stage 3, on the standard split', report.verdict(some).reset_index()
+        yield f'The other stage 3 minus the other method, `final_score` ({part})', report.against_all(some)
+        yield f'The other stage 3: all four data sets together (exploratory), minus the other method, `final_score` ({part})', report.pooled(some)
 
 
 def text():

@@ -26,7 +26,7 @@ from .explain import _gauss_legendre
 from .gate import Mixture, gate_state
 from .report import (BLACK, BLUE, GREEN, GREY, ORANGE, SCORES, VERMILION, Picture, RunParameters, Table, Winner, better,
                                check_parameters, execute, saved_files, table)
-from .trainer import MoESettings, MoETrainer
+from .trainer import WAYS, MoESettings, MoETrainer
 from .tune_experts import Progress
 
 # %% auto #0
@@ -41,6 +41,7 @@ class MoEParameters(RunParameters):
     use_cached_experts: bool | None = None # None: those in `cache_dir` where all three are there, else they are tuned
     fine_tune: bool = True # stage 3?
     teachers: str = 'train' # which nodes teach the gate
+    ways: str = 'one' # in how many ways stage 3 is tried
     backbone: str | None = None # of the experts; None: that of the experts that are there, else mlp
 
     @property
@@ -50,7 +51,7 @@ class MoEParameters(RunParameters):
     def _repr_markdown_(self) -> str:
         how = {None: 'taken from there, or tuned where they are not there', True: 'taken from there', False: 'tuned first'}
         return (f'{self.about()} The experts are {how[self.use_cached_experts]}; **{self.n_trials} trials** for the gate (and for each expert '
-                f'that is tuned); fine-tuning: {"yes" if self.fine_tune else "no"}.')
+                f'that is tuned); fine-tuning: {self.ways + " way" + "s" * (self.ways != "one") if self.fine_tune else "no"}.')
 
 def train(
     p: MoEParameters,
@@ -63,7 +64,7 @@ def train(
     try:
         trainer = MoETrainer(data, p.use_cached_experts, p.cache_dir, p.seed, n_trials=p.n_trials, epochs=p.epochs, device=p.device,
                              backbone=p.backbone, overwrite=p.overwrite, storage=os.environ.get('MOE_EXPERT_STORAGE') or None,
-                             settings=MoESettings(teachers=p.teachers), progress=progress)
+                             settings=MoESettings(teachers=p.teachers, fine_tuning=WAYS[p.ways]), progress=progress)
         return trainer, trainer.run(p.n_trials, p.fine_tune)
     finally: logger.removeHandler(quiet)
 
@@ -211,8 +212,10 @@ def finetuning_table(
     names = [n for n in SCORES if n in gate['best_metrics']]
     rows = [{'score': n, 'better': SCORES[n][0], 'before': gate['best_metrics'][n], 'after': tuned['metrics'].get(n)} for n in names]
     for row in rows: row['change'] = None if row['after'] is None else row['after'] - row['before']
-    verdict = 'kept' if tuned['kept'] else 'not kept'
-    return table(rows, f'Fine-tuning was {verdict}: {tuned["why"]} (validation nodes, {tuned["epochs_run"]} epochs)').set_index('score')
+    verdict, ways = 'kept' if tuned['kept'] else 'not kept', tuned['fine_tuning']
+    way = ways[tuned['best_way']]
+    best = f'; the best of {len(ways)} ways: learning rates {way["expert_lr"]:g} and {way["gate_lr"]:g}, pull {way["pull"]:g}' * (len(ways) > 1)
+    return table(rows, f'Fine-tuning was {verdict}: {tuned["why"]} (validation nodes, {tuned["epochs_run"]} epochs{best})').set_index('score')
 
 # %% ../nbs/14_moe_report.ipynb #fa4611c2
 def as_winner(

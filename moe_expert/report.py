@@ -52,7 +52,7 @@ from .explain import attribution_shares
 from .gate import GATE
 from .metrics import GroupRates, by_group
 from .studies import BATCH
-from .trainer import TEACHERS
+from .trainer import TEACHERS, WAYS
 from .tune_experts import ExpertTuner, Progress, load_expert
 
 # %% ../nbs/12_report.ipynb #0ce43fce
@@ -803,7 +803,8 @@ def _problem(name: str, value) -> str | None:
         groups=(columns, 'a list of column names, or names with commas between'),
         overwrite=(isinstance(value, bool), 'True or False'), fine_tune=(isinstance(value, bool), 'True or False'),
         use_cached_experts=(isinstance(value, bool) or value is None, 'True, False or None (use them where they are there)'),
-        teachers=(value in TEACHERS, ', '.join(map(repr, TEACHERS))))
+        teachers=(value in TEACHERS, ', '.join(map(repr, TEACHERS))),
+        ways=(isinstance(value, str) and value in WAYS, ' or '.join(map(repr, WAYS))))
     fits, wanted = rules[name]
     return None if fits else f'{name} must be {wanted}, not {value!r}'
 

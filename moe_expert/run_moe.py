@@ -33,6 +33,7 @@ def parser(
         help='yes: the experts must be in cache_dir; no: tune up to n_trials first; neither: use them where they are there, else tune')
     add('--fine_tune', action=argparse.BooleanOptionalAction, default=True, help='stage 3')
     add('--teachers', default='train', choices=['train', 'crossfit', 'val_half'], help='which nodes teach the gate')
+    add('--ways', default='one', choices=['one', 'nine'], help='in how many ways stage 3 is tried; validation chooses')
     return p
 
 # %% ../nbs/17_run_moe.ipynb #a8d17ed0
@@ -51,12 +52,12 @@ def run(
 ) -> int: # exit code
     "All stages, the table, and the report if asked."
     from moe_expert.report import TerminalProgress
-    from moe_expert.trainer import MoESettings, MoETrainer
+    from moe_expert.trainer import WAYS, MoESettings, MoETrainer
     settings = {k: getattr(args, k) for k in ('seed', 'cache_dir', 'data_dir', 'edition', 'drop', 'epochs', 'device', 'backbone')}
     storage = getattr(args, 'storage', None) or os.environ.get('MOE_EXPERT_STORAGE') or None
     with TerminalProgress() as progress:
         trainer = MoETrainer(args.dataset, args.use_cached_experts, overwrite=args.overwrite, storage=storage, progress=progress,
-                             n_trials=args.n_trials, settings=MoESettings(teachers=args.teachers), **settings)
+                             n_trials=args.n_trials, settings=MoESettings(teachers=args.teachers, fine_tuning=WAYS[args.ways]), **settings)
         done = trainer.run(args.n_trials, fine_tune=args.fine_tune)
     test, tuned = done['test'], done['fine_tuning']
     print(f'{trainer.data.name} ({trainer.data.edition} edition): scores on the {test["nodes"]} test nodes, with {test["intervals"]}\n\n'
@@ -64,8 +65,8 @@ def run(
           + f'Files in {trainer.files.cache_dir}')
     if args.report:
         from moe_expert.moe_report import run_moe_report
-        print('Report:', run_moe_report(args.dataset, n_trials=args.n_trials, fine_tune=args.fine_tune, teachers=args.teachers, storage=storage,
-                                        groups=args.groups, **settings))
+        print('Report:', run_moe_report(args.dataset, n_trials=args.n_trials, fine_tune=args.fine_tune, teachers=args.teachers, ways=args.ways,
+                                        storage=storage, groups=args.groups, **settings))
     return 0
 
 # %% ../nbs/17_run_moe.ipynb #143eb439

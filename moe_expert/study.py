@@ -101,7 +101,7 @@ SETTINGS |= {f'without-{e}': Setting(f'without {e}', tuple(x for x in EXPERTS if
 SETTINGS |= {f'no-{l}': Setting(f'{l} = 0', off=(l,)) for l in LAMBDAS}
 SETTINGS |= {'no-floor': Setting('no floor', floor=False)} | {f'trials-{n}': Setting(f'{n} trials', n_trials=n) for n in (5, 10, 30)}
 SETTINGS |= {'hidden-64': Setting('64 hidden units', hidden=64), 'lr-1e-2': Setting('learning rates up to 1e-2', lr_high=1e-2)}
-SETTINGS |= {'stage-3': Setting('stage 3 with larger steps and a pull', stage3=WAYS)}
+SETTINGS |= {'stage-3': Setting('stage 3 with larger steps and a pull', stage3=WAYS['nine'])}
 ABLATIONS = tuple(s for s in SETTINGS if s != MAIN)
 
 @dataclass(frozen=True)

@@ -167,7 +167,8 @@ class FineTuneSettings:
         for name in ('epochs', 'val_every', 'patience', 'n_steps', 'batch_size'):
             if getattr(self, name) < 1: raise MoEExpertError(f'{name} must be at least 1, got {getattr(self, name)}')
 
-WAYS = tuple(FineTuneSettings(lr, lr, epochs=600, patience=8, pull=pull) for lr in (3e-4, 1e-3, 3e-3) for pull in (0., 1., 10.))
+WAYS = {'one': (FineTuneSettings(),),
+        'nine': tuple(FineTuneSettings(lr, lr, epochs=600, patience=8, pull=pull) for lr in (3e-4, 1e-3, 3e-3) for pull in (0., 1., 10.))}
 
 class _FineTuner:
     "One mixture with all its parameters in one row; what `run_training` drives."
@@ -328,7 +329,7 @@ def predict_proba(
 class MoESettings:
     "How stages 2 and 3 are run."
     gate: GateSettings = GateSettings()
-    fine_tuning: FineTuneSettings | tuple[FineTuneSettings, ...] = FineTuneSettings() # several, like `WAYS`: all are tried, validation chooses
+    fine_tuning: FineTuneSettings | tuple[FineTuneSettings, ...] = WAYS['one'] # of several all are tried, validation chooses
     teachers: str = 'train' # one of `TEACHERS`
 
     def __post_init__(self):

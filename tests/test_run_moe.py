@@ -27,8 +27,9 @@ def clone(tmp_path_factory, repo_root):
 @pytest.fixture
 def quick(monkeypatch):
     "Few epochs of stages 2 and 3."
-    settings = trainer.MoESettings(trainer.GateSettings(epochs=20, val_every=20), trainer.FineTuneSettings(epochs=2, val_every=1))
-    monkeypatch.setattr(trainer, 'MoESettings', lambda teachers: replace(settings, teachers=teachers))
+    settings = trainer.MoESettings(trainer.GateSettings(epochs=20, val_every=20))
+    short = lambda ways: tuple(replace(w, epochs=2, val_every=1) for w in ways)
+    monkeypatch.setattr(trainer, 'MoESettings', lambda teachers, fine_tuning: replace(settings, teachers=teachers, fine_tuning=short(fine_tuning)))
 
 
 def run(*command, cwd):
@@ -68,6 +69,11 @@ def test_again_from_the_cache_and_without_fine_tuning(tmp_path, capsys, quick):
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir() if p.suffix in ('.pt', '.json')} == before
     assert main([*command, '--no-use_cached_experts']) == 0
     assert 'Fine-tuning' in capsys.readouterr().out
+    for ways, count in (('one', 1), ('nine', 9)):
+        assert main([*command, '--use_cached_experts', '--ways', ways]) == 0
+        record = json.loads((tmp_path / 'synthetic-200_moe_finetuning_results.json').read_text())
+        assert len(record['fine_tuning']) == len(record['ways']) == count
+    capsys.readouterr()
     assert main([*command, '--use_cached_experts', '--overwrite']) == 1
     assert 'overwrite=True would remove' in capsys.readouterr().err
     (tmp_path / 'synthetic-200_expert2_best.pt').write_bytes(b'')
@@ -86,7 +92,8 @@ def test_without_the_experts_asked_for_it_names_the_tuning_command(tmp_path, cap
 
 @pytest.mark.parametrize('wrong, says', [
     (['--n_trials', '0'], 'at least 1'), (['--seed', 'x'], 'at least 0'), (['--dataset', 'germn'], "Did you mean 'german'?"),
-    (['--teachers', 'test'], 'val_half'), (['--fine_tun'], 'did you mean --fine_tune?'), (['--expert', 'expert1'], 'all'),
+    (['--teachers', 'test'], 'val_half'), (['--ways', 'two'], 'nine'),
+    (['--fine_tun'], 'did you mean --fine_tune?'), (['--expert', 'expert1'], 'all'),
     (['--use_cached_experts', 'yes'], 'unrecognized'), (['--cache_dir'], '--cache_dir')])
 def test_wrong_arguments_exit_2_with_one_line(wrong, says, refused): refused(main, wrong, says)
 
