@@ -152,11 +152,10 @@ class Ledger:
     def rows(self) -> pd.DataFrame: # one per run and version; a run's own file goes before its line in runs.csv
         "Raises `ArtifactError` naming a file that is damaged."
         text = ('version', 'commit', 'fingerprint', 'design', 'note')
-        how = dict(dtype=dict.fromkeys(text, str), float_precision='round_trip')
-        old = pd.read_csv(self.csv, **how) if self.csv.exists() else pd.DataFrame(columns=text)
+        old = pd.read_csv(self.csv, dtype=dict.fromkeys(text, str)) if self.csv.exists() else pd.DataFrame(columns=text)
         old = old.fillna(dict.fromkeys(text, '')).to_dict('records')
-        new = [{k: float(f'{v:.9g}') if isinstance(v, float) else v for k, v in read_json(f).items()} for f in self.runs.glob('*.json')]
-        known = {(r['name'], r['version']): r for r in [*old, *new]} # with as many digits as `runs.csv` keeps: both must say the same
+        kept = lambda r: {k: float(f'{v:.9g}') if isinstance(v, float) else v for k, v in r.items()} # digits of `runs.csv`: both say the same
+        known = {(r['name'], r['version']): kept(r) for r in [*old, *map(read_json, self.runs.glob('*.json'))]}
         return pd.DataFrame([known[k] for k in sorted(known)], columns=None if known else COLUMNS)
 
     def add(self, row: dict): # plain data with name and version
