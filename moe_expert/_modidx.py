@@ -229,6 +229,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'moe_expert.experts.AttentionPopulation': ('experts.html#attentionpopulation', 'moe_expert/experts.py'),
                                     'moe_expert.experts.AttentionPopulation._each': ( 'experts.html#attentionpopulation._each',
                                                                                       'moe_expert/experts.py'),
+                                    'moe_expert.experts.AttentionPopulation._layer': ( 'experts.html#attentionpopulation._layer',
+                                                                                       'moe_expert/experts.py'),
                                     'moe_expert.experts.AttentionPopulation._pass': ( 'experts.html#attentionpopulation._pass',
                                                                                       'moe_expert/experts.py'),
                                     'moe_expert.experts.AttentionPopulation.along': ( 'experts.html#attentionpopulation.along',

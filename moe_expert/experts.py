@@ -596,17 +596,18 @@ class AttentionPopulation(Population):
             out[m, take] = Attention(params, x64, edges, self.negative_slope).forward().p1[0]
         return out
 
-    def _pass(self, x: Tensor, edge_index: Tensor | None, nodes: Tensor | None) -> Forward:
+    def _layer(self, x: Tensor, edge_index: Tensor | None, nodes: Tensor | None) -> Attention:
+        "Of all models and all these nodes at once, differentiable in the parameters."
         if edge_index is None: raise MoEExpertError('backbone gat needs the graph: edge_index is None')
         nodes = torch.arange(len(x), device=x.device) if nodes is None else nodes
         params = {k: v.double() for k, v in self.params.items()}
-        return Attention(params, x.double(), incoming(edge_index, nodes, len(x)), self.negative_slope).forward()
+        return Attention(params, x.double(), incoming(edge_index, nodes, len(x)), self.negative_slope)
+
+    def _pass(self, x: Tensor, edge_index: Tensor | None, nodes: Tensor | None) -> Forward: return self._layer(x, edge_index, nodes).forward()
 
     def along(self, x: Tensor, edge_index: Tensor | None, nodes: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
         "As of `Population`."
-        if edge_index is None: raise MoEExpertError('backbone gat needs the graph: edge_index is None')
-        params = {k: v.double() for k, v in self.params.items()}
-        layer = Attention(params, x.double(), incoming(edge_index, nodes, len(x)), self.negative_slope)
+        layer = self._layer(x, edge_index, nodes)
         margins, slopes = zip(*map(layer.along, points))
         return torch.stack(margins), torch.stack(slopes)
 

@@ -357,9 +357,8 @@ def redesigned(
     rows: pd.DataFrame, # of the ledger
     setting: str, # one with a stage 3 of its own
 ) -> pd.DataFrame: # confirmatory rows of the main setting, where the setting has rows, with its mixture in the released one's place
-    rows = rows[rows.phase == 'confirmatory'] if len(rows) else rows
-    new = rows[(rows.setting == setting) & (rows.method == 'moe_finetuned')] if len(rows) else rows
-    if not len(new): return new
-    main = rows[(rows.setting == MAIN)].replace({'method': {'moe_finetuned': 'moe_released'}})
+    rows = rows[rows.phase == 'confirmatory']
+    new = rows[(rows.setting == setting) & (rows.method == 'moe_finetuned')]
+    main = rows[rows.setting == MAIN].replace({'method': {'moe_finetuned': 'moe_released'}})
     both = main.merge(new[['variant', 'split_seed', 'seed', 'version']].drop_duplicates())
     return pd.concat([both, new.assign(setting=MAIN)], ignore_index=True)
