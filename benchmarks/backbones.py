@@ -29,8 +29,9 @@ PARTS = ('p1', 'p1_masked', 'feature', 'attributions')
 
 def unit(dataset: str, backbone: str, expert: str, data_dir: Path, n_trials: int, epochs: int, seed: int) -> dict:
     "Tune one expert, evaluate its winner on the test nodes; plain data and tensors."
-    from moe_expert.evaluation import Evaluator
-    from moe_expert.tune_experts import ExpertTuner, load_expert
+    from moe_expert.scores.evaluation import Evaluator
+    from moe_expert.tune_experts import ExpertTuner
+    from moe_expert.tuning.records import load_expert
     with tempfile.TemporaryDirectory() as folder:
         tuner = ExpertTuner(dataset, seed, folder, data_dir=data_dir, backbone=backbone, epochs=epochs)
         tuner.floor()
@@ -49,13 +50,14 @@ def unit(dataset: str, backbone: str, expert: str, data_dir: Path, n_trials: int
 
 def compared(units: dict[str, dict], n_resamples: int, level: float = 0.95) -> dict[str, dict[str, tuple]]:
     "backbone → score → (value, low, high, difference to the mlp, low, high); all models see the same draws."
-    from moe_expert import evaluation
+    from moe_expert.scores import evaluation as scores_evaluation
+    from moe_expert.scores import intervals as scores_intervals
     names, first = list(units), next(iter(units.values()))
     stacked = {k: torch.cat([u[k] for u in units.values()]) for k in PARTS}
-    record = evaluation.NodeRecord(first['nodes'], first['y'], first['sens'], **stacked)
+    record = scores_evaluation.NodeRecord(first['nodes'], first['y'], first['sens'], **stacked)
     scores, tails = record.scores(), torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.double)
-    draws = evaluation.resamples(record.sens, n_resamples)
-    parts = [evaluation._resampled_scores(record, d) for d in draws.split(max(1, 2**22 // record.p1.numel()))]
+    draws = scores_intervals.resamples(record.sens, n_resamples)
+    parts = [scores_intervals._resampled_scores(record, d) for d in draws.split(max(1, 2**22 // record.p1.numel()))]
     drawn = {k: torch.cat([p[k] for p in parts], 1) for k in SHOWN}
     out = {}
     for m, name in enumerate(names):

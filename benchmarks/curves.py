@@ -42,8 +42,9 @@ def curves(data, spec, seeds: int, n: int, epochs: int, settings) -> dict:
     "Objective (NaN where infeasible), violation and utility [M, V] of n configurations per seed at V validations; configurations seed by seed."
     import torch
 
-    from moe_expert.evaluation import Evaluator
-    from moe_expert.training import Floor, reference_floor, train_population
+    from moe_expert.scores.evaluation import Evaluator
+    from moe_expert.experts.floor import Floor
+    from moe_expert.experts.training import reference_floor, train_population
     plain, settings = Evaluator(data, 'val'), replace(settings, epochs=epochs, val_every=EVERY, patience=epochs)
     floors = [reference_floor(data, s, evaluator=plain, settings=replace(settings, epochs=CAP, patience=3)) for s in range(seeds)]
     configs = [c for s in range(seeds) for c in configurations(spec, n, s)]
@@ -67,9 +68,9 @@ def curves(data, spec, seeds: int, n: int, epochs: int, settings) -> dict:
 
 def configurations(spec, n: int, seed: int) -> list:
     "The default and n − 1 random configurations, as a study starts."
-    from moe_expert.studies import draw_seed
-    from moe_expert.training import TrainConfig
-    from moe_expert.tune_experts import DEFAULT_PARAMS, search_space
+    from moe_expert.tuning.studies import draw_seed
+    from moe_expert.experts.training import TrainConfig
+    from moe_expert.tuning.settings import DEFAULT_PARAMS, search_space
     space = search_space(spec)
     rng, params = np.random.default_rng(draw_seed(seed, spec.name, 'curves')), [{k: DEFAULT_PARAMS[k] for k in space}]
     for _ in range(1, n):
@@ -80,9 +81,9 @@ def configurations(spec, n: int, seed: int) -> list:
 def compute(work: Path, datasets, experts, seeds: int, n: int, data_dir=None, say=print):
     "Compute what is missing in `work`."
     from moe_expert.datasets import load_dataset
-    from moe_expert.experts import EXPERTS
-    from moe_expert.training import TrainSettings
-    from moe_expert.tune_experts import HIDDEN
+    from moe_expert.experts.specs import EXPERTS
+    from moe_expert.experts.training import TrainSettings
+    from moe_expert.tuning.settings import HIDDEN
     work.mkdir(parents=True, exist_ok=True)
     for name in datasets:
         data = load_dataset(name, data_dir=data_dir)
@@ -161,7 +162,7 @@ def outcome(objective, stops, maximize: bool) -> tuple[int, float]:
 
 def analyse(work: Path, seeds: int, n: int) -> dict:
     "Of every rule: epochs run (share of all), winners changed; of every cap: best utility and feasible configurations, by data set."
-    from moe_expert.experts import EXPERTS
+    from moe_expert.experts.specs import EXPERTS
     rules, caps = [], []
     for path in sorted(work.glob(f'*-{seeds}x{n}.npz')):
         dataset, expert, _ = path.stem.split('-')

@@ -30,13 +30,16 @@ from scipy import stats
 from torch import Tensor
 
 from moe_expert.datasets import load_dataset
-from moe_expert.evaluation import Evaluator
-from moe_expert.experts import EXPERTS, GroupWeights, soft_gaps
-from moe_expert.explain import att_jsd
-from moe_expert.gate import (
-    GATE, GateConfig, GateSettings, Lesson, _GateTrainer, gate_terms, gate_weights, mixture_attributions, uniform_mixture)
-from moe_expert.trainer import GATE_DEFAULTS, GATE_SPACE, MoESettings, MoETrainer
-from moe_expert.training import run_training
+from moe_expert.scores.evaluation import Evaluator
+from moe_expert.experts.specs import EXPERTS
+from moe_expert.experts.losses import GroupWeights, soft_gaps
+from moe_expert.scores.procedure import att_jsd
+from moe_expert.experts.specs import GATE
+from moe_expert.mixture.gate_training import GateConfig, GateSettings, Lesson, _GateTrainer, gate_terms
+from moe_expert.mixture.gate import gate_weights, mixture_attributions, uniform_mixture
+from moe_expert.tuning.settings import GATE_DEFAULTS, GATE_SPACE
+from moe_expert.trainer import MoESettings, MoETrainer
+from moe_expert.experts.training import run_training
 from moe_expert.tune_experts import ExpertTuner
 
 HERE = Path(__file__).resolve().parent

@@ -60,7 +60,7 @@ class Tuning:
     "One strategy's study: asks for a batch, is told its results."
 
     def __init__(self, strategy: Strategy, spec, seed: int, n_trials: int):
-        from moe_expert.tune_experts import DEFAULT_PARAMS, search_space
+        from moe_expert.tuning.settings import DEFAULT_PARAMS, search_space
         self.strategy, self.spec, self.seed, self.n_trials, self.space = strategy, spec, seed, n_trials, search_space(spec)
         self.study = optuna.create_study(direction='maximize' if spec.maximize else 'minimize')
         self.study.enqueue_trial({k: DEFAULT_PARAMS[k] for k in self.space})
@@ -71,7 +71,7 @@ class Tuning:
         return len(self.results)
 
     def _sampler(self, rank: int):
-        from moe_expert.studies import draw_seed
+        from moe_expert.tuning.studies import draw_seed
         seed = draw_seed(self.seed, self.spec.name, rank)
         if rank < START and self.strategy.shared_start:
             return RandomSampler(seed=seed)
@@ -92,7 +92,7 @@ class Tuning:
 
     def tell(self, trial: optuna.Trial, result: dict):
         "What training made of a trial."
-        from moe_expert.training import CONSTRAINTS
+        from moe_expert.experts.floor import CONSTRAINTS
         if result['score'] is None:
             self.study.tell(trial, state=TrialState.FAIL)
         else:
@@ -112,7 +112,8 @@ def units(data, evaluator, spec, seeds: list[int], n_trials: int, settings, stra
     A record per seed. Every round asks each study that is behind for its next batch and trains what they ask for side by side."""
     import torch
 
-    from moe_expert.training import Floor, TrainConfig, reference_floor, train_population
+    from moe_expert.experts.floor import Floor
+    from moe_expert.experts.training import TrainConfig, reference_floor, train_population
     floors = {s: reference_floor(data, s, evaluator=evaluator, settings=settings) for s in seeds}
     tunings, known = {(s, k): Tuning(v, spec, s, n_trials) for s in seeds for k, v in strategies.items()}, {}
     asking = training = 0.
@@ -147,10 +148,10 @@ def _write(path: Path, record: dict):
 def compute(work: Path, datasets, experts, seeds: int, n_trials: int, epochs: int, data_dir=None, strategies=STRATEGIES, say=print):
     "Compute the units that are missing in `work`."
     from moe_expert.datasets import load_dataset
-    from moe_expert.evaluation import Evaluator
-    from moe_expert.experts import EXPERTS
-    from moe_expert.training import TrainSettings
-    from moe_expert.tune_experts import HIDDEN
+    from moe_expert.scores.evaluation import Evaluator
+    from moe_expert.experts.specs import EXPERTS
+    from moe_expert.experts.training import TrainSettings
+    from moe_expert.tuning.settings import HIDDEN
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     warnings.simplefilter('ignore', optuna.exceptions.ExperimentalWarning)
     for name in datasets:
@@ -196,7 +197,7 @@ def load_units(work: Path, n_trials: int, epochs: int) -> list[dict]:
 
 def analyse(units: list[dict]) -> dict:
     "Per problem and over all: best feasible scores; gains over random and over TPE one by one, paired by seed (positive: better)."
-    from moe_expert.experts import EXPERTS
+    from moe_expert.experts.specs import EXPERTS
     problems, pooled = [], {RANDOM: {}, SINGLE: {}}
     for dataset, expert in sorted({(u['dataset'], u['expert']) for u in units}):
         spec = EXPERTS[expert]

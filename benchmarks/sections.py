@@ -46,7 +46,7 @@ def _sync(device: str):
 def whole(dataset: str, n_trials: int = 30, epochs: int = 2000, data_dir: str | None = None, device: str = 'auto',
           n_nodes: int | None = None) -> dict:
     "The whole command: load, make the floor, tune three experts, write checkpoints and results, in an empty `cache_dir`."
-    from moe_expert.datasets import make_synthetic
+    from moe_expert.data.synthetic import make_synthetic
     from moe_expert.tune_experts import ExpertTuner
     experts = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -66,7 +66,8 @@ def whole(dataset: str, n_trials: int = 30, epochs: int = 2000, data_dir: str | 
 
 
 def _data(dataset: str, data_dir: str | None, n_nodes: int | None = None):
-    from moe_expert.datasets import load_dataset, make_synthetic
+    from moe_expert.datasets import load_dataset
+    from moe_expert.data.synthetic import make_synthetic
     return make_synthetic(n_nodes) if dataset == 'synthetic' else load_dataset(dataset, data_dir=data_dir)
 
 
@@ -74,9 +75,9 @@ def _configs(expert: str, n: int, seed: int = 0) -> list:
     "Random configurations of an expert's search space."
     import numpy as np
 
-    from moe_expert.experts import EXPERTS as SPECS
-    from moe_expert.training import TrainConfig
-    from moe_expert.tune_experts import search_space
+    from moe_expert.experts.specs import EXPERTS as SPECS
+    from moe_expert.experts.training import TrainConfig
+    from moe_expert.tuning.settings import search_space
     rng = np.random.default_rng(seed)
     draw = lambda s: float(np.exp(rng.uniform(np.log(s.low), np.log(s.high))))
     return [TrainConfig(**{k: draw(s) for k, s in search_space(SPECS[expert]).items()}) for _ in range(n)]
@@ -86,9 +87,9 @@ def _models(data, n: int, epochs: int):
     "A population of `n` models of expert1, trained for some epochs."
     import torch
 
-    from moe_expert.evaluation import Evaluator
-    from moe_expert.experts import PARAMETERS, Population
-    from moe_expert.training import TrainSettings, train_population
+    from moe_expert.scores.evaluation import Evaluator
+    from moe_expert.experts.populations import PARAMETERS, Population
+    from moe_expert.experts.training import TrainSettings, train_population
     settings = TrainSettings(epochs=epochs, val_every=epochs)
     trained = train_population(data, _configs('expert1', n), evaluator=Evaluator(data, 'val'), settings=settings)
     return Population({k: torch.cat([m.population.params[k] for m in trained]) for k in PARAMETERS}, trained[0].population.dropout)
@@ -132,7 +133,7 @@ def graphlime(dataset: str = 'bail', models: int = 30, per_stratum: int = 20, re
     "GraphLIME of all validation nodes for a population, and per-node LassoLars on a stratified sample of the same nodes, same first model."
     import numpy as np
 
-    from moe_expert.explain import GraphLIME, neighbourhoods
+    from moe_expert.scores.graphlime import GraphLIME, neighbourhoods
     data = _data(dataset, data_dir, n_nodes)
     population = _models(data, models, epochs)
     p1 = population.probabilities(data.x, data.edge_index)
@@ -197,10 +198,10 @@ def attributions(dataset: str = 'bail', models: int = 30, steps: int = 50, repea
 def training(expert: str, dataset: str = 'bail', n: int = 10, epochs: int = 2000, repeats: int = 3,
              data_dir: str | None = None, n_nodes: int | None = None, device: str = 'cpu') -> dict:
     "The same configurations one after another and side by side, validation included, GraphLIME's model-independent part made before."
-    from moe_expert.evaluation import Evaluator
-    from moe_expert.experts import EXPERTS as SPECS
-    from moe_expert.training import TrainSettings, reference_floor, resolve_device, train_population
-    from moe_expert.tune_experts import HIDDEN
+    from moe_expert.scores.evaluation import Evaluator
+    from moe_expert.experts.specs import EXPERTS as SPECS
+    from moe_expert.experts.training import TrainSettings, reference_floor, resolve_device, train_population
+    from moe_expert.tuning.settings import HIDDEN
     device = resolve_device(device)
     data = _data(dataset, data_dir, n_nodes).to(device)
     evaluator, settings = Evaluator(data, 'val'), TrainSettings(epochs=epochs, hidden=HIDDEN.get(data.name, 8))
@@ -219,9 +220,10 @@ def training(expert: str, dataset: str = 'bail', n: int = 10, epochs: int = 2000
 
 def scaling(n_nodes: int, avg_degree: float = 20, n_features: int = 20, n_trials: int = 5, epochs: int = 200, device: str = 'auto') -> dict:
     "Each expert tuned with a few trials on a synthetic graph: seconds per trial, and the time of what is made once."
-    from moe_expert.datasets import make_synthetic
-    from moe_expert.training import TrainSettings
-    from moe_expert.tune_experts import ExpertTuner, TuneSettings
+    from moe_expert.data.synthetic import make_synthetic
+    from moe_expert.experts.training import TrainSettings
+    from moe_expert.tune_experts import ExpertTuner
+    from moe_expert.tuning.settings import TuneSettings
     (made,), data = _timed(lambda: make_synthetic(n_nodes, n_features, avg_degree=avg_degree, seed=0))
     train = TrainSettings(epochs=epochs)
     experts = {}
@@ -244,7 +246,8 @@ def graph(rows: int, method: str = 'exact', columns: int = 30, threshold: float 
     "The similarity rule on a table of normal and binary columns, half each."
     import numpy as np
 
-    from moe_expert.datasets import DataWarning, similarity_graph
+    from moe_expert.errors import DataWarning
+    from moe_expert.data.graph import similarity_graph
     rng = np.random.default_rng(0)
     table = rng.normal(size=(rows, columns))
     table[:, columns // 2:] = table[:, columns // 2:] > 0

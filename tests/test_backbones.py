@@ -5,15 +5,26 @@ import pytest
 import torch
 from captum.attr import IntegratedGradients
 
-from moe_expert import experts, run_expert_tuning, training
-from moe_expert.datasets import MoEExpertError, make_synthetic
-from moe_expert.evaluation import Evaluator
-from moe_expert.experts import (EXPERTS, GNN, GroupWeights, adversary_shapes, attention_loss, divergence_of, expert_loss, graph_inputs, incoming,
-                                init_population, stack_models)
-from moe_expert.explain import att_jsd
-from moe_expert.training import TrainConfig, TrainSettings, train_population
-from moe_expert.report import Parameters, check_parameters, winners_table
-from moe_expert.tune_experts import ExpertTuner, load_expert
+from moe_expert.experts import populations as experts_populations
+from moe_expert.experts import graph_attention as experts_graph_attention
+from moe_expert.experts import backbones as experts_backbones
+from moe_expert import run_expert_tuning
+from moe_expert.experts import training as experts_training
+from moe_expert.errors import MoEExpertError
+from moe_expert.data.synthetic import make_synthetic
+from moe_expert.scores.evaluation import Evaluator
+from moe_expert.experts.specs import EXPERTS
+from moe_expert.experts.backbones import GNN
+from moe_expert.experts.losses import GroupWeights, adversary_shapes, attention_loss, divergence_of, expert_loss
+from moe_expert.experts.populations import graph_inputs
+from moe_expert.experts.graph_attention import incoming
+from moe_expert.experts.initialisation import init_population, stack_models
+from moe_expert.scores.procedure import att_jsd
+from moe_expert.experts.training import TrainConfig, TrainSettings, train_population
+from moe_expert.report.run import Parameters, check_parameters
+from moe_expert.report.winners import winners_table
+from moe_expert.tune_experts import ExpertTuner
+from moe_expert.tuning.records import load_expert
 
 GRAPHS = ('gcn', 'sage', 'gin', 'gat')
 
@@ -124,8 +135,8 @@ def test_chunks_change_nothing(backbone, monkeypatch, chunk):
     pop, nodes, features = population(backbone), torch.tensor([5, 0, 0, 11, 2]), torch.arange(10).view(2, 5) % 5 - 1
     ask = lambda: (pop.probabilities(x, edges), pop.masked_probabilities(x, edges, nodes, features), pop.attributions(x, edges, nodes))
     whole = ask()
-    monkeypatch.setattr(experts, '_CHUNK', chunk)
-    experts._MADE.clear()
+    monkeypatch.setattr(experts_backbones, 'NUMBERS_AT_ONCE', chunk)
+    experts_populations._MADE.clear()
     for a, b in zip(whole, ask()): torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
 
 
@@ -162,7 +173,7 @@ def test_the_trained_divergence_is_the_score(backbone):
     pop, sens = population(backbone), torch.arange(12) % 2
     weights, nodes = GroupWeights.of(sens, sens), torch.arange(12)
     exact = att_jsd(pop.attributions(x, edges, nodes), sens)
-    if backbone == 'gat': found = divergence_of(experts.Attention(pop.params, x, incoming(edges, nodes, 12), 0.1).attributions(200), weights)
+    if backbone == 'gat': found = divergence_of(experts_graph_attention.Attention(pop.params, x, incoming(edges, nodes, 12), 0.1).attributions(200), weights)
     else:
         zero = torch.zeros(2, dtype=torch.float64)
         seen, parts = graph_inputs(backbone, x, edges)[0], 2 if backbone == 'sage' else 1
@@ -261,8 +272,8 @@ def test_all_messages_sampled_is_the_same_as_none_sampled(data):
 
 
 def test_large_steps_are_sampled_by_themselves(data, monkeypatch):
-    monkeypatch.setattr(training, '_MESSAGES', 10)
-    trainer = training._AttentionTrainer(data, [TrainConfig(lr=1e-2)], TrainSettings(backbone='gat'), torch.device('cpu'), 0)
+    monkeypatch.setattr(experts_training, '_MESSAGES', 10)
+    trainer = experts_training.AttentionTrainer(data, [TrainConfig(lr=1e-2)], TrainSettings(backbone='gat'), torch.device('cpu'), 0)
     assert trainer.sampled == 25 and trainer.whole is None
     (edges, x, *_), = trainer._batches()
     assert edges.starts.diff().max() <= 25 and len(x) <= data.num_nodes

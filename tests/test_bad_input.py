@@ -8,12 +8,16 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from moe_expert import metrics
-from moe_expert.artifacts import ArtifactError, ExpertFiles, check_expert, claim
-from moe_expert.datasets import DataError, MoEExpertError, load_dataset, make_synthetic
+from moe_expert import errors
+from moe_expert.scores import metrics as scores_metrics
+from moe_expert.errors import ArtifactError
+from moe_expert.tuning.folder import ExpertFiles, check_expert, claim
+from moe_expert.errors import DataError, MoEExpertError
+from moe_expert.datasets import load_dataset
+from moe_expert.data.synthetic import make_synthetic
 from moe_expert.run_expert_tuning import main
-from moe_expert.tune_experts import load_expert
-from moe_expert.studies import open_storage
+from moe_expert.tuning.records import load_expert
+from moe_expert.tuning.storage import open_storage
 
 
 def many(n):
@@ -53,7 +57,7 @@ def test_scores_of_bad_tensors(data, name):
     for i, letter in enumerate(letters):
         good = good_p1 if letter == 'p' else binary
         args.append(data.draw(st.one_of(no_tensor, broken_tensor(letter == 'p')) if i == wrong else good))
-    with pytest.raises((metrics.ScoreInputError, metrics.UndefinedScoreError)) as caught: getattr(metrics, name)(*args)
+    with pytest.raises((errors.ScoreInputError, errors.UndefinedScoreError)) as caught: getattr(scores_metrics, name)(*args)
     assert str(caught.value) and isinstance(caught.value, MoEExpertError)
 
 
@@ -62,8 +66,8 @@ def test_scores_of_bad_tensors(data, name):
 def test_scores_are_defined_or_say_that_they_are_not(data, name):
     "With tensors that are right: a finite number in [0, 1], or `UndefinedScoreError`."
     args = [data.draw(good_p1 if letter == 'p' else binary) for letter in SCORES[name]]
-    try: score = getattr(metrics, name)(*args)
-    except metrics.UndefinedScoreError: return
+    try: score = getattr(scores_metrics, name)(*args)
+    except errors.UndefinedScoreError: return
     assert 0 <= score.item() <= 1
 
 

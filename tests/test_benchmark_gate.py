@@ -9,11 +9,13 @@ from conftest import ROOT
 sys.path.insert(0, str(ROOT / 'benchmarks'))
 import gate as bench
 
-from moe_expert.datasets import make_synthetic
-from moe_expert.evaluation import Evaluator
-from moe_expert.experts import GroupWeights, init_population
-from moe_expert.gate import GATE, GateConfig, GateSettings, _GateTrainer, make_lesson
-from moe_expert.training import run_training
+from moe_expert.data.synthetic import make_synthetic
+from moe_expert.scores.evaluation import Evaluator
+from moe_expert.experts.losses import GroupWeights
+from moe_expert.experts.initialisation import init_population
+from moe_expert.experts.specs import GATE
+from moe_expert.mixture.gate_training import GateConfig, GateSettings, _GateTrainer, make_lesson
+from moe_expert.experts.training import run_training
 
 CONFIGS = [GateConfig(1e-2, 1e-3, 1e-3, seed=s) for s in (0, 1)]
 

@@ -15,11 +15,12 @@ import run
 import samplers
 import sections
 
-from moe_expert.datasets import make_synthetic
-from moe_expert.evaluation import Evaluator
-from moe_expert.experts import EXPERTS
-from moe_expert.training import TrainSettings
-from moe_expert.tune_experts import ExpertTuner, TuneSettings
+from moe_expert.data.synthetic import make_synthetic
+from moe_expert.scores.evaluation import Evaluator
+from moe_expert.experts.specs import EXPERTS
+from moe_expert.experts.training import TrainSettings
+from moe_expert.tune_experts import ExpertTuner
+from moe_expert.tuning.settings import TuneSettings
 
 MACHINE = {'cpu': 'a', 'cores': 2, 'memory': 2 ** 34, 'system': 'b', 'python': '3', 'versions': {'torch': '2'}}
 COMMON = {'machine': MACHINE, 'load': [0.1, 0.2], 'torch_threads': 2, 'peak': 2e9, 'peak_imports': 3e8, 'gpu': None,
@@ -142,7 +143,7 @@ def test_curves_are_the_objectives_that_the_engine_selects_from(expert, monkeypa
     data, spec = make_synthetic(400), EXPERTS[expert]
     found = curves.curves(data, spec, 2, 3, 400, TRAIN)
     assert {k: v.shape for k, v in found.items()} == {'objective': (6, 4), 'violation': (6, 4), 'utility': (6, 4), 'lr': (6,)}
-    from moe_expert.training import reference_floor, train_population
+    from moe_expert.experts.training import reference_floor, train_population
     floor = reference_floor(data, 1, settings=curves.replace(TRAIN, epochs=curves.CAP, val_every=curves.EVERY))
     alone = train_population(data, curves.configurations(spec, 3, 1), spec, floor=floor,
                              settings=curves.replace(TRAIN, epochs=400, val_every=curves.EVERY, patience=9))

@@ -55,20 +55,20 @@ def test_tune_hands_over(tmp_path, capsys):
 
 
 def test_every_pair_is_reported_and_one_that_stops_does_not_stop_the_rest(tmp_path, monkeypatch, capsys):
-    from moe_expert import moe_report, report
-    from moe_expert.datasets import MoEExpertError
+    from moe_expert.report import run as report_run
+    from moe_expert.errors import MoEExpertError
     asked = []
 
     def run_report(dataset, expert, **given):
         asked.append((dataset, expert, given))
         if dataset == 'german': raise MoEExpertError('not\nhere')
         return tmp_path / f'{dataset}_{expert}.ipynb'
-    monkeypatch.setattr(report, 'run_report', run_report)
-    monkeypatch.setattr(moe_report, 'run_moe_report', lambda dataset, **given: run_report(dataset, 'mixture', **given))
+    monkeypatch.setattr(report_run, 'run_report', run_report)
+    monkeypatch.setattr(report_run, 'run_moe_report', lambda dataset, **given: run_report(dataset, 'mixture', **given))
     options = ['--n_trials', '7', '--drop', 'a,b', 'c', '--groups', 'd', '--cache_dir', str(tmp_path)]
     assert cli.main(['report', '--dataset', 'bail', 'german', 'math', '--expert', 'all', 'expert2', 'mixture', *options]) == 1
     assert [a[:2] for a in asked] == [(d, e) for d in ('bail', 'german', 'math') for e in ('all', 'expert2', 'mixture')]
     assert all(a[2]['drop'] == ['a', 'b', 'c'] and a[2]['n_trials'] == 7 and a[2]['groups'] == ['d'] for a in asked)
     out, err = capsys.readouterr()
     assert 'error: german, all: not here' in err and f'bail, all: {tmp_path}/bail_all.html' in out and (tmp_path / 'index.html').exists()
-    assert set(asked[0][2]) <= set(report.Parameters.__dataclass_fields__) | {'storage'}
+    assert set(asked[0][2]) <= set(report_run.Parameters.__dataclass_fields__) | {'storage'}

@@ -2,11 +2,14 @@
 import pytest
 import torch
 
-from moe_expert.datasets import make_synthetic
-from moe_expert.evaluation import Evaluator
-from moe_expert.experts import EXPERTS, GroupWeights
-from moe_expert.training import TrainConfig, TrainSettings, _Trainer, reference_floor, train_population
-from moe_expert.tune_experts import ExpertTuner, TuneSettings, load_expert
+from moe_expert.data.synthetic import make_synthetic
+from moe_expert.scores.evaluation import Evaluator
+from moe_expert.experts.specs import EXPERTS
+from moe_expert.experts.losses import GroupWeights
+from moe_expert.experts.training import TrainConfig, TrainSettings, PopulationTrainer, reference_floor, train_population
+from moe_expert.tune_experts import ExpertTuner
+from moe_expert.tuning.settings import TuneSettings
+from moe_expert.tuning.records import load_expert
 
 LAMBDAS = {k: 0.5 for spec in EXPERTS.values() for k in spec.lambdas}
 CONFIGS = [TrainConfig(3e-3, 1e-5, seed=1, **LAMBDAS), TrainConfig(3e-3, seed=2, lambda_fair=1.), TrainConfig(1e-3, seed=2)]
@@ -31,7 +34,7 @@ def without_content(trainer):
 
 
 def trainer(**settings):
-    return without_content(_Trainer(make_synthetic(1000), CONFIGS, TrainSettings(**settings), torch.device('cpu'), 0))
+    return without_content(PopulationTrainer(make_synthetic(1000), CONFIGS, TrainSettings(**settings), torch.device('cpu'), 0))
 
 
 @pytest.mark.parametrize('batch_size', [None, 100])
@@ -44,7 +47,7 @@ def test_a_step_stays_on_the_device_and_never_waits(batch_size, warm):
 
 @pytest.mark.parametrize('name', ['x', 'y', 'sens', 'absx', 'weights', 'lambdas'])
 def test_a_stranger_from_the_cpu_is_noticed(name):
-    t, other = trainer(), _Trainer(make_synthetic(1000), CONFIGS, TrainSettings(), torch.device('cpu'), 0)
+    t, other = trainer(), PopulationTrainer(make_synthetic(1000), CONFIGS, TrainSettings(), torch.device('cpu'), 0)
     with pytest.raises(RuntimeError, match='item|meta'): t.x.sum().item()
     setattr(t, name, getattr(other, name))
     with pytest.raises((RuntimeError, NotImplementedError), match='meta'): t.epoch(False)

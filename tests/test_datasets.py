@@ -18,11 +18,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial.distance import cdist
 
+from moe_expert.data import tables as data_tables
+from moe_expert.data import sources as data_sources
 from moe_expert import datasets
-from moe_expert.datasets import (
-    DATASETS, DataError, DatasetSpec, DataWarning, MoEExpertError, OfflineEditionWarning, canonical_name, check_edges, data_card, leakage_audit,
-    load_dataset, make_synthetic, scale_features, similarity_graph, standard_split,
-)
+from moe_expert.data.catalogue import DATASETS, DatasetSpec
+from moe_expert.errors import DataError, DataWarning, MoEExpertError, OfflineEditionWarning
+from moe_expert.datasets import canonical_name, load_dataset
+from moe_expert.data.graph import check_edges, similarity_graph
+from moe_expert.data.audit import data_card, leakage_audit
+from moe_expert.data.synthetic import make_synthetic
+from moe_expert.data.assembly import scale_features
+from moe_expert.data.split import standard_split
 
 BENCHMARKS = ('bail', 'german', 'math', 'por')
 
@@ -44,7 +50,7 @@ def loaded(data_dir):
 def nowhere(monkeypatch, tmp_path):
     "No folder, an empty cache, and addresses at which nobody listens."
     monkeypatch.delenv('MOE_EXPERT_DATA', raising=False)
-    monkeypatch.setattr(datasets, 'cache_dir', lambda: tmp_path / 'cache')
+    monkeypatch.setattr(data_sources, 'cache_dir', lambda: tmp_path / 'cache')
     for name, spec in DATASETS.items():
         table, edges = (replace(f, urls=(f'http://127.0.0.1:9/{f.name}',)) for f in (spec.table, spec.edges))
         monkeypatch.setitem(DATASETS, name, replace(spec, table=table, edges=edges))
@@ -164,7 +170,7 @@ def test_data_card(loaded):
 def test_memory_of_the_bail_rebuild(data_dir):
     code = f'''
 import resource, pandas as pd
-from moe_expert.datasets import similarity_graph
+from moe_expert.data.graph import similarity_graph
 x = pd.read_csv(r"{data_dir}/bail/bail.csv").drop(columns="RECID").to_numpy(float)
 assert similarity_graph(x, 0.6).shape[1] == 2 * 311870
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
@@ -274,7 +280,7 @@ SPEC = DatasetSpec('toy', 'y', 'g', ('group 0', 'group 1'))
 ])
 def test_bad_tables(frame, change, message):
     with pytest.raises(DataError, match=message):
-        datasets._read_table(change(frame), SPEC, 'toy')
+        data_tables.check_table(change(frame), SPEC, 'toy')
 
 
 @pytest.mark.parametrize('edges, message', [
@@ -290,7 +296,7 @@ def test_bad_edges(edges, message):
     ('zz', 'Features: a, b, g')])
 def test_bad_drops(drop, message):
     with pytest.raises(DataError, match=message):
-        datasets._check_drop(drop, ['a', 'b', 'g'], SPEC)
+        data_tables.check_drop(drop, ['a', 'b', 'g'], SPEC)
 
 
 def test_bad_files(tmp_path, nowhere):
@@ -358,7 +364,7 @@ def test_full_refuses_the_fall_back(nowhere):
 
 
 def test_fall_back_is_announced(nowhere, caplog):
-    with caplog.at_level('INFO', 'moe_expert.datasets'), pytest.warns(OfflineEditionWarning, match='OFFLINE EDITION'):
+    with caplog.at_level('INFO', 'moe_expert.data.sources'), pytest.warns(OfflineEditionWarning, match='OFFLINE EDITION'):
         fallen = load_dataset('recidivism')
     assert '127.0.0.1:9' in caplog.text
     asked = load_dataset('bail', edition='offline')
@@ -369,7 +375,7 @@ def test_offline_edition_facts():
     with warnings.catch_warnings():
         warnings.simplefilter('error', DataWarning)
         data = load_dataset('bail', edition='offline')
-    recid = datasets._offline_bail()
+    recid = data_sources._offline_bail()
     assert data.num_nodes == 1445 and int(data.y.sum()) == 552 and data.label_name == 'RECID' and data.sens_name == 'WHITE'
     assert torch.bincount(data.sens).tolist() == [701, 744]  # black, white
     assert not {'durat', 'ldurat', 'cens', 'black', 'RECID'} & set(data.feature_names) and len(data.feature_names) == 15

@@ -15,9 +15,12 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
-from moe_expert.datasets import DataError, make_synthetic, scale_features
-from moe_expert.estimator import FairMoEClassifier, FairnessWarning
-from moe_expert.gate import Mixture
+from moe_expert.errors import DataError
+from moe_expert.data.synthetic import make_synthetic
+from moe_expert.data.assembly import scale_features
+from moe_expert.estimator import FairMoEClassifier
+from moe_expert.errors import FairnessWarning
+from moe_expert.mixture.gate import Mixture
 
 QUICK = dict(epochs=300, on_missing_groups='ignore', random_state=0)
 

@@ -4,11 +4,17 @@ import pytest
 import torch
 from sklearn.metrics import roc_auc_score
 
-from moe_expert import evaluation, explain, metrics
-from moe_expert.datasets import load_dataset, make_synthetic
-from moe_expert.evaluation import Evaluator, bootstrap, resamples
-from moe_expert.explain import GraphLIME, graphlime
-from moe_expert.metrics import UndefinedScoreError
+from moe_expert.scores import intervals as scores_intervals
+from moe_expert.scores import evaluation as scores_evaluation
+from moe_expert.scores import attributions as scores_attributions
+from moe_expert.scores import procedure as scores_procedure
+from moe_expert.scores import metrics as scores_metrics
+from moe_expert.datasets import load_dataset
+from moe_expert.data.synthetic import make_synthetic
+from moe_expert.scores.evaluation import Evaluator
+from moe_expert.scores.intervals import bootstrap, resamples
+from moe_expert.scores.graphlime import GraphLIME, graphlime
+from moe_expert.errors import UndefinedScoreError
 
 SCORES = ['acc', 'f1', 'auc', 'utility', 'dp', 'eo', 'fair_result', 'selection_rate', 'ref', 'vef', 'att_jsd', 'fair_procedure', 'final_score']
 
@@ -42,7 +48,7 @@ class Networks:
     def attributions(self, x, edge_index, nodes):
         rows = x[nodes].double()
         models = [self[m:m + 1] for m in range(len(self.w1))]
-        return torch.stack([explain.integrated_gradients(lambda r, model=model: model.logits(r[None])[0], rows) for model in models])
+        return torch.stack([scores_attributions.integrated_gradients(lambda r, model=model: model.logits(r[None])[0], rows) for model in models])
 
 
 @pytest.fixture(scope='module')
@@ -164,7 +170,7 @@ def test_parts_of_the_work(data, networks, monkeypatch):
     evaluator = Evaluator(data)
     full = evaluator.scores(networks)
     lean = Evaluator(data)
-    monkeypatch.setattr(evaluation, 'GraphLIME', None)  # whoever makes a plan now fails
+    monkeypatch.setattr(scores_evaluation, 'GraphLIME', None)  # whoever makes a plan now fails
     cheap = lean.scores(networks, procedure=False)
     assert list(cheap) == SCORES[:8]
     for name, value in cheap.items():
@@ -199,7 +205,7 @@ def test_published_fidelity_is_an_option(data):
     torch.testing.assert_close(a.p1_masked, b.p1_masked)
     flips = (a.p1 >= 0.5) != (a.p1_masked >= 0.5)
     assert flips.any()
-    expected = explain.ref(explain.fidelity(a.p1, a.p1_masked, 'cfa'), a.sens)
+    expected = scores_procedure.ref(scores_procedure.fidelity(a.p1, a.p1_masked, 'cfa'), a.sens)
     torch.testing.assert_close(b.scores()['ref'], expected)
     torch.testing.assert_close(a.scores()['dp'], b.scores()['dp'])
 
@@ -210,9 +216,9 @@ def test_bootstrap_equals_scoring_each_resample(data, networks):
     "REF's and VEF's cut-offs are made anew in every draw."
     record = Evaluator(data).record(networks)
     draws = resamples(record.sens, 25, seed=4)
-    fast = evaluation._resampled_scores(record, draws)
+    fast = scores_intervals._resampled_scores(record, draws)
     for b, draw in enumerate(draws):
-        again = evaluation.NodeRecord(
+        again = scores_evaluation.NodeRecord(
             record.nodes[draw], record.y[draw], record.sens[draw], record.p1[:, draw], record.p1_masked[:, draw],
             record.feature[:, draw], record.attributions[:, draw])
         for name, value in again.scores().items():
@@ -256,7 +262,7 @@ def test_interval_covers_about_as_often_as_it_says():
     for seed in range(60):
         y = torch.randint(2, (300,), generator=generator)
         p1 = torch.where(torch.rand(300, generator=generator) < 0.8, y, 1 - y).double()[None]  # right in 80 %
-        record = evaluation.NodeRecord(torch.arange(300), y, torch.arange(300) % 2, p1)
+        record = scores_evaluation.NodeRecord(torch.arange(300), y, torch.arange(300) % 2, p1)
         interval = bootstrap(record, 300, seed, level=0.9)['acc']
         hits += bool(interval.low <= 0.8 <= interval.high)
     assert 46 <= hits <= 60
@@ -264,6 +270,6 @@ def test_interval_covers_about_as_often_as_it_says():
 
 def test_metrics_and_record_agree(data, networks):
     record = Evaluator(data).record(networks, explain=False)
-    torch.testing.assert_close(record.scores()['utility'], metrics.utility(record.p1, record.y))
-    torch.testing.assert_close(record.scores()['fair_result'], metrics.fair_result(record.p1, record.y, record.sens))
+    torch.testing.assert_close(record.scores()['utility'], scores_metrics.utility(record.p1, record.y))
+    torch.testing.assert_close(record.scores()['fair_result'], scores_metrics.fair_result(record.p1, record.y, record.sens))
     assert isinstance(Evaluator(data).plan, GraphLIME)

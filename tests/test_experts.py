@@ -6,14 +6,18 @@ from captum.attr import IntegratedGradients
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moe_expert import experts
-from moe_expert.datasets import MoEExpertError, load_dataset
-from moe_expert.experts import (EXPERTS, LAMBDAS, MLP, GroupWeights, Population, adversary_loss, adversary_shapes, attention_divergence,
-                                cross_entropy, expert_gradients, expert_loss, forward,
-                                hidden_gradient, init_population, representation_gap, soft_gaps,
-                                stack_models)
-from moe_expert.explain import att_jsd, integrated_gradients
-from moe_expert.metrics import soft_demographic_parity, soft_equal_opportunity
+from moe_expert.experts import backbones as experts_backbones
+from moe_expert.errors import MoEExpertError
+from moe_expert.datasets import load_dataset
+from moe_expert.experts.specs import EXPERTS, LAMBDAS
+from moe_expert.experts.backbones import MLP, forward, hidden_gradient
+from moe_expert.experts.losses import GroupWeights, adversary_loss, adversary_shapes, attention_divergence, cross_entropy, expert_loss, representation_gap, soft_gaps
+from moe_expert.experts.populations import Population
+from moe_expert.experts.gradients import expert_gradients
+from moe_expert.experts.initialisation import init_population, stack_models
+from moe_expert.scores.procedure import att_jsd
+from moe_expert.scores.attributions import integrated_gradients
+from moe_expert.scores.metrics import soft_demographic_parity, soft_equal_opportunity
 
 
 def rows(n, d, seed=0):
@@ -166,7 +170,7 @@ def test_attributions_against_captum_and_quadrature(population):
 def test_chunks_and_absent_nodes_change_nothing(population, monkeypatch, chunk, nodes):
     x, which = rows(60, 7).float(), torch.arange(60) if nodes is None else nodes
     features = torch.randint(-1, 7, (5, len(which)), generator=torch.Generator().manual_seed(2))
-    monkeypatch.setattr(experts, '_CHUNK', chunk)
+    monkeypatch.setattr(experts_backbones, 'NUMBERS_AT_ONCE', chunk)
     torch.testing.assert_close(population.probabilities(x, None, nodes), torch.stack(
         [population.module(m).double()(x[which].double()).softmax(-1)[:, 1] for m in range(5)]), rtol=0, atol=1e-13)
     torch.testing.assert_close(population.masked_probabilities(x, None, nodes, features),

@@ -12,10 +12,15 @@ from scipy.spatial.distance import jensenshannon
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LassoLars, LogisticRegression
 
-from moe_expert import explain
-from moe_expert.datasets import load_dataset, make_synthetic
-from moe_expert.explain import GraphLIME, graphlime, nonnegative_lasso
-from moe_expert.metrics import UndefinedScoreError
+from moe_expert.scores import graphlime as scores_graphlime
+from moe_expert.scores import lasso as scores_lasso
+from moe_expert.scores import procedure as scores_procedure
+from moe_expert.scores import attributions as scores_attributions
+from moe_expert.datasets import load_dataset
+from moe_expert.data.synthetic import make_synthetic
+from moe_expert.scores.graphlime import GraphLIME, graphlime
+from moe_expert.scores.lasso import nonnegative_lasso
+from moe_expert.errors import UndefinedScoreError
 
 RHO = 0.1
 
@@ -162,7 +167,7 @@ def test_explanations_do_not_depend_on_node_numbers(small):
     again = GraphLIME(small.x[old_number], shuffled, new_number[nodes]).explain(p1[:, old_number])
     torch.testing.assert_close(again, beta, atol=1e-8, rtol=0)
     assert (beta[0] == 0).all()
-    assert torch.equal(explain.top_feature(beta)[0], explain.top_feature(again)[0])
+    assert torch.equal(scores_graphlime.top_feature(beta)[0], scores_graphlime.top_feature(again)[0])
 
 
 def test_a_population_is_its_members_one_by_one(small):
@@ -266,7 +271,7 @@ def test_lasso_is_optimal(seed, d, rank, copies):
     target = torch.rand(20, 3, rank, generator=generator).double()
     gram, b = a @ a.mT, target / target.norm(dim=-1, keepdim=True) @ a.mT
     beta = nonnegative_lasso(gram, b, RHO)
-    violation = explain.kkt_violation(gram.repeat_interleave(3, 0), (b - RHO).flatten(0, 1), beta.flatten(0, 1))
+    violation = scores_lasso.kkt_violation(gram.repeat_interleave(3, 0), (b - RHO).flatten(0, 1), beta.flatten(0, 1))
     assert (beta >= 0).all() and violation.max() <= 2e-9
 
 
@@ -282,14 +287,14 @@ def test_ties_go_to_the_first_feature():
     gram = torch.ones(1, 4, 4).double()
     beta = nonnegative_lasso(gram, torch.tensor([[[0.2, 0.7, 0.7, 0.7 + 1e-14]]]).double(), RHO)
     torch.testing.assert_close(beta[0, 0], torch.tensor([0, 0.6, 0, 0]).double())
-    index, explained = explain.top_feature(torch.tensor([[0, 0.5, 0.5 + 1e-12, 0.1], [0, 0, 0, 0], [0, 0.5, 0.6, 0]]).double())
+    index, explained = scores_graphlime.top_feature(torch.tensor([[0, 0.5, 0.5 + 1e-12, 0.1], [0, 0, 0, 0], [0, 0.5, 0.6, 0]]).double())
     assert index.tolist() == [1, -1, 2] and explained.tolist() == [True, False, True]
 
 
 def test_no_convergence_is_an_error():
     unbounded = torch.tensor([[[1.0, -1.0], [-1.0, 1.0]]]).double()  # and b outside its range: no minimum exists
     with pytest.raises(RuntimeError, match='did not converge'):
-        explain._coordinate_descent(unbounded, torch.ones(1, 2).double(), torch.zeros(1, 2).double(), sweeps=50)
+        scores_lasso._coordinate_descent(unbounded, torch.ones(1, 2).double(), torch.zeros(1, 2).double(), sweeps=50)
 
 
 # ---------------------------------------------------------------- fidelity, REF, VEF
@@ -310,13 +315,13 @@ def test_ref_and_vef_are_means_over_tie_orders():
     sens, before, after = rng.integers(0, 2, n), rng.integers(0, 2, n), rng.integers(0, 2, n)
     weights = brute_force_weights(f, n // 5)
     expected = abs(weights[sens == 0].sum() / (sens == 0).sum() - weights[sens == 1].sum() / (sens == 1).sum())
-    assert explain.ref(torch.tensor(f), torch.tensor(sens)).item() == pytest.approx(expected, abs=0.01)
+    assert scores_procedure.ref(torch.tensor(f), torch.tensor(sens)).item() == pytest.approx(expected, abs=0.01)
     drops = []
     for g in (0, 1):
         at = sens == g
         k = max(1, at.sum() // 5)
         drops.append((brute_force_weights(f[at], k) * (before - after)[at]).sum() / k)
-    result = explain.vef(torch.tensor(f), torch.tensor(before), torch.tensor(after), torch.tensor(sens)).item()
+    result = scores_procedure.vef(torch.tensor(f), torch.tensor(before), torch.tensor(after), torch.tensor(sens)).item()
     assert result == pytest.approx(abs(drops[0] - drops[1]), abs=0.02)
 
 
@@ -325,15 +330,15 @@ def test_ref_and_vef_are_means_over_tie_orders():
 def test_top_weights(seed, n, levels, k):
     rng, k = np.random.default_rng(seed), min(k, n)
     values = torch.tensor(rng.integers(0, levels, n) + rng.random(n) * 1e-11)
-    weights = explain.top_weights(values, k)
+    weights = scores_procedure.top_weights(values, k)
     assert weights.sum().item() == pytest.approx(k, abs=1e-9) and ((weights >= 0) & (weights <= 1)).all()
     order = torch.tensor(rng.permutation(n))
-    torch.testing.assert_close(explain.top_weights(values[order], k), weights[order])
+    torch.testing.assert_close(scores_procedure.top_weights(values[order], k), weights[order])
 
 
 @pytest.mark.parametrize('n, k', [(1, 1), (4, 1), (5, 1), (9, 1), (10, 2), (15, 3), (35, 7), (4719, 943)])
 def test_number_of_places(n, k):
-    assert explain._places(n, 0.2) == k
+    assert scores_procedure._places(n, 0.2) == k
 
 
 def test_batched_gaps_and_groups():
@@ -342,27 +347,27 @@ def test_batched_gaps_and_groups():
     sens = (torch.arange(30) % 3 == 0).long()
     rows = torch.stack([sens[torch.randperm(30, generator=generator)] for _ in range(5)])
     for s in (sens, rows):
-        ref, vef = explain.ref(f, s), explain.vef(f, before, after, s)
+        ref, vef = scores_procedure.ref(f, s), scores_procedure.vef(f, before, after, s)
         for i in range(2):
             for j in range(5):
                 alone = s if s.ndim == 1 else s[j]
-                torch.testing.assert_close(ref[i, j], explain.ref(f[i, j], alone))
-                torch.testing.assert_close(vef[i, j], explain.vef(f[i, j], before[i, j], after[i, j], alone))
+                torch.testing.assert_close(ref[i, j], scores_procedure.ref(f[i, j], alone))
+                torch.testing.assert_close(vef[i, j], scores_procedure.vef(f[i, j], before[i, j], after[i, j], alone))
     with pytest.raises(ValueError, match='group sizes'):
-        explain.ref(f[0], torch.stack([sens, 1 - sens] * 2 + [sens]))
+        scores_procedure.ref(f[0], torch.stack([sens, 1 - sens] * 2 + [sens]))
     for group in (0, 1):
         with pytest.raises(UndefinedScoreError):
-            explain.vef(f, before, after, torch.full((30,), group))
+            scores_procedure.vef(f, before, after, torch.full((30,), group))
 
 
 def test_fidelity_modes_differ_only_where_the_prediction_flips():
     p, q = torch.rand(2, 500, generator=torch.Generator().manual_seed(0)).double()
     same = (p >= 0.5) == (q >= 0.5)
-    proper, published = explain.fidelity(p, q), explain.fidelity(p, q, 'cfa')
+    proper, published = scores_procedure.fidelity(p, q), scores_procedure.fidelity(p, q, 'cfa')
     torch.testing.assert_close(proper[same], published[same])
     assert (proper[~same] > published[~same]).all() and (proper[~same] > 0).all()
     with pytest.raises(ValueError, match='mode'):
-        explain.fidelity(p, q, 'other')
+        scores_procedure.fidelity(p, q, 'other')
 
 
 # ---------------------------------------------------------------- Integrated Gradients, ATT_JSD
@@ -378,16 +383,16 @@ def test_integrated_gradients_against_captum(bias, activation):
     model, x = network(bias, activation), torch.randn(30, 6, generator=torch.Generator().manual_seed(1)).double()
     captum = IntegratedGradients(lambda rows: model(rows).softmax(-1)[:, 1])
     expected = captum.attribute(x, n_steps=50, method='gausslegendre')
-    ours, error = explain.integrated_gradients(model, x, n_steps=50, return_completeness=True)
+    ours, error = scores_attributions.integrated_gradients(model, x, n_steps=50, return_completeness=True)
     torch.testing.assert_close(ours, expected, atol=1e-8, rtol=0)  # captum keeps its steps in single precision
     assert error.max() < 1e-9
-    torch.testing.assert_close(explain.integrated_gradients(model, x, n_steps=50, batch_size=1), ours, atol=1e-12, rtol=0)
-    assert explain.integrated_gradients(model, x[:0]).shape == (0, 6)
+    torch.testing.assert_close(scores_attributions.integrated_gradients(model, x, n_steps=50, batch_size=1), ours, atol=1e-12, rtol=0)
+    assert scores_attributions.integrated_gradients(model, x[:0]).shape == (0, 6)
 
 
 def test_completeness_error_tells_of_kinks():
     model, x = network(True, torch.nn.ReLU), torch.randn(30, 6, generator=torch.Generator().manual_seed(1)).double()
-    errors = [explain.integrated_gradients(model, x, n_steps=n, return_completeness=True)[1].max() for n in (4, 256)]
+    errors = [scores_attributions.integrated_gradients(model, x, n_steps=n, return_completeness=True)[1].max() for n in (4, 256)]
     assert errors[0] > 5 * errors[1] > 1e-7
 
 
@@ -398,14 +403,14 @@ def test_closed_form_of_homogeneous_models():
     logits = model(x)
     margin = logits[:, 1] - logits[:, 0]
     gradient, = torch.autograd.grad(margin.sum(), x)
-    ours = explain.homogeneous_attributions(x, margin, gradient)
-    torch.testing.assert_close(ours, explain.integrated_gradients(model, x, n_steps=200), atol=1e-9, rtol=1e-9)
+    ours = scores_attributions.homogeneous_attributions(x, margin, gradient)
+    torch.testing.assert_close(ours, scores_attributions.integrated_gradients(model, x, n_steps=200), atol=1e-9, rtol=1e-9)
     torch.testing.assert_close(ours.sum(-1), torch.sigmoid(margin) - 0.5, atol=1e-12, rtol=1e-9)  # completeness
-    slope = explain.homogeneous_attributions(torch.ones(3, 1), torch.tensor([0.0, 0.00999, 0.01001]).double(), torch.ones(3, 1).double())
+    slope = scores_attributions.homogeneous_attributions(torch.ones(3, 1), torch.tensor([0.0, 0.00999, 0.01001]).double(), torch.ones(3, 1).double())
     torch.testing.assert_close(slope[:, 0], torch.tensor([0.25, 0.25, 0.25]).double(), atol=3e-6, rtol=0)
     margins = torch.linspace(-3, 3, 13).double().requires_grad_()
     ones = torch.ones(13, 1).double()
-    assert torch.autograd.gradcheck(lambda m: explain.homogeneous_attributions(ones, m, ones), margins)
+    assert torch.autograd.gradcheck(lambda m: scores_attributions.homogeneous_attributions(ones, m, ones), margins)
 
 
 @settings(max_examples=30, deadline=None)
@@ -419,14 +424,14 @@ def test_att_jsd_against_scipy(seed, zeros):
     shares = (attributions.abs() / attributions.abs().sum(-1, keepdim=True)).numpy()
     shares = np.where(np.isnan(shares), 1 / 5, shares)
     expected = [jensenshannon(s[sens == 0].mean(0), s[sens == 1].mean(0), base=2) ** 2 for s in shares]
-    np.testing.assert_allclose(explain.att_jsd(attributions, sens), expected, atol=1e-12)
-    batched = explain.att_jsd(attributions, torch.stack([sens, sens, 1 - sens]))
+    np.testing.assert_allclose(scores_procedure.att_jsd(attributions, sens), expected, atol=1e-12)
+    batched = scores_procedure.att_jsd(attributions, torch.stack([sens, sens, 1 - sens]))
     np.testing.assert_allclose(batched, expected, atol=1e-12)
 
 
 def test_att_jsd_gradient_equals_finite_differences():
     attributions = torch.randn(12, 4, generator=torch.Generator().manual_seed(0)).double().requires_grad_()
     sens = torch.arange(12) % 2
-    assert torch.autograd.gradcheck(lambda a: explain.att_jsd(a, sens), attributions)
+    assert torch.autograd.gradcheck(lambda a: scores_procedure.att_jsd(a, sens), attributions)
     with pytest.raises(UndefinedScoreError):
-        explain.att_jsd(attributions, torch.ones(12))
+        scores_procedure.att_jsd(attributions, torch.ones(12))

@@ -9,16 +9,20 @@ from scipy.stats import entropy
 from sklearn.metrics import roc_auc_score
 from torch import nn
 
-from moe_expert import gate, training
-from moe_expert.datasets import MoEExpertError, make_synthetic
-from moe_expert.evaluation import Evaluator
-from moe_expert.experts import GroupWeights, init_population
-from moe_expert.explain import att_jsd
-from moe_expert.gate import (
-    SHARPNESS, GateConfig, GateSettings, Lesson, Mixture, batches, expert_path, gate_state, gate_terms, gate_weights, init_gates, make_lesson,
-    mixture_attributions, soft_objective, soft_utility, train_gates, uniform_mixture)
-from moe_expert.metrics import UndefinedScoreError
-from moe_expert.training import Floor, TrainConfig, train_population
+from moe_expert.mixture import gate_training as mixture_gate_training
+from moe_expert.mixture import gate as mixture_gate
+from moe_expert.experts import training as experts_training
+from moe_expert.errors import MoEExpertError
+from moe_expert.data.synthetic import make_synthetic
+from moe_expert.scores.evaluation import Evaluator
+from moe_expert.experts.losses import GroupWeights
+from moe_expert.experts.initialisation import init_population
+from moe_expert.scores.procedure import att_jsd
+from moe_expert.mixture.gate_training import SHARPNESS, GateConfig, GateSettings, Lesson, batches, gate_terms, make_lesson, soft_objective, soft_utility, train_gates
+from moe_expert.mixture.gate import Mixture, expert_path, gate_state, gate_weights, init_gates, mixture_attributions, uniform_mixture
+from moe_expert.errors import UndefinedScoreError
+from moe_expert.experts.floor import Floor
+from moe_expert.experts.training import TrainConfig, train_population
 
 GRAPH = ('gcn', 'sage', 'gin', 'gat')
 QUICK = GateSettings(epochs=60, val_every=20)
@@ -55,7 +59,7 @@ def nodes(data):
 def trained(data):
     "Three experts that learnt something, at different rates."
     models = train_population(data, [TrainConfig(lr=lr, seed=s) for s, lr in enumerate((1e-2, 3e-3, 3e-2))],
-                              settings=training.TrainSettings(epochs=100, val_every=50))
+                              settings=experts_training.TrainSettings(epochs=100, val_every=50))
     return replace(models[0].population, params={k: torch.cat([m.population.params[k] for m in models]) for k in models[0].population.params})
 
 
@@ -104,7 +108,7 @@ def test_attributions_of_graph_experts_sum_over_the_nodes_they_come_from(data, n
     mixture = Mixture(some_experts(8, backbone, 1.), some_gates(8, 1))
     x, some = data.x.double(), nodes[:3]
     found = mixture.attributions(data.x, data.edge_index, some, n_steps=64, max_steps=64)[0]
-    whole, (points, weights) = Whole(mixture, 0, data.edge_index), gate._gauss_legendre(64, x)
+    whole, (points, weights) = Whole(mixture, 0, data.edge_index), mixture_gate_training._gauss_legendre(64, x)
     for i, node in enumerate(some):
         expected = torch.zeros(8, dtype=torch.double)
         for a, w in zip(points, weights):
@@ -162,7 +166,7 @@ def test_masking_is_that_of_the_nodes_own_row_everywhere(data, nodes, backbone):
 
 def test_chunks_change_nothing(mixture, data, nodes, monkeypatch):
     before = mixture.probabilities(data.x), mixture.attributions(data.x, data.edge_index, nodes)
-    monkeypatch.setattr(gate, '_CHUNK', 2000)
+    monkeypatch.setattr(mixture_gate, '_CHUNK', 2000)
     after = mixture.probabilities(data.x), mixture.attributions(data.x, data.edge_index, nodes)
     for a, b in zip(before, after): torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
 
@@ -349,7 +353,7 @@ def test_screening_changes_neither_winner_nor_history(trained, data, lesson, mon
     few = sum(explained)
     explained.clear()
     everything = lambda ev, pop, cheap, objective, kept: ev.scores(pop)[objective].tolist()
-    monkeypatch.setattr(training, '_objectives', everything)
+    monkeypatch.setattr(experts_training, '_objectives', everything)
     plain = train_gates(trained, lesson, CONFIGS, evaluator, settings=settings)
     assert few < sum(explained)  # there was something to save
     for a, b in zip(screened, plain):

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, f1_score, roc_auc_score
 
-from moe_expert import metrics
-from moe_expert.datasets import MoEExpertError
-from moe_expert.metrics import UndefinedScoreError
+from moe_expert.scores import metrics as scores_metrics
+from moe_expert.errors import MoEExpertError
+from moe_expert.errors import UndefinedScoreError
 
 
 def draw(seed, n=80, models=4, levels=None):
@@ -40,21 +40,21 @@ def test_against_scikit_learn_and_fairlearn(seed, levels, n):
         'equalized_odds': [equalized_odds_difference(y, h, sensitive_features=sens) for h in yhat],
     }
     ours = {
-        'accuracy': metrics.accuracy(p1, y), 'f1': metrics.f1(p1, y), 'roc_auc': metrics.roc_auc(p1, y),
-        'demographic_parity': metrics.demographic_parity(p1, sens), 'equal_opportunity': metrics.equal_opportunity(p1, y, sens),
-        'equalized_odds': metrics.equalized_odds(p1, y, sens),
+        'accuracy': scores_metrics.accuracy(p1, y), 'f1': scores_metrics.f1(p1, y), 'roc_auc': scores_metrics.roc_auc(p1, y),
+        'demographic_parity': scores_metrics.demographic_parity(p1, sens), 'equal_opportunity': scores_metrics.equal_opportunity(p1, y, sens),
+        'equalized_odds': scores_metrics.equalized_odds(p1, y, sens),
     }
     for name, expected in oracles.items():
         np.testing.assert_allclose(ours[name], expected, atol=1e-12, err_msg=name)
-    np.testing.assert_allclose(metrics.utility(p1, y), (ours['accuracy'] + ours['f1'] + ours['roc_auc']) / 3, atol=1e-15)
-    np.testing.assert_allclose(metrics.fair_result(p1, y, sens), (ours['demographic_parity'] + ours['equal_opportunity']) / 2, atol=1e-15)
+    np.testing.assert_allclose(scores_metrics.utility(p1, y), (ours['accuracy'] + ours['f1'] + ours['roc_auc']) / 3, atol=1e-15)
+    np.testing.assert_allclose(scores_metrics.fair_result(p1, y, sens), (ours['demographic_parity'] + ours['equal_opportunity']) / 2, atol=1e-15)
 
 
 @pytest.mark.parametrize('seed', range(5))
 def test_rates_by_group_against_fairlearn(seed):
     p1, y, _ = draw(seed, 200, models=1)
     groups = torch.from_numpy(np.random.default_rng(seed).integers(0, 4, 200))
-    ours = metrics.by_group(p1[0], y, groups, list('abcd'))
+    ours = scores_metrics.by_group(p1[0], y, groups, list('abcd'))
     names = {'people': count, 'accuracy': accuracy_score, 'selection rate': selection_rate, 'true positive rate': true_positive_rate,
              'false positive rate': false_positive_rate}
     frame = MetricFrame(metrics=names, y_true=y, y_pred=(p1[0] >= 0.5).long(), sensitive_features=np.array(list('abcd'))[groups])
@@ -72,16 +72,16 @@ def test_equalized_odds_need_both_classes_in_both_groups():
     for label, message in ((0, 'node with label 0'), (1, 'node with label 1')):
         one_sided = torch.where(sens == 1, 1 - label, y)
         with pytest.raises(UndefinedScoreError, match=message):
-            metrics.equalized_odds(p1, one_sided, sens)
-        assert metrics.equalized_odds(p1, one_sided, sens, undefined='nan').isnan().all()
+            scores_metrics.equalized_odds(p1, one_sided, sens)
+        assert scores_metrics.equalized_odds(p1, one_sided, sens, undefined='nan').isnan().all()
 
 
 def test_a_batch_is_its_members_one_by_one_and_labels_may_be_batched():
     p1, y, sens = draw(1, models=6, levels=7)
     stacked = p1.view(2, 3, -1)
-    for f, args in [(metrics.utility, (y,)), (metrics.fair_result, (y, sens)),
-                    (metrics.equalized_odds, (y, sens)), (metrics.soft_equal_opportunity, (y, sens)),
-                    (metrics.demographic_parity, (sens,)), (metrics.soft_demographic_parity, (sens,))]:
+    for f, args in [(scores_metrics.utility, (y,)), (scores_metrics.fair_result, (y, sens)),
+                    (scores_metrics.equalized_odds, (y, sens)), (scores_metrics.soft_equal_opportunity, (y, sens)),
+                    (scores_metrics.demographic_parity, (sens,)), (scores_metrics.soft_demographic_parity, (sens,))]:
         alone = torch.stack([f(p, *args) for p in p1])
         torch.testing.assert_close(f(p1, *args), alone, atol=1e-14, rtol=0)
         torch.testing.assert_close(f(stacked, *args), alone.view(2, 3), atol=1e-14, rtol=0)
@@ -92,32 +92,32 @@ def test_a_batch_is_its_members_one_by_one_and_labels_may_be_batched():
 def test_node_order_does_not_matter():
     p1, y, sens = draw(2, levels=4)
     order = torch.randperm(len(y), generator=torch.Generator().manual_seed(0))
-    torch.testing.assert_close(metrics.utility(p1[:, order], y[order]), metrics.utility(p1, y), atol=1e-14, rtol=0)
+    torch.testing.assert_close(scores_metrics.utility(p1[:, order], y[order]), scores_metrics.utility(p1, y), atol=1e-14, rtol=0)
     torch.testing.assert_close(
-        metrics.fair_result(p1[:, order], y[order], sens[order]), metrics.fair_result(p1, y, sens), atol=1e-14, rtol=0)
+        scores_metrics.fair_result(p1[:, order], y[order], sens[order]), scores_metrics.fair_result(p1, y, sens), atol=1e-14, rtol=0)
 
 
 def test_constant_predictors():
     _, y, sens = draw(3)
     for level in (0.0, 0.3, 0.5, 1.0):
         p1 = torch.full((1, len(y)), level, dtype=torch.double)
-        assert metrics.roc_auc(p1, y).item() == 0.5
-        assert metrics.fair_result(p1, y, sens).item() == 0
-        assert metrics.f1(p1, y).item() == pytest.approx(f1_score(y, (p1[0] >= 0.5).long(), zero_division=0))
+        assert scores_metrics.roc_auc(p1, y).item() == 0.5
+        assert scores_metrics.fair_result(p1, y, sens).item() == 0
+        assert scores_metrics.f1(p1, y).item() == pytest.approx(f1_score(y, (p1[0] >= 0.5).long(), zero_division=0))
 
 
 @pytest.mark.parametrize('call, words', [
-    (lambda p, y, s: metrics.f1(p, torch.zeros_like(y)), 'label 1'),
-    (lambda p, y, s: metrics.roc_auc(p, torch.zeros_like(y)), 'both classes'),
-    (lambda p, y, s: metrics.roc_auc(p, torch.ones_like(y)), 'both classes'),
-    (lambda p, y, s: metrics.utility(p, torch.zeros_like(y)), 'undefined'),
-    (lambda p, y, s: metrics.demographic_parity(p, torch.ones_like(s)), 'no nodes'),
-    (lambda p, y, s: metrics.equal_opportunity(p, y * s, s), 'no node with label 1'),
-    (lambda p, y, s: metrics.fair_result(p, y * s, s), 'undefined'),
-    (lambda p, y, s: metrics.soft_demographic_parity(p, torch.zeros_like(s)), 'no nodes'),
-    (lambda p, y, s: metrics.soft_equal_opportunity(p, y * (1 - s), s), 'no node with label 1'),
-    (lambda p, y, s: metrics.soft_equal_opportunity(p, torch.zeros_like(y), s), 'no node with label 1'),
-    (lambda p, y, s: metrics.accuracy(p[:, :0], y[:0]), 'no nodes'),
+    (lambda p, y, s: scores_metrics.f1(p, torch.zeros_like(y)), 'label 1'),
+    (lambda p, y, s: scores_metrics.roc_auc(p, torch.zeros_like(y)), 'both classes'),
+    (lambda p, y, s: scores_metrics.roc_auc(p, torch.ones_like(y)), 'both classes'),
+    (lambda p, y, s: scores_metrics.utility(p, torch.zeros_like(y)), 'undefined'),
+    (lambda p, y, s: scores_metrics.demographic_parity(p, torch.ones_like(s)), 'no nodes'),
+    (lambda p, y, s: scores_metrics.equal_opportunity(p, y * s, s), 'no node with label 1'),
+    (lambda p, y, s: scores_metrics.fair_result(p, y * s, s), 'undefined'),
+    (lambda p, y, s: scores_metrics.soft_demographic_parity(p, torch.zeros_like(s)), 'no nodes'),
+    (lambda p, y, s: scores_metrics.soft_equal_opportunity(p, y * (1 - s), s), 'no node with label 1'),
+    (lambda p, y, s: scores_metrics.soft_equal_opportunity(p, torch.zeros_like(y), s), 'no node with label 1'),
+    (lambda p, y, s: scores_metrics.accuracy(p[:, :0], y[:0]), 'no nodes'),
 ])
 def test_undefined_scores_raise(call, words):
     with pytest.raises(UndefinedScoreError, match=words) as caught:
@@ -128,19 +128,19 @@ def test_undefined_scores_raise(call, words):
 def test_nan_instead_of_an_error_where_asked():
     p1, y, sens = draw(5)
     some = torch.stack([y, torch.zeros_like(y)])
-    assert metrics.f1(p1[:2], some, undefined='nan').isnan().tolist() == [False, True]
-    assert metrics.roc_auc(p1[:2], some, undefined='nan').isnan().tolist() == [False, True]
-    assert metrics.equal_opportunity(p1[:2], some, sens, undefined='nan').isnan().tolist() == [False, True]
-    assert metrics.soft_demographic_parity(p1, torch.zeros_like(sens), undefined='nan').isnan().all()
+    assert scores_metrics.f1(p1[:2], some, undefined='nan').isnan().tolist() == [False, True]
+    assert scores_metrics.roc_auc(p1[:2], some, undefined='nan').isnan().tolist() == [False, True]
+    assert scores_metrics.equal_opportunity(p1[:2], some, sens, undefined='nan').isnan().tolist() == [False, True]
+    assert scores_metrics.soft_demographic_parity(p1, torch.zeros_like(sens), undefined='nan').isnan().all()
     with pytest.raises(ValueError, match="'raise' or 'nan'"):
-        metrics.f1(p1, y, undefined='zero')
+        scores_metrics.f1(p1, y, undefined='zero')
 
 
 @pytest.mark.parametrize('bad', [1.5, -0.1, float('nan')])
 def test_what_is_no_probability_is_refused(bad):
     p1, y, sens = draw(6)
     p1[1, 3] = bad
-    for call in (lambda: metrics.utility(p1, y), lambda: metrics.fair_result(p1, y, sens)):
+    for call in (lambda: scores_metrics.utility(p1, y), lambda: scores_metrics.fair_result(p1, y, sens)):
         with pytest.raises(ValueError, match='probabilities'):
             call()
 
@@ -148,18 +148,18 @@ def test_what_is_no_probability_is_refused(bad):
 def test_gradients_of_the_soft_gaps_equal_finite_differences():
     p1, y, sens = draw(7, n=24, models=2)
     p1.requires_grad_()
-    assert torch.autograd.gradcheck(lambda p: metrics.soft_demographic_parity(p, sens), p1)
-    assert torch.autograd.gradcheck(lambda p: metrics.soft_equal_opportunity(p, y, sens), p1)
+    assert torch.autograd.gradcheck(lambda p: scores_metrics.soft_demographic_parity(p, sens), p1)
+    assert torch.autograd.gradcheck(lambda p: scores_metrics.soft_equal_opportunity(p, y, sens), p1)
 
 
 def test_soft_gaps_work_under_vmap():
     p1, y, sens = draw(8)
-    gaps = torch.func.vmap(lambda p: metrics.soft_demographic_parity(p, sens) + metrics.soft_equal_opportunity(p, y, sens))(p1)
-    torch.testing.assert_close(gaps, metrics.soft_demographic_parity(p1, sens) + metrics.soft_equal_opportunity(p1, y, sens))
+    gaps = torch.func.vmap(lambda p: scores_metrics.soft_demographic_parity(p, sens) + scores_metrics.soft_equal_opportunity(p, y, sens))(p1)
+    torch.testing.assert_close(gaps, scores_metrics.soft_demographic_parity(p1, sens) + scores_metrics.soft_equal_opportunity(p1, y, sens))
 
 
 def test_composites():
     ref, vef, jsd = torch.tensor([[0.3, 0.0], [0.6, 0.1], [0.0, 0.2]])
-    procedure = metrics.fair_procedure(ref, vef, jsd)
+    procedure = scores_metrics.fair_procedure(ref, vef, jsd)
     torch.testing.assert_close(procedure, torch.tensor([0.3, 0.1]))
-    torch.testing.assert_close(metrics.final_score(torch.tensor([0.8, 0.9]), torch.tensor([0.1, 0.2]), procedure), torch.tensor([0.4, 0.6]))
+    torch.testing.assert_close(scores_metrics.final_score(torch.tensor([0.8, 0.9]), torch.tensor([0.1, 0.2]), procedure), torch.tensor([0.4, 0.6]))

@@ -16,11 +16,20 @@ from sklearn.impute import SimpleImputer
 from sklearn.preprocessing import MinMaxScaler
 from torch_geometric.data import Data
 
-from moe_expert.artifacts import ArtifactError
-from moe_expert.datasets import DataError, DataWarning, canonical_name, data_card, load_dataset, make_synthetic, similarity_graph, standard_split
-from moe_expert.own_data import Card, encode, from_data, from_frame, read_card, write_card
-from moe_expert.report import run_report
-from moe_expert.tune_experts import ExpertTuner, load_expert
+from moe_expert.errors import ArtifactError
+from moe_expert.errors import DataError, DataWarning
+from moe_expert.datasets import canonical_name, load_dataset
+from moe_expert.data.audit import data_card
+from moe_expert.data.synthetic import make_synthetic
+from moe_expert.data.graph import similarity_graph
+from moe_expert.data.split import standard_split
+from moe_expert.data.cards import Card, read_card
+from moe_expert.data.columns import encode
+from moe_expert.data.own import from_data, from_frame
+from moe_expert.data.drafts import write_card
+from moe_expert.report.run import run_report
+from moe_expert.tune_experts import ExpertTuner
+from moe_expert.tuning.records import load_expert
 
 SAID = dict(label='repaid', positive='yes', sensitive='origin', privileged='here')
 

@@ -6,9 +6,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moe_expert.artifacts import ArtifactError, read_json
-from moe_expert.datasets import MoEExpertError, make_synthetic
-from moe_expert.pareto import AIMS, choose, front, load_pareto, search_pareto
+from moe_expert.errors import ArtifactError
+from moe_expert.tuning.artifacts import read_json
+from moe_expert.errors import MoEExpertError
+from moe_expert.data.synthetic import make_synthetic
+from moe_expert.tuning.trade_off import AIMS, choose, front, load_pareto, search_pareto
 from moe_expert.run_expert_tuning import main
 from moe_expert.tune_experts import ExpertTuner
 

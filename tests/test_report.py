@@ -10,14 +10,31 @@ import numpy as np
 import pytest
 import torch
 
-from moe_expert import report
-from moe_expert.artifacts import ArtifactError, ExpertFiles, make_folder, read_json
-from moe_expert.datasets import DataWarning, MoEExpertError, OfflineEditionWarning, load_dataset, make_synthetic
-from moe_expert.evaluation import Evaluator
-from moe_expert.experts import EXPERTS
-from moe_expert.report import check_parameters
-from moe_expert.training import TrainSettings
-from moe_expert.tune_experts import ExpertTuner, Progress, TuneSettings
+from moe_expert.tuning import winners as tuning_winners
+from moe_expert.report import look as report_look
+from moe_expert.scores import facts as scores_facts
+from moe_expert.report import people as report_people
+from moe_expert.report import search as report_search
+from moe_expert.report import winners as report_winners
+from moe_expert.report import pages as report_pages
+from moe_expert.report import index as report_index
+from moe_expert.scores import intervals as scores_intervals
+from moe_expert.report import run as report_run
+from moe_expert.tuning import progress as tuning_progress
+from moe_expert.report import recorder as report_recorder
+from moe_expert.errors import ArtifactError
+from moe_expert.tuning.folder import ExpertFiles, make_folder
+from moe_expert.tuning.artifacts import read_json
+from moe_expert.errors import DataWarning, MoEExpertError, OfflineEditionWarning
+from moe_expert.datasets import load_dataset
+from moe_expert.data.synthetic import make_synthetic
+from moe_expert.scores.evaluation import Evaluator
+from moe_expert.experts.specs import EXPERTS
+from moe_expert.report.run import check_parameters
+from moe_expert.experts.training import TrainSettings
+from moe_expert.tune_experts import ExpertTuner
+from moe_expert.tuning.progress import Progress
+from moe_expert.tuning.settings import TuneSettings
 
 
 @pytest.fixture(scope='module')
@@ -32,7 +49,7 @@ def run(tmp_path_factory):
 @pytest.fixture(scope='module')
 def winners(run):
     data, _, files = run
-    return report.load_winners(files.cache_dir, data, n_resamples=50)
+    return tuning_winners.load_winners(files.cache_dir, data, n_resamples=50)
 
 
 def infeasible(result):
@@ -48,62 +65,62 @@ def failed(result, number):
 
 
 def test_every_score_of_a_result_has_a_meaning(run):
-    shown = set(report.score_meanings().index)
+    shown = set(report_look.score_meanings().index)
     assert set(run[1]['expert1']['best_metrics']) - {'selection_rate'} == shown
     assert {s.objective for s in EXPERTS.values()} <= shown
-    assert all(row.meaning.endswith('.') and row.better in ('higher', 'lower') for row in report.score_meanings().itertuples())
+    assert all(row.meaning.endswith('.') and row.better in ('higher', 'lower') for row in report_look.score_meanings().itertuples())
 
 
 def test_tables_show_long_texts_and_escape(run):
-    html = report.score_meanings()._repr_html_()
-    assert report.SCORES['att_jsd'][1].split(':')[1].strip() in html.replace('&#x27;', "'")
-    evil = report.table([dict(a='<script>')], 'x < y')._repr_html_()
+    html = report_look.score_meanings()._repr_html_()
+    assert scores_facts.SCORES['att_jsd'][1].split(':')[1].strip() in html.replace('&#x27;', "'")
+    evil = report_look.table([dict(a='<script>')], 'x < y')._repr_html_()
     assert '<script>' not in evil and 'x &lt; y' in evil
 
 
 def test_notices():
     offline = load_dataset('bail', edition='offline')
-    assert [n.title for n in report.data_notices(offline)] == ['Offline edition']
+    assert [n.title for n in report_people.data_notices(offline)] == ['Offline edition']
     data = make_synthetic(200, 8, seed=0)
     data.x[:, 2] = -data.y * 1.  # a column that says the outcome the other way round
-    note, = report.data_notices(data)
+    note, = report_people.data_notices(data)
     assert note.title == 'Possible leakage' and data.feature_names[2] in note.text
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter('always')
         warnings.warn('not the published file', DataWarning, stacklevel=1)
         warnings.warn('offline', OfflineEditionWarning, stacklevel=1)
         warnings.warn('other', UserWarning, stacklevel=1)
-    assert [n.text for n in report.data_notices(data, caught)[1:]] == ['not the published file']
-    assert '&lt;b&gt;' in report.Notices([report.Notice('x', '<b>')])._repr_html_()
-    assert 'role="alert"' in report.data_notices(offline)._repr_html_()
+    assert [n.text for n in report_people.data_notices(data, caught)[1:]] == ['not the published file']
+    assert '&lt;b&gt;' in report_look.Notices([report_look.Notice('x', '<b>')])._repr_html_()
+    assert 'role="alert"' in report_people.data_notices(offline)._repr_html_()
 
 
 def test_an_infeasible_winner_is_shouted_everywhere(run):
     _, results, _ = run
     bad = {'expert2': infeasible(results['expert2'])}
-    assert 'infeasible' in report.result_notices(bad)[0].title
-    assert 'INFEASIBLE' in report.winners_table(bad)['status'].iloc[0]
-    assert 'INFEASIBLE' in ' '.join(report.trials_table(bad['expert2'])['verdict'])
-    figures = report.plot_history(bad), report.plot_tradeoff(bad)
+    assert 'infeasible' in report_search.result_notices(bad)[0].title
+    assert 'INFEASIBLE' in report_winners.winners_table(bad)['status'].iloc[0]
+    assert 'INFEASIBLE' in ' '.join(report_search.trials_table(bad['expert2'])['verdict'])
+    figures = report_search.plot_history(bad), report_search.plot_tradeoff(bad)
     labels = [t.get_text() for figure in figures for legend in figure.legends for t in legend.texts]
     assert 'kept, but infeasible' in labels and 'winner' not in labels and 'best feasible so far' not in labels
-    assert report.result_notices(results) == [] or not all(r['feasible'] for r in results.values())
+    assert report_search.result_notices(results) == [] or not all(r['feasible'] for r in results.values())
 
 
 def test_a_failed_trial_is_told_and_breaks_nothing(run):
     r = run[1]['expert1']
     lost = next(t['number'] for t in r['trials'] if t['number'] != r['best_trial'])
     bad = {'expert1': failed(r, lost)}
-    assert 'NaN in epoch 3' in report.result_notices(bad)[0].text
-    assert report.trials_table(bad['expert1']).loc[lost, 'verdict'] == 'fail: NaN in epoch 3'
-    for figure in (report.plot_history(bad), report.plot_importance(bad), report.plot_tradeoff(bad)):
+    assert 'NaN in epoch 3' in report_search.result_notices(bad)[0].text
+    assert report_search.trials_table(bad['expert1']).loc[lost, 'verdict'] == 'fail: NaN in epoch 3'
+    for figure in (report_search.plot_history(bad), report_search.plot_importance(bad), report_search.plot_tradeoff(bad)):
         assert figure._repr_png_().startswith(b'\x89PNG')
 
 
 @pytest.mark.parametrize('n', range(1, 7))
 def test_importance_with_few_trials(run, n):
     r = run[1]['expert2']
-    importance = report.parameter_importance(r | dict(trials=r['trials'][:n]))
+    importance = report_search.parameter_importance(r | dict(trials=r['trials'][:n]))
     assert ('too few' in importance.attrs['method']) == (n < 5)
     assert len(importance) == (0 if n < 5 else 4) and importance.between(0, 1).all()
 
@@ -114,27 +131,27 @@ def test_importance_finds_the_parameter_that_matters():
     draws = [dict(lr=10 ** rng.uniform(-5, -3), weight_decay=10 ** rng.uniform(-6, -3)) for _ in range(30)]
     trials = [dict(number=i, state='complete', params=p, score=float(np.log(p['lr']))) for i, p in enumerate(draws)]
     for n, method in ((8, 'rank correlation'), (30, 'fANOVA')):
-        importance = report.parameter_importance(dict(trials=trials[:n], search_space=space, direction='maximize'))
+        importance = report_search.parameter_importance(dict(trials=trials[:n], search_space=space, direction='maximize'))
         assert method in importance.attrs['method'] and importance.index[0] == 'lr' and importance['lr'] > .8
-    again = report.parameter_importance(dict(trials=trials, search_space=space, direction='maximize'))
+    again = report_search.parameter_importance(dict(trials=trials, search_space=space, direction='maximize'))
     assert again.equals(importance)  # seeded
-    flat = report.parameter_importance(dict(trials=[t | dict(score=.5) for t in trials], search_space=space, direction='maximize'))
+    flat = report_search.parameter_importance(dict(trials=[t | dict(score=.5) for t in trials], search_space=space, direction='maximize'))
     assert flat.empty and 'same objective' in flat.attrs['method']
 
 
 def test_figures_have_labelled_axes_and_no_pyplot(run, winners):
     import matplotlib.pyplot as plt
     data, results, _ = run
-    figures = [report.plot_history(results), report.plot_importance(results), report.plot_tradeoff(results), report.plot_learning(results),
-               report.plot_attributions(data, winners), report.plot_intervals(winners)]
+    figures = [report_search.plot_history(results), report_search.plot_importance(results), report_search.plot_tradeoff(results), report_search.plot_learning(results),
+               report_winners.plot_attributions(data, winners), report_winners.plot_intervals(winners)]
     assert plt.get_fignums() == []
     for figure in figures:
         assert figure.get_figwidth() <= 10
         assert figure.axes[-1].get_xlabel()
         figure._repr_png_()
-    stars = report.plot_history(results, winners), report.plot_tradeoff(results, winners)
+    stars = report_search.plot_history(results, winners), report_search.plot_tradeoff(results, winners)
     assert all("winner's 95 % interval" in [t.get_text() for t in figure.legends[0].texts] for figure in stars)
-    one = report.plot_tradeoff({'expert3': results['expert3']})
+    one = report_search.plot_tradeoff({'expert3': results['expert3']})
     assert len(one.axes) == 2
 
 
@@ -143,8 +160,8 @@ def test_winners_are_the_recorded_ones(run, winners):
     for e, w in winners.items():
         scores = w.record.scores()
         assert all(abs(scores[n].item() - v) < 1e-6 for n, v in results[e]['best_metrics'].items())
-    table = report.metrics_table(winners)
-    assert table.caption == 'selected on these nodes: optimistic; node sampling only, not training seeds' == report.SELECTED
+    table = report_winners.metrics_table(winners)
+    assert table.caption == 'selected on these nodes: optimistic; node sampling only, not training seeds' == report_winners.SELECTED
     w = winners['expert2']
     value, low, high = (float(v) for v in table.loc['utility', 'expert2'].replace('[', ',').replace(']', '').split(',') if v)
     assert abs(value - w.result['best_score' if w.result['objective'] == 'utility' else 'best_metrics']['utility']) < 6e-4
@@ -156,12 +173,12 @@ def test_a_checkpoint_that_does_not_give_the_recorded_score_stops_the_report(run
     for path in files.cache_dir.glob('*expert1*'): (tmp_path / path.name).write_bytes(path.read_bytes())
     there = tmp_path / files.results('expert1').name
     there.write_text(json.dumps(json.loads(there.read_text()) | dict(best_score=.99)))
-    with pytest.raises(ArtifactError, match='0.99'): report.load_winner(tmp_path, data, 'expert1', n_resamples=2)
+    with pytest.raises(ArtifactError, match='0.99'): tuning_winners.load_winner(tmp_path, data, 'expert1', n_resamples=2)
 
 
 def test_attributions_are_the_group_means(run, winners):
     data, _, _ = run
-    table = report.mean_attributions(data, winners['expert1'])
+    table = report_winners.mean_attributions(data, winners['expert1'])
     a = winners['expert1'].record.attributions[0].abs()
     share, val = a / a.sum(-1, keepdim=True), data.val_mask
     expected = torch.stack([share[data.sens[val] == s].mean(0) for s in (0, 1)], 1)
@@ -170,7 +187,7 @@ def test_attributions_are_the_group_means(run, winners):
 
 
 def test_group_scores_explain_the_gaps(run, winners):
-    table = report.group_scores(run[0], winners)
+    table = report_winners.group_scores(run[0], winners)
     for e, w in winners.items():
         gaps = table.loc[(e, 'difference')]
         assert abs(gaps['selection rate'] - w.result['best_metrics']['dp']) < 1e-9
@@ -178,9 +195,9 @@ def test_group_scores_explain_the_gaps(run, winners):
 
 
 def test_cells_of_tables_are_aligned_and_intervals_stay_on_one_line(winners):
-    html = report.metrics_table(winners)._repr_html_()
+    html = report_winners.metrics_table(winners)._repr_html_()
     assert all(re.search(rf'{w.result["best_metrics"]["dp"]:.3f} <span style="white-space:nowrap">\[', html) for w in winners.values())
-    html = report.table([dict(n=3, text='three 3', share='41.4%', interval='0.783 [0.771, 0.794]')])._repr_html_()
+    html = report_look.table([dict(n=3, text='three 3', share='41.4%', interval='0.783 [0.771, 0.794]')])._repr_html_()
     assert '<td style="text-align:right">3</td>' in html and '<td style="text-align:left">three 3</td>' in html
     assert '<td style="text-align:right">41.4%</td>' in html
 
@@ -210,31 +227,31 @@ def executed(made, path):
 
 
 def test_pages_load_nothing_and_describe_their_pictures(run, winners, tmp_path):
-    executed([report.metrics_table(winners), report.plot_intervals(winners), report.plot_history(run[1])], tmp_path / 'r.ipynb')
-    html = report.write_page(tmp_path / 'r.ipynb').read_text()
+    executed([report_winners.metrics_table(winners), report_winners.plot_intervals(winners), report_search.plot_history(run[1])], tmp_path / 'r.ipynb')
+    html = report_pages.write_page(tmp_path / 'r.ipynb').read_text()
     assert loads(html) == [] and '<script' not in html and html.count('src="data:image/png') == 2
     assert 'One panel per expert: expert1, expert2, expert3.' in html and 'No description has been provided' not in html
-    assert 'show()' not in html and 'utility − fair_result' in html and report.SELECTED in html
+    assert 'show()' not in html and 'utility − fair_result' in html and report_winners.SELECTED in html
 
 
 def test_the_index_shows_the_scores_of_the_reports(run, winners, tmp_path):
     data, results, files = run
     shutil.copytree(files.cache_dir, tmp_path, dirs_exist_ok=True)
     files = ExpertFiles(tmp_path, data.name)
-    html = report.write_index(tmp_path).read_text()
+    html = report_index.write_index(tmp_path).read_text()
     assert html.count('no report shows its scores yet') == 3 and html.count(f'<h2>{data.name}</h2>') == 1 and loads(html) == []
-    executed([report.metrics_table(winners)], files.report())
-    report.write_page(files.report())
+    executed([report_winners.metrics_table(winners)], files.report())
+    report_pages.write_page(files.report())
     files.report('expert2').with_suffix('.failed.ipynb').write_text('{}')
-    html = report.write_index(tmp_path).read_text()
-    value, low, high = report.interval_record(winners['expert2'])['fair_result']
+    html = report_index.write_index(tmp_path).read_text()
+    value, low, high = tuning_winners.interval_record(winners['expert2'])['fair_result']
     assert f'<b>{value:.3f} [{low:.3f}, {high:.3f}]</b>' in html and 'no report shows' not in html
     links = re.findall(r'href="([^"]+)"', html)
     assert all((tmp_path / link).exists() for link in links) and f'{data.name}_experts_tuning_report.html' in links
     assert 'A report stopped' in html and f'{data.name}_expert2_tuning_report.failed.ipynb' in links
     changed = read_json(files.results('expert1')) | dict(checkpoint_sha256='0' * 64)
     files.results('expert1').write_text(json.dumps(changed))
-    assert report.write_index(tmp_path).read_text().count('of an earlier state') == 1
+    assert report_index.write_index(tmp_path).read_text().count('of an earlier state') == 1
 
 
 def test_the_index_shows_the_test_of_the_mixture(run, tmp_path):
@@ -242,27 +259,27 @@ def test_the_index_shows_the_test_of_the_mixture(run, tmp_path):
     shutil.copytree(files.cache_dir, tmp_path, dirs_exist_ok=True)
     files = ExpertFiles(tmp_path, data.name)
     known, unknown = dict(value=.5, low=.4, high=.6), dict(value=.5, low=None, high=None)
-    methods = {'moe': dict.fromkeys(report.SCORES, known), '<x>': dict.fromkeys(report.SCORES, unknown)}
+    methods = {'moe': dict.fromkeys(scores_facts.SCORES, known), '<x>': dict.fromkeys(scores_facts.SCORES, unknown)}
     files.moe_results.write_text(json.dumps(dict(nodes=1234, methods=methods)))
-    html = report.write_index(tmp_path).read_text()
+    html = report_index.write_index(tmp_path).read_text()
     assert '<b>moe</b>' in html and html.count('0.500 [0.400, 0.600]') == 4 and '&lt;x&gt;' in html and '1,234 people' in html
     files.moe_results.write_text('{')
-    assert f'{data.name}_moe_results.json' in report.write_index(tmp_path).read_text()
+    assert f'{data.name}_moe_results.json' in report_index.write_index(tmp_path).read_text()
 
 
 def test_the_index_names_what_it_cannot_read(run, tmp_path):
     data, _, files = run
     shutil.copytree(files.cache_dir, tmp_path, dirs_exist_ok=True)
     ExpertFiles(tmp_path, data.name).results('expert2').write_text('{')
-    html = report.write_index(tmp_path).read_text()
+    html = report_index.write_index(tmp_path).read_text()
     assert f'{data.name}_expert2_tuning_results.json' in html and 'class="warn"' in html
-    assert 'no tuned experts' in report.write_index(make_folder(tmp_path / 'empty')).read_text()
+    assert 'no tuned experts' in report_index.write_index(make_folder(tmp_path / 'empty')).read_text()
 
 
 def test_rates_and_their_words_are_those_of_fairlearn(run, winners):
     from fairlearn.metrics import MetricFrame, demographic_parity_difference, false_positive_rate, selection_rate, true_positive_rate
     data = run[0]
-    rates = report.group_rates(data, winners)
+    rates = report_winners.group_rates(data, winners)
     for e, w in winners.items():
         decided = (w.record.p1[0] >= .5).long().numpy()
         metrics = {'selection rate': selection_rate, 'true positive rate': true_positive_rate, 'false positive rate': false_positive_rate}
@@ -270,12 +287,12 @@ def test_rates_and_their_words_are_those_of_fairlearn(run, winners):
                             sensitive_features=w.record.sens.numpy())
         for s in (0, 1):
             assert all(abs(rates[e][s][name][0] - frame.by_group.loc[s, name]) < 1e-9 for name in frame.by_group)
-        gap = report.newcombe(rates[e][0]['selection rate'], rates[e][1]['selection rate'])
+        gap = scores_intervals.newcombe(rates[e][0]['selection rate'], rates[e][1]['selection rate'])
         dp = demographic_parity_difference(w.record.y.numpy(), decided, sensitive_features=w.record.sens.numpy())
         assert abs(abs(gap[0]) - dp) < 1e-9 and gap[1] <= gap[0] <= gap[2]
-        cell = report.rates_table(data, winners).loc[(e, ' − '.join(data.group_names)), 'selection rate']
+        cell = report_winners.rates_table(data, winners).loc[(e, ' − '.join(data.group_names)), 'selection rate']
         assert cell == f'{100 * gap[0]:.1f} [{100 * gap[1]:.1f}, {100 * gap[2]:.1f}]'
-    sentences = report.in_words(data, winners)
+    sentences = report_winners.in_words(data, winners)
     assert len(sentences) == 3 and all(e in s and 'percentage points' in s for e, s in zip(winners, sentences))
     assert sentences._repr_html_().count('<li>') == 3
 
@@ -283,7 +300,7 @@ def test_rates_and_their_words_are_those_of_fairlearn(run, winners):
 @pytest.mark.parametrize('share, n', [(0., 5), (.5, 2), (.03, 400), (1., 7)])
 def test_wilson_is_scipys(share, n):
     from scipy.stats import binomtest
-    low, high = report.wilson(share, n, z=1.959963984540054)
+    low, high = scores_intervals.wilson(share, n, z=1.959963984540054)
     there = binomtest(round(share * n), n).proportion_ci(method='wilson')
     assert abs(low - there.low) < 1e-9 and abs(high - there.high) < 1e-9
 
@@ -292,21 +309,21 @@ def test_nothing_of_the_test_nodes_enters(run, winners):
     data, results, files = run
     blind = data.clone()
     blind.y = torch.where(data.test_mask, 1 - data.y, data.y)  # every test label wrong
-    again = report.load_winners(files.cache_dir, blind, n_resamples=50)
-    assert report.metrics_table(again).equals(report.metrics_table(winners))
-    assert report.group_scores(blind, again).equals(report.group_scores(data, winners))
-    assert report.leakage_table(blind).equals(report.leakage_table(data))
+    again = tuning_winners.load_winners(files.cache_dir, blind, n_resamples=50)
+    assert report_winners.metrics_table(again).equals(report_winners.metrics_table(winners))
+    assert report_winners.group_scores(blind, again).equals(report_winners.group_scores(data, winners))
+    assert report_people.leakage_table(blind).equals(report_people.leakage_table(data))
     assert set(winners['expert1'].record.nodes.tolist()) == set(Evaluator(data, 'val').nodes.tolist())
 
 
 def test_saved_files_are_all_there(run):
     import hashlib
     _, results, files = run
-    table = report.saved_files(files)
+    table = report_winners.saved_files(files)
     assert len(table) == 9
     for path, digest in table['SHA-256'].items():
         if digest != '–': assert hashlib.sha256(open(path, 'rb').read()).hexdigest() == digest
-    assert len(report.saved_files(files, ['expert2'])) == 5
+    assert len(report_winners.saved_files(files, ['expert2'])) == 5
 
 
 @pytest.mark.parametrize('drop, expected', [
@@ -340,22 +357,22 @@ def test_notebook_defaults_are_the_parameters(repo_root):
     cell, = [c for c in cells if 'parameters' in c.metadata.get('tags', [])]
     given = {}
     exec(cell.source, {}, given)
-    assert check_parameters(given) == report.Parameters()
-    assert set(given) == set(report.Parameters.__dataclass_fields__)
+    assert check_parameters(given) == report_run.Parameters()
+    assert set(given) == set(report_run.Parameters.__dataclass_fields__)
     prose = ''.join(c.source for c in cells if c.cell_type == 'markdown')
     assert all(f'| `{name}` |' in prose for name in given)
-    assert f'## {report.SELECTED}\n' in prose + '\n'
+    assert f'## {report_winners.SELECTED}\n' in prose + '\n'
 
 
 def test_progress_lines():
     cached = Progress('expert1', 30, 30, best=.8, cached=True)
-    assert report.progress_line(cached) == 'expert1: 30 trials, all from the cache'
-    assert 'no feasible trial yet' in report.progress_line(Progress('expert1', 10, 30, 300, 2000, 7))
+    assert tuning_progress.progress_line(cached) == 'expert1: 30 trials, all from the cache'
+    assert 'no feasible trial yet' in tuning_progress.progress_line(Progress('expert1', 10, 30, 300, 2000, 7))
 
 
 def test_terminal_progress_writes_only_to_its_stream(capsys):
     stream = io.StringIO()
-    with report.TerminalProgress(stream) as show:
+    with tuning_progress.TerminalProgress(stream) as show:
         for e in ('expert1', 'expert2'):
             for epoch in range(0, 2001, 100): show(Progress(e, 0, 10, epoch, 2000, 5))
             show(Progress(e, 10, 10, best=.7))
@@ -366,7 +383,7 @@ def test_terminal_progress_writes_only_to_its_stream(capsys):
 
 
 def test_notebook_progress_outside_a_notebook(capsys):
-    with report.NotebookProgress() as show: show(Progress('expert1', 3, 3, best=.5))
+    with tuning_progress.NotebookProgress() as show: show(Progress('expert1', 3, 3, best=.5))
     assert repr(show).startswith('Done in 0 s')
 
 
@@ -375,7 +392,7 @@ def message(kind, parent, **content):
 
 
 def test_recorded_outputs_follow_the_protocol():
-    cells = report.executed_cells([
+    cells = report_recorder.executed_cells([
         message('stream', 'before', name='stdout', text='not ours'),
         message('execute_input', 'a', code='x', execution_count=1),
         message('stream', 'a', name='stdout', text='1\n'), message('stream', 'a', name='stderr', text='!'),
@@ -391,6 +408,6 @@ def test_recorded_outputs_follow_the_protocol():
 def test_cells_of_the_user_are_kept_where_they_ran():
     from nbformat.v4 import new_code_cell, new_notebook
     shipped = new_notebook(cells=[new_code_cell('a'), new_code_cell('b')])
-    filled = report.fill(shipped, {'b': (3, []), 'a': (1, []), 'mine': (2, [])})
+    filled = report_recorder.fill(shipped, {'b': (3, []), 'a': (1, []), 'mine': (2, [])})
     assert [(c.source, c.execution_count) for c in filled.cells] == [('a', 1), ('mine', 2), ('b', 3)]
     assert all(c.execution_count is None for c in shipped.cells)

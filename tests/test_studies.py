@@ -15,11 +15,12 @@ from optuna.distributions import FloatDistribution
 from optuna.exceptions import StorageInternalError
 from optuna.trial import TrialState
 
-from moe_expert import studies
-from moe_expert.artifacts import ArtifactError
-from moe_expert.datasets import MoEExpertError
-from moe_expert.studies import (Outcome, finished, is_out_of_memory, open_storage, open_study, pack, run_study, tell, trial_record, unpack,
-                                winner)
+from moe_expert.tuning import studies as tuning_studies
+from moe_expert.tuning import storage as tuning_storage
+from moe_expert.errors import ArtifactError
+from moe_expert.errors import MoEExpertError
+from moe_expert.tuning.studies import Outcome, finished, is_out_of_memory, run_study, tell, trial_record, winner
+from moe_expert.tuning.storage import open_storage, open_study, pack, unpack
 
 
 def test_weights_survive_the_storage_to_the_bit():
@@ -69,7 +70,7 @@ def whole():
 def dead_worker():
     process = subprocess.Popen([sys.executable, '-c', ''])
     process.wait()
-    return f'{studies._machine()}:{process.pid}'
+    return f'{tuning_studies._machine()}:{process.pid}'
 
 
 def running(study, worker, params=None):
@@ -93,17 +94,17 @@ def test_trials_of_dead_processes_of_this_machine_are_taken_over_at_once(study, 
     assert states(study)[:4] == ['FAIL'] * 4 and bare(study) == whole
 
 
-@pytest.mark.parametrize('worker', [f'{studies._machine()}:{os.getppid()}', 'elsewhere:1'])
+@pytest.mark.parametrize('worker', [f'{tuning_studies._machine()}:{os.getppid()}', 'elsewhere:1'])
 def test_trials_of_others_are_taken_over_only_without_a_sign_of_life(study, monkeypatch, worker):
-    monkeypatch.setattr(studies, 'WAIT', .05)
+    monkeypatch.setattr(tuning_studies, 'WAIT', .05)
     one, half = running(study, worker, dict(x=1., y=1.)), running(study, worker)
     waits = []
-    monkeypatch.setattr(studies.time, 'sleep', lambda s: waits.append(s) if len(waits) < 3 else (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(tuning_studies.time, 'sleep', lambda s: waits.append(s) if len(waits) < 3 else (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt): run(study, n_trials=4)
     assert states(study)[:2] == ['RUNNING'] * 2 and len(finished(study)) == 2  # the other two are theirs
     monkeypatch.undo()
     study._storage._backend.grace_period = 1
-    monkeypatch.setattr(studies, 'GRACE', 1)
+    monkeypatch.setattr(tuning_storage, 'GRACE', 1)
     run(study, n_trials=4)
     trials = study.get_trials()
     assert (trials[one].state, trials[half].state) == (TrialState.FAIL, TrialState.FAIL) and len(finished(study)) == 4
@@ -124,7 +125,7 @@ def test_an_interrupted_batch_is_repeated_whole_in_its_company(study, whole, mon
         if len(batches) in (at, at + 1) and len(finished(study)) == 4 * (at - 1) + told: raise KeyboardInterrupt
         return tell(*args)
     with monkeypatch.context() as patch:
-        patch.setattr(studies, 'tell', stopping)
+        patch.setattr(tuning_studies, 'tell', stopping)
         with pytest.raises(KeyboardInterrupt): run(study, train)
         assert len(finished(study)) == 4 * (at - 1) + told
         with pytest.raises(KeyboardInterrupt): run(study, train)  # and once more
@@ -150,7 +151,7 @@ def test_wherever_a_study_is_interrupted_it_ends_the_same(whole, moments):
                     return real(*args, **kwargs)
                 return write
             for name in names: patch.setattr(storage, name, dying(getattr(storage, name)))
-            patch.setattr(studies, 'release', lambda study: None)
+            patch.setattr(tuning_studies, 'release', lambda study: None)
             try: run(study)
             except SystemExit: pass
     assert bare(study) == whole
@@ -159,11 +160,11 @@ def test_wherever_a_study_is_interrupted_it_ends_the_same(whole, moments):
 def test_a_trial_that_was_taken_over_is_not_told(study, caplog):
     "A worker that slept for too long drops its result; the trial counts once."
     def train(batch):
-        for t in study.get_trials(states=(TrialState.RUNNING,)): studies._close(study, t)  # what another worker would have done
+        for t in study.get_trials(states=(TrialState.RUNNING,)): tuning_studies._close(study, t)  # what another worker would have done
         return parabola(batch)
     with caplog.at_level(logging.WARNING, 'moe_expert'):
-        batch = studies.ask_batch(study, SPACE, 0, 'parabola', 4, None, 4)
-        studies._run_batch(study, train, batch)
+        batch = tuning_studies.ask_batch(study, SPACE, 0, 'parabola', 4, None, 4)
+        tuning_studies._run_batch(study, train, batch)
     assert not finished(study) and caplog.text.count('closed by another worker') == 4
     run(study, n_trials=4)
     assert len(finished(study)) == 4
@@ -189,10 +190,12 @@ def test_fewer_trials_than_are_owed(study, whole):
 
 WORKER = '''
 import json, sys, time
-from moe_expert import studies
-from moe_expert.studies import *
+from moe_expert.tuning import studies as tuning_studies
+from moe_expert.tuning import storage as tuning_storage
+from moe_expert.tuning.studies import *
+from moe_expert.tuning.storage import open_storage, open_study
 from optuna.distributions import FloatDistribution
-studies.HEARTBEAT, studies.GRACE, studies.WAIT = 1, 4, .1
+tuning_storage.HEARTBEAT, tuning_storage.GRACE, tuning_studies.WAIT = 1, 4, .1
 address, n_trials, batch_size, seconds = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), float(sys.argv[4])
 def train(batch):
     print(json.dumps(batch), flush=True)
@@ -283,7 +286,7 @@ def test_what_is_not_a_number_fails(study, score, constraint):
 
 
 def test_a_storage_that_fails_for_a_moment_loses_nothing(study, whole, monkeypatch):
-    monkeypatch.setattr(studies, 'PATIENCE', (0, 0, 0))
+    monkeypatch.setattr(tuning_studies, 'PATIENCE', (0, 0, 0))
     real, calls = study._storage.set_trial_state_values, []
 
     def failing(trial_id, state, values=None):
@@ -296,12 +299,12 @@ def test_a_storage_that_fails_for_a_moment_loses_nothing(study, whole, monkeypat
 
 
 def test_a_storage_that_is_gone_is_an_error_that_says_so(study, monkeypatch):
-    monkeypatch.setattr(studies, 'PATIENCE', ())
+    monkeypatch.setattr(tuning_studies, 'PATIENCE', ())
     def gone(*args, **kwargs): raise StorageInternalError('gone')
     run(study, n_trials=4)
     with monkeypatch.context() as patch:
         for name in ('set_trial_user_attr', 'set_trial_state_values', 'get_all_trials'): patch.setattr(study._storage, name, gone)
-        with pytest.raises(ArtifactError, match='parabola .sqlite:.*studies.db. does not answer.*gone.*start the same command again'): run(study)
+        with pytest.raises(ArtifactError, match='parabola .sqlite:.*tuning_studies.db. does not answer.*gone.*start the same command again'): run(study)
     run(study)
     assert len(finished(study)) == 12
 

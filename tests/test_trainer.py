@@ -21,18 +21,30 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import accuracy_score, f1_score, roc_auc_score
 
 from moe_expert import MoETrainer as of_the_package
-from moe_expert import gate, trainer, tune_experts
-from moe_expert.artifacts import ArtifactError, sha256_file
-from moe_expert.datasets import DataError, MoEExpertError, load_dataset, make_synthetic
-from moe_expert.evaluation import Evaluator
-from moe_expert.experts import EXPERTS
-from moe_expert.gate import GateConfig, GateSettings, Mixture, init_gates, start_biases
+from moe_expert.mixture import gate as mixture_gate
+from moe_expert import trainer
+from moe_expert.mixture import checkpoints as mixture_checkpoints
+from moe_expert.mixture import teachers as mixture_teachers
+from moe_expert.mixture import integration as mixture_integration
+from moe_expert.tuning import settings as tuning_settings
+from moe_expert.errors import ArtifactError
+from moe_expert.tuning.artifacts import sha256_file
+from moe_expert.errors import DataError, MoEExpertError
+from moe_expert.datasets import load_dataset
+from moe_expert.data.synthetic import make_synthetic
+from moe_expert.scores.evaluation import Evaluator
+from moe_expert.experts.specs import EXPERTS
+from moe_expert.mixture.gate_training import GateConfig, GateSettings, start_biases
+from moe_expert.mixture.gate import Mixture, init_gates
 from moe_expert.run_expert_tuning import parser
-from moe_expert.trainer import (
-    FineTuneSettings, Linear, MoESettings, MoETrainer, _FineTuner, crossfit_lesson, fine_tuned, halves, load_experts, load_mixture,
-    logistic_regression, majority_class, predict_proba, tuning_command)
-from moe_expert.training import TrainSettings, reference_floor
-from moe_expert.tune_experts import ExpertTuner, TuneSettings
+from moe_expert.mixture.integration import FineTuneSettings, _FineTuner, fine_tuned
+from moe_expert.mixture.comparison import Linear, logistic_regression, majority_class
+from moe_expert.trainer import MoESettings, MoETrainer
+from moe_expert.mixture.teachers import crossfit_lesson, halves
+from moe_expert.mixture.checkpoints import load_experts, load_mixture, predict_proba, tuning_command
+from moe_expert.experts.training import TrainSettings, reference_floor
+from moe_expert.tune_experts import ExpertTuner
+from moe_expert.tuning.settings import TuneSettings
 
 TUNED = TuneSettings(TrainSettings(epochs=100, val_every=50), utility_fraction=0.7, auc_fraction=0.3)
 TINY = dataclasses.replace(TUNED, train=TrainSettings(epochs=20, val_every=20))
@@ -243,7 +255,7 @@ def test_again_trains_nothing_and_gives_the_same(done, data, no_training):
 
 def test_a_gate_over_an_expert_that_was_tuned_on_is_a_new_study(tmp_path, data, monkeypatch):
     "Whatever rests on the old expert is not used again: study, fine-tuning, test record."
-    monkeypatch.setitem(tune_experts.DEFAULT_PARAMS, 'lr', 1e-5)  # a first trial that others beat
+    monkeypatch.setitem(tuning_settings.DEFAULT_PARAMS, 'lr', 1e-5)  # a first trial that others beat
     cache, low = tmp_path, TuneSettings(TUNED.train, 0., 0.)
     old = moe(data, cache, use_cached_experts=False, n_trials=1, tune_settings=low).run(n_trials=2)
     ExpertTuner(data, cache_dir=cache, settings=low).tune_expert('expert1', n_trials=8)
@@ -281,21 +293,23 @@ WORKER = '''
 import sys
 import torch
 torch.set_num_threads(1)
-from moe_expert import studies
-from moe_expert.datasets import make_synthetic
-from moe_expert.gate import GateSettings
-from moe_expert.trainer import FineTuneSettings, MoESettings, MoETrainer
-studies.GRACE = studies.HEARTBEAT = 1
+from moe_expert.tuning import storage as tuning_storage
+from moe_expert.tuning import studies as tuning_studies
+from moe_expert.data.synthetic import make_synthetic
+from moe_expert.mixture.gate_training import GateSettings
+from moe_expert.mixture.integration import FineTuneSettings
+from moe_expert.trainer import MoESettings, MoETrainer
+tuning_storage.GRACE = tuning_storage.HEARTBEAT = 1
 settings = MoESettings(GateSettings(epochs=40, val_every=20))
 one = MoETrainer(make_synthetic(300, 8, group_bias=2.0), cache_dir=sys.argv[1], settings=settings)
 trained = 0
-original = studies.tell
+original = tuning_studies.tell
 def tell(*args):
     global trained
     if trained == 3: print('three of six told', flush=True); import time; time.sleep(1000)
     trained += 1
     return original(*args)
-studies.tell = tell
+tuning_studies.tell = tell
 one.tune_gate(6)
 '''
 
@@ -303,9 +317,10 @@ one.tune_gate(6)
 @pytest.mark.skipif(os.name == 'nt', reason='POSIX signals')
 @pytest.mark.slow
 def test_a_killed_study_goes_on_to_the_same_bits(data, cache, experts, tmp_path, repo_root, monkeypatch):
-    from moe_expert import studies
-    monkeypatch.setattr(studies, 'GRACE', 1)
-    monkeypatch.setattr(studies, 'HEARTBEAT', 1)
+    from moe_expert.tuning import storage as tuning_storage
+    from moe_expert.tuning import studies as tuning_studies
+    monkeypatch.setattr(tuning_storage, 'GRACE', 1)
+    monkeypatch.setattr(tuning_storage, 'HEARTBEAT', 1)
     with subprocess.Popen([sys.executable, '-c', WORKER, str(cache)], cwd=repo_root, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout.readline() == 'three of six told\n'
         process.send_signal(signal.SIGKILL)
@@ -373,7 +388,7 @@ def test_crossfit_experts_have_not_seen_what_they_speak_of(cache, data, monkeypa
     assert torch.equal(lesson.x, data.x[torch.cat([second, first])].double()) and torch.equal(lesson.y, data.y[torch.cat([second, first])])
     other = data.clone()
     other.y[second[:20]] = 1 - other.y[second[:20]]
-    monkeypatch.setattr(trainer, 'halves', lambda *args: (first, second))  # new labels would cut otherwise
+    monkeypatch.setattr(mixture_teachers, 'halves', lambda *args: (first, second))  # new labels would cut otherwise
     changed = crossfit_lesson(other, about, 0, 2, torch.device('cpu'))
     n = len(second)
     assert torch.equal(changed.margins[:n], lesson.margins[:n]) and not torch.equal(changed.margins[n:], lesson.margins[n:])
@@ -420,7 +435,7 @@ def test_fine_tuning_that_does_not_help_says_so_and_leaves_no_file(cache, data):
     found = other.fine_tune()
     assert not found['kept'] and 'did not improve' in found['why'] and found['checkpoint'] is found['checkpoint_sha256'] is None
     assert not (cache / FINETUNED).exists() and other.stage == 'gate' and same_tensors(
-        trainer.mixture_state(other.mixture), tensors(cache / GATE))
+        mixture_checkpoints.mixture_state(other.mixture), tensors(cache / GATE))
     assert 'moe_finetuned' not in other.evaluate('test')['methods']
 
 
@@ -448,8 +463,8 @@ def test_of_several_ways_validation_chooses(cache, data, monkeypatch):
     found, best = one.fine_tune(), max(range(3), key=lambda i: scores[i])
     assert best > 0 and found['kept'] and found['best_way'] == best and [w['score'] for w in found['ways']] == scores
     assert found['score_after'] == scores[best] and found['fine_tuning'][best]['pull'] == 1. and found['metrics'] == alone[best][0]['metrics']
-    assert same_tensors(trainer.mixture_state(one.mixture), trainer.mixture_state(alone[best][1]))
-    monkeypatch.setattr(trainer, 'fine_tuned', None)  # not called again
+    assert same_tensors(mixture_checkpoints.mixture_state(one.mixture), mixture_checkpoints.mixture_state(alone[best][1]))
+    monkeypatch.setattr(mixture_integration, 'fine_tuned', None)  # not called again
     again = moe(data, cache, settings=several)
     again.tune_gate(1)
     assert again.fine_tune() == found
@@ -533,7 +548,7 @@ def test_save_and_load_give_the_same_to_the_bit(done, data, tmp_path):
     other.save(tmp_path / 'again.pt')
     assert same_tensors(tensors(tmp_path / 'again.pt'), tensors(tmp_path / 'all.pt'))
     for f in (GATE, FINETUNED):
-        if (folder / f).exists(): assert same_tensors(trainer.mixture_state(moe(data, folder).load(folder / f).mixture), tensors(folder / f))
+        if (folder / f).exists(): assert same_tensors(mixture_checkpoints.mixture_state(moe(data, folder).load(folder / f).mixture), tensors(folder / f))
     assert other.evaluate('val')['methods']['moe']['final_score']['value'] == pytest.approx(
         Evaluator(data).scores(one.mixture)['final_score'].item(), abs=1e-9)
 
@@ -706,7 +721,7 @@ def test_graph_experts_go_through_all_stages(tmp_path, backbone):
     torch.testing.assert_close(p[:, 1], again.mixture.probabilities(data.x, data.edge_index)[0], rtol=0, atol=0)
     with pytest.raises(DataError, match=f'backbone {backbone}.*give edge_index'): again.predict_proba(data.x)
     with pytest.raises(ArtifactError, match=f"backbone is '{backbone}' there, 'mlp' is asked for"): MoETrainer(data, True, tmp_path, backbone='mlp')
-    before, after = (trainer.mixture_state(m) for m in (one.tuned_gate, load_mixture(tmp_path / f'{data.name}_gate_best.pt')[0]))
+    before, after = (mixture_checkpoints.mixture_state(m) for m in (one.tuned_gate, load_mixture(tmp_path / f'{data.name}_gate_best.pt')[0]))
     assert same_tensors(before, after)
 
 
@@ -717,7 +732,7 @@ def test_a_real_data_set_by_name(data_dir, tmp_path):
     data = load_dataset('german', data_dir=data_dir)
     assert results['test']['nodes'] == int(data.test_mask.sum()) == 250 and one.data.fingerprint == data.fingerprint
     assert set(results['test']['gate_usage']) == {'all', *map(str, data.group_names)}
-    assert gate.Mixture is type(one.mixture)
+    assert mixture_gate.Mixture is type(one.mixture)
 
 
 def test_gates_start_from_the_best_of_uniform_and_single_experts(cache, data):

@@ -8,12 +8,16 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moe_expert import metrics
-from moe_expert.datasets import MoEExpertError, make_synthetic
-from moe_expert.evaluation import Evaluator
-from moe_expert.experts import EXPERTS, LAMBDAS, PARAMETERS, Population, init_population
-from moe_expert.training import (CONSTRAINTS, DropoutMasks, Floor, Selection, StackedAdam, TrainConfig, TrainSettings, reference_floor,
-                                 resolve_device, train_population)
+from moe_expert.scores import metrics as scores_metrics
+from moe_expert.errors import MoEExpertError
+from moe_expert.data.synthetic import make_synthetic
+from moe_expert.scores.evaluation import Evaluator
+from moe_expert.experts.specs import EXPERTS, LAMBDAS
+from moe_expert.experts.populations import PARAMETERS, Population
+from moe_expert.experts.initialisation import init_population
+from moe_expert.experts.floor import CONSTRAINTS, Floor
+from moe_expert.experts.optimizer import DropoutMasks, StackedAdam
+from moe_expert.experts.training import Selection, TrainConfig, TrainSettings, reference_floor, resolve_device, train_population
 
 
 @pytest.fixture(scope='module')
@@ -164,8 +168,8 @@ def test_engine_equals_a_plain_pytorch_loop(data, evaluator, name):
         for k in PARAMETERS: torch.testing.assert_close(model.population.params[k][0], expected[k], rtol=0, atol=1e-7)
     p1 = models[0].population.module(0).double()(data.x[data.val_mask].double()).softmax(-1)[:, 1]
     y, sens = data.y[data.val_mask], data.sens[data.val_mask]
-    assert models[0].metrics['utility'] == pytest.approx(metrics.utility(p1, y).item(), abs=1e-9)
-    assert models[0].metrics['fair_result'] == pytest.approx(metrics.fair_result(p1, y, sens).item(), abs=1e-9)
+    assert models[0].metrics['utility'] == pytest.approx(scores_metrics.utility(p1, y).item(), abs=1e-9)
+    assert models[0].metrics['fair_result'] == pytest.approx(scores_metrics.fair_result(p1, y, sens).item(), abs=1e-9)
 
 
 def test_clipping_bounds_the_step_of_each_model(data, evaluator):
@@ -514,7 +518,7 @@ def test_raising_a_coefficient_lowers_what_it_penalises(world):
 
     def soft(models):
         p1 = torch.cat([m.population.probabilities(data.x, nodes=train.nodes) for m in models])
-        return (metrics.soft_demographic_parity(p1, train.sens) + metrics.soft_equal_opportunity(p1, train.y, train.sens)) / 2
+        return (scores_metrics.soft_demographic_parity(p1, train.sens) + scores_metrics.soft_equal_opportunity(p1, train.y, train.sens)) / 2
     attention, fair = models[:18], models[18:]
     effects = {'ATT_JSD, validation': torch.tensor([m.metrics['att_jsd'] for m in attention]),
                'ATT_JSD, training': torch.cat([train.att_jsd(m.population) for m in attention]),
@@ -532,7 +536,7 @@ def test_adversaries_make_the_group_harder_to_guess():
     configs = [TrainConfig(3e-3, seed=s, lambda_adv=f) for f in (0., 3.) for s in range(6)]
     models = train_population(data, configs, settings=TrainSettings(epochs=400, val_every=400, dropout=0.))
     p1 = torch.cat([m.population.probabilities(data.x, nodes=data.val_mask.nonzero().squeeze(1)) for m in models])
-    guess = (metrics.roc_auc(p1, data.sens[data.val_mask]) - 0.5).abs()  # how well the probabilities tell the group
+    guess = (scores_metrics.roc_auc(p1, data.sens[data.val_mask]) - 0.5).abs()  # how well the probabilities tell the group
     none, much = guess.view(2, 6)
     assert (much < none).sum() >= 5
 

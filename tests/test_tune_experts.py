@@ -14,13 +14,21 @@ import pytest
 import torch
 from optuna.trial import TrialState
 
-from moe_expert import studies, tune_experts
-from moe_expert.artifacts import ArtifactError, ExpertFiles, read_json
-from moe_expert.datasets import MoEExpertError, load_dataset, make_synthetic
-from moe_expert.evaluation import Evaluator
-from moe_expert.experts import EXPERTS
-from moe_expert.training import CONSTRAINTS, Floor, TrainConfig, TrainSettings, train_population
-from moe_expert.tune_experts import DEFAULT_PARAMS, SEARCH_SPACE, ExpertTuner, TuneSettings, load_expert, search_space
+from moe_expert import tune_experts
+from moe_expert.tuning import studies as tuning_studies
+from moe_expert.errors import ArtifactError
+from moe_expert.tuning.folder import ExpertFiles
+from moe_expert.tuning.artifacts import read_json
+from moe_expert.errors import MoEExpertError
+from moe_expert.datasets import load_dataset
+from moe_expert.data.synthetic import make_synthetic
+from moe_expert.scores.evaluation import Evaluator
+from moe_expert.experts.specs import EXPERTS
+from moe_expert.experts.floor import CONSTRAINTS, Floor
+from moe_expert.experts.training import TrainConfig, TrainSettings, train_population
+from moe_expert.tuning.settings import DEFAULT_PARAMS, SEARCH_SPACE, TuneSettings, search_space
+from moe_expert.tune_experts import ExpertTuner
+from moe_expert.tuning.records import load_expert
 
 SETTINGS = TuneSettings(TrainSettings(epochs=150, val_every=50), utility_fraction=0.7, auc_fraction=0.3)
 NAME = 'synthetic-300'
@@ -325,7 +333,7 @@ def test_without_a_feasible_trial_the_least_violating_is_kept_and_marked(data, t
 
 def interrupt(monkeypatch, name, at):
     "The `at`-th call of a function of the tuner or of its studies is a Ctrl-C."
-    module = tune_experts if hasattr(tune_experts, name) else studies
+    module = tune_experts if hasattr(tune_experts, name) else tuning_studies
     real, calls = getattr(module, name), []
 
     def stopping(*args, **kwargs):
@@ -348,9 +356,10 @@ def test_an_interrupted_run_ends_like_one_that_was_not(tuned, data, tmp_path, mo
 
 KILLED = '''
 import os, sys
-from moe_expert.datasets import make_synthetic
-from moe_expert.training import TrainSettings
-from moe_expert.tune_experts import ExpertTuner, TuneSettings
+from moe_expert.data.synthetic import make_synthetic
+from moe_expert.experts.training import TrainSettings
+from moe_expert.tune_experts import ExpertTuner
+from moe_expert.tuning.settings import TuneSettings
 def die(p):
     if p.trials == 10 and p.epoch == 100: os._exit(9)
 ExpertTuner(make_synthetic(300, 8, group_bias=2.0), cache_dir=sys.argv[1], progress=die,

@@ -7,8 +7,10 @@ import sys
 import nbformat
 import pytest
 
-from moe_expert.datasets import MoEExpertError
-from moe_expert.report import SELECTED, ReportError, run_report
+from moe_expert.errors import MoEExpertError
+from moe_expert.report.winners import SELECTED
+from moe_expert.errors import ReportError
+from moe_expert.report.run import run_report
 from moe_expert.run_expert_tuning import main
 
 SMALL = dict(n_trials=2, epochs=100)

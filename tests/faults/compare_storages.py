@@ -23,7 +23,7 @@ def open_one(kind, folder):
     import optuna
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     if kind == 'sqlite-wal':
-        from moe_expert.studies import open_storage
+        from moe_expert.tuning.storage import open_storage
         storage = open_storage(f'sqlite:///{folder}/studies.db', None)
     else:
         from optuna.storages.journal import JournalFileBackend

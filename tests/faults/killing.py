@@ -10,7 +10,7 @@ import time
 from contextlib import closing
 from pathlib import Path
 
-from moe_expert.artifacts import load_checkpoint, read_json
+from moe_expert.tuning.artifacts import load_checkpoint, read_json
 
 # Importing takes longer than the work to be interrupted. So one process imports, never computes, and forks for every life of the command.
 # With `k`, the k-th write of that life into a file of ours is cut in half: half of the data is on the disk, under the temporary name, when the
@@ -19,21 +19,21 @@ NURSERY = '''
 import importlib, json, os, resource, signal, sys
 import torch, optuna, sklearn.linear_model, moe_expert.report, moe_expert.run_expert_tuning
 if importlib.util.find_spec('moe_expert.run_moe'): import moe_expert.run_moe, moe_expert.trainer
-from moe_expert import artifacts
+from moe_expert.tuning import artifacts as tuning_artifacts
 
 def live(module, cut, argv):
     writes = 0
     def write_bytes(path, data):
         nonlocal writes
         writes += 1
-        with artifacts.atomic_write(path) as file:
+        with tuning_artifacts.atomic_write(path) as file:
             if writes == cut:
                 file.write(data[:len(data) // 2])
                 file.flush()
                 os.kill(os.getpid(), signal.SIGKILL)
             file.write(data)
         if writes == cut - .5: os.kill(os.getpid(), signal.SIGKILL)
-    if cut: artifacts.write_bytes = write_bytes
+    if cut: tuning_artifacts.write_bytes = write_bytes
     return sys.modules[module].main(argv)
 
 print('ready', flush=True)

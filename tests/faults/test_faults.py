@@ -13,8 +13,10 @@ import pytest
 import torch
 from killing import Nursery, assert_whole, finished_trials
 
-from moe_expert.artifacts import ArtifactError, load_checkpoint
-from moe_expert.tune_experts import ExpertTuner, load_expert
+from moe_expert.errors import ArtifactError
+from moe_expert.tuning.artifacts import load_checkpoint
+from moe_expert.tune_experts import ExpertTuner
+from moe_expert.tuning.records import load_expert
 
 pytestmark = [pytest.mark.faults, pytest.mark.skipif(os.name == 'nt', reason='POSIX')]
 NAME = 'synthetic-200'

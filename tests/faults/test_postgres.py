@@ -10,22 +10,28 @@ import uuid
 import pytest
 import sqlalchemy
 
-from moe_expert import studies, tune_experts
-from moe_expert.artifacts import ArtifactError
-from moe_expert.datasets import make_synthetic
-from moe_expert.studies import finished, open_storage
-from moe_expert.tune_experts import ExpertTuner, load_expert
+from moe_expert.tuning import storage as tuning_storage
+from moe_expert.tuning import studies as tuning_studies
+from moe_expert import tune_experts
+from moe_expert.errors import ArtifactError
+from moe_expert.data.synthetic import make_synthetic
+from moe_expert.tuning.studies import finished
+from moe_expert.tuning.storage import open_storage
+from moe_expert.tune_experts import ExpertTuner
+from moe_expert.tuning.records import load_expert
 
 pytestmark = pytest.mark.postgres
 N_TRIALS, NAME = 40, 'synthetic-200'
 
 WORKER = '''
 import json, sys, time
-from moe_expert import studies, tune_experts
-from moe_expert.datasets import make_synthetic
-studies.HEARTBEAT, studies.GRACE, studies.WAIT = 1, 10, .2
+from moe_expert.tuning import storage as tuning_storage
+from moe_expert.tuning import studies as tuning_studies
+from moe_expert import tune_experts
+from moe_expert.data.synthetic import make_synthetic
+tuning_storage.HEARTBEAT, tuning_storage.GRACE, tuning_studies.WAIT = 1, 10, .2
 url, folder, slow = sys.argv[1], sys.argv[2], sys.argv[3] == 'slow'
-if slow: studies._machine = lambda: 'elsewhere'  # the others cannot see whether its process lives: only its signs of life tell
+if slow: tuning_studies._machine = lambda: 'elsewhere'  # the others cannot see whether its process lives: only its signs of life tell
 train = tune_experts.train_population
 def train_population(data, configs, *args, **kwargs):
     print(json.dumps([[c.lr, c.weight_decay] for c in configs]), flush=True)
@@ -102,7 +108,7 @@ def test_a_server_that_goes_away_and_comes_back(url, tmp_path, monkeypatch):
         if len(batches) == 3: ctl('-m', 'fast', 'stop')
         return train(*args, **kwargs)
     monkeypatch.setattr(tune_experts, 'train_population', with_a_stop)
-    monkeypatch.setattr(studies, 'PATIENCE', (.1,))
+    monkeypatch.setattr(tuning_studies, 'PATIENCE', (.1,))
     tuner = ExpertTuner(make_synthetic(200), cache_dir=tmp_path, storage=url, epochs=60)
     tuner.floor()
     batches.clear()

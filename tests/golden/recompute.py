@@ -97,7 +97,8 @@ def graph_backbone(backbone):
 def nine_ways():
     "Stage 3 in nine ways, after a short stage 1."
     from moe_expert import MoETrainer
-    from moe_expert.trainer import WAYS, MoESettings
+    from moe_expert.mixture.integration import WAYS
+    from moe_expert.trainer import MoESettings
     with tempfile.TemporaryDirectory() as folder:
         trainer = MoETrainer('synthetic-200', False, folder, 0, device='cpu', n_trials=2, epochs=200,
                              settings=MoESettings(fine_tuning=WAYS['nine']))
@@ -115,7 +116,7 @@ def estimator():
 
 def trade_off():
     from moe_expert import ExpertTuner
-    from moe_expert.pareto import search_pareto
+    from moe_expert.tuning.trade_off import search_pareto
     with tempfile.TemporaryDirectory() as folder:
         tuner = ExpertTuner('synthetic-300', 0, folder, epochs=300, device='cpu')
         result = search_pareto(tuner, 12, .9)
@@ -125,14 +126,15 @@ def trade_off():
 
 def quick_study():
     "One pair of the study's quick mode, every method."
-    from moe_expert import study
+    from moe_expert.study.ledger import CHANCE, SCORES, Ledger
+    from moe_expert.study.runs import carry_out, request
     with tempfile.TemporaryDirectory() as folder:
-        asked = study.request(datasets='german', seeds='100', split_seeds='1000', n_trials=3, epochs=300, results=f'{folder}/rows',
+        asked = request(datasets='german', seeds='100', split_seeds='1000', n_trials=3, epochs=300, results=f'{folder}/rows',
                               cache_dir=f'{folder}/cache', data_dir=find_data_dir())
-        ledger = study.Ledger(asked.results)
-        study.carry_out(asked.runs, ledger, cache_dir=asked.cache_dir, data_dir=asked.data_dir)
+        ledger = Ledger(asked.results)
+        carry_out(asked.runs, ledger, cache_dir=asked.cache_dir, data_dir=asked.data_dir)
         rows = ledger.rows()
-    columns = [*study.SCORES, *(f'chance_{name}' for name in study.CHANCE), 'val_final_score', 'val_utility']
+    columns = [*SCORES, *(f'chance_{name}' for name in CHANCE), 'val_final_score', 'val_utility']
     return {row['method']: {c: row[c] for c in columns} for row in rows.to_dict('records')}
 
 
