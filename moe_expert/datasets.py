@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
+
 from .data.assembly import assemble, without_columns
 from moe_expert.data.catalogue import (
     DATASETS,

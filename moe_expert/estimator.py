@@ -11,6 +11,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.utils import check_random_state
+from sklearn.utils.multiclass import check_classification_targets, type_of_target
+from sklearn.utils.validation import check_is_fitted, validate_data
+from torch_geometric.data import Data
+
+from . import metrics
 from .data.assembly import assemble, scale_features, similarity_keys
 from .data.catalogue import DatasetSpec
 from .data.columns import reduce_groups
@@ -24,13 +31,6 @@ from .mixture.gate_training import GateSettings
 from .scores.metrics import decide
 from .trainer import MoESettings, MoETrainer
 from .tuning.settings import TuneSettings
-from sklearn.base import BaseEstimator, ClassifierMixin
-from sklearn.utils import check_random_state
-from sklearn.utils.multiclass import check_classification_targets, type_of_target
-from sklearn.utils.validation import check_is_fitted, validate_data
-from torch_geometric.data import Data
-
-from . import metrics
 
 # %% auto #0
 __all__ = ['FairMoEClassifier']

@@ -16,6 +16,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from torch import Tensor
+from torch_geometric.data import Data
+
 from .datasets import load_dataset
 from .errors import ArtifactError, MoEExpertError
 from .experts.floor import CONSTRAINTS
@@ -63,8 +66,6 @@ from .tuning.progress import Progress
 from .tuning.settings import GATE_DEFAULTS, GATE_SPACE, TuneSettings
 from .tuning.storage import delete_studies, open_storage, open_study, pack, unpack
 from .tuning.studies import Outcome, finished, run_study, trial_record, winner
-from torch import Tensor
-from torch_geometric.data import Data
 
 # %% auto #0
 __all__ = ['logger', 'MoESettings', 'MoETrainer', 'gate_record', 'gate_study_name', 'compared']

@@ -15,6 +15,9 @@ from pathlib import Path
 import optuna
 import pandas as pd
 import torch
+from optuna.trial import FrozenTrial
+from torch_geometric.data import Data
+
 from .datasets import load_dataset
 from .errors import ArtifactError, MoEExpertError
 from .experts.floor import CONSTRAINTS, Floor
@@ -49,8 +52,6 @@ from moe_expert.tuning.settings import (
 )
 from .tuning.storage import delete_studies, open_storage, open_study, pack, unpack
 from .tuning.studies import Outcome, finished, run_study, trial_record, winner
-from optuna.trial import FrozenTrial
-from torch_geometric.data import Data
 
 # %% ../nbs/47_tune_experts.ipynb #9d147952
 logger = logging.getLogger(__name__)

@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from torch import Tensor
+
 from .catalogue import DatasetSpec
 from .graph import edge_tensor, similarity_graph
 from .split import check_split, standard_split
 from .tables import Table
-from torch import Tensor
 
 if TYPE_CHECKING:
     from torch_geometric.data import Data

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from .catalogue import is_known, known_names
 from .tables import TABLES, table_suffix
 from ..errors import DataError

@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 import torch
+from torch import Tensor
+
 from .assembly import scale_features
 from .cards import Card, as_list
 from ..errors import DataError, DataWarning
-from torch import Tensor
 
 if TYPE_CHECKING:
     from torch_geometric.data import Data

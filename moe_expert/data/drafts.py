@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+
 from .cards import Card
 from moe_expert.data.columns import (
     MAX_CATEGORIES,

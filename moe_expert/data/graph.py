@@ -10,9 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
+
 from .tables import read_csv
 from ..errors import DataError, DataWarning
-from torch import Tensor
 
 # %% auto #0
 __all__ = ['edge_keys', 'unique_keys', 'edge_tensor', 'similarity_graph', 'check_edges', 'read_edges']

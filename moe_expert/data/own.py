@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 import torch
+from torch import Tensor
+
 from .assembly import assemble, scale_features, similarity_keys
 from moe_expert.data.cards import (
     CARDS,
@@ -47,7 +49,6 @@ from .graph import check_edges, read_edges
 from .split import standard_split
 from .tables import Table, read_table
 from ..errors import DataError, DataWarning
-from torch import Tensor
 
 if TYPE_CHECKING:
     from torch_geometric.data import Data

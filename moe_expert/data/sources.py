@@ -20,6 +20,7 @@ from urllib.request import getproxies, proxy_bypass
 
 import numpy as np
 import pandas as pd
+
 from .assembly import assemble, similarity_keys, without_columns
 from .catalogue import DataFile, DatasetSpec
 from .graph import read_edges

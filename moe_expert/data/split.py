@@ -9,8 +9,9 @@ import random
 from collections.abc import Sequence
 
 import numpy as np
-from ..errors import DataError
 from torch import Tensor
+
+from ..errors import DataError
 
 # %% auto #0
 __all__ = ['standard_split', 'check_split']

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import numpy as np
+
 from .assembly import assemble, without_columns
 from .catalogue import DatasetSpec
 from .graph import edge_keys, unique_keys

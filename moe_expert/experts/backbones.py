@@ -10,9 +10,10 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from ..errors import MoEExpertError
 from torch import Tensor, nn
 from torch_geometric.nn import GATConv, GCNConv, GINConv, SAGEConv
+
+from ..errors import MoEExpertError
 
 # %% ../../nbs/30_backbones.ipynb #77d4a520
 class MLP(nn.Module):

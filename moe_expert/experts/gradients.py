@@ -7,13 +7,14 @@ __all__ = ['expert_gradients']
 
 # %% ../../nbs/36_gradients.ipynb #12a33118
 import torch
+from torch import Tensor
+
 from moe_expert.experts.losses import (
     GroupWeights,
     adversary_shapes,
     group_attribution,
     group_attribution_gradient,
 )
-from torch import Tensor
 
 # %% ../../nbs/36_gradients.ipynb #01fe7c0e
 def _adversary_gradients(

@@ -11,11 +11,12 @@ from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
+
 from ..errors import MoEExpertError
 from .backbones import NUMBERS_AT_ONCE, Forward
 from .populations import Population, made_once
 from ..scores.attributions import gauss_legendre
-from torch import Tensor
 
 # %% ../../nbs/32_graph_attention.ipynb #f1b59df8
 @dataclass(frozen=True)

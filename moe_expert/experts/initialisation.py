@@ -9,11 +9,12 @@ __all__ = ['population_of', 'init_population', 'stack_models']
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
+
 from ..errors import MoEExpertError
 from .backbones import GNN, MLP, check_backbone
 from .graph_attention import AttentionPopulation
 from .populations import PARAMETERS, Population
-from torch import Tensor
 
 # %% ../../nbs/33_initialisation.ipynb #8489c8b3
 def population_of(

@@ -13,10 +13,11 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
+
 from .backbones import Forward, forward, hidden_gradient
 from .graph_attention import Attention, Incoming
 from ..scores.attributions import attribution_shares, js_divergence
-from torch import Tensor
 
 # %% ../../nbs/34_losses.ipynb #4a825da6
 @dataclass(frozen=True)

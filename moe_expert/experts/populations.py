@@ -12,6 +12,9 @@ from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
+from torch_geometric.nn.conv.gcn_conv import gcn_norm
+
 from ..errors import MoEExpertError
 from moe_expert.experts.backbones import (
     GNN,
@@ -23,8 +26,6 @@ from moe_expert.experts.backbones import (
     hidden_gradient,
 )
 from ..scores.attributions import homogeneous_attributions
-from torch import Tensor
-from torch_geometric.nn.conv.gcn_conv import gcn_norm
 
 # %% ../../nbs/31_populations.ipynb #64b6f31d
 def _propagation(backbone: str, edge_index: Tensor, n: int) -> tuple[Tensor, Tensor, Tensor]:

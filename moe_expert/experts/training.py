@@ -15,6 +15,9 @@ from copy import copy
 from dataclasses import asdict, dataclass, field
 
 import torch
+from torch import Tensor
+from torch_geometric.data import Data
+
 from ..errors import MoEExpertError
 from .backbones import PARTS, check_backbone
 from .floor import Floor
@@ -26,8 +29,6 @@ from .optimizer import DropoutMasks, StackedAdam
 from .populations import Population, graph_inputs
 from .specs import EXPERTS, LAMBDAS, ExpertSpec
 from ..scores.evaluation import Evaluator
-from torch import Tensor
-from torch_geometric.data import Data
 
 # %% ../../nbs/39_training.ipynb #92ee7113
 def resolve_device(

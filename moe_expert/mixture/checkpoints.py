@@ -12,6 +12,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from torch import Tensor
+from torch_geometric.data import Data
+
 from ..data.catalogue import DATASETS
 from ..data.columns import encode
 from ..errors import ArtifactError, DataError
@@ -23,8 +26,6 @@ from .gate import Mixture
 from ..tuning.artifacts import load_checkpoint, read_json, sha256_file
 from ..tuning.folder import ExpertFiles
 from ..tuning.records import load_expert
-from torch import Tensor
-from torch_geometric.data import Data
 
 # %% auto #0
 __all__ = ['MUST_MATCH', 'tuning_command', 'load_experts', 'floor_of', 'mixture_state', 'mixture_of', 'load_mixture',

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 
 import pandas as pd
 import torch
-from ..experts.specs import EXPERTS
-from .gate import Mixture
 from torch import Tensor
 from torch_geometric.data import Data
+
+from ..experts.specs import EXPERTS
+from .gate import Mixture
 
 # %% auto #0
 __all__ = ['Linear', 'majority_class', 'logistic_regression', 'gate_usage', 'Comparison']

@@ -11,9 +11,10 @@ from functools import cached_property
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
+
 from ..experts.populations import Population
 from ..scores.attributions import gauss_legendre
-from torch import Tensor
 
 # %% auto #0
 __all__ = ['GATE_PARAMETERS', 'gate_state', 'init_gates', 'gate_weights', 'ExpertPath', 'expert_path', 'mixture_attributions',

@@ -10,6 +10,9 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
+from torch import Tensor
+from torch_geometric.data import Data
+
 from ..errors import MoEExpertError
 from ..experts.floor import Floor
 from ..experts.losses import GroupWeights, divergence_of, soft_gaps
@@ -26,8 +29,6 @@ from moe_expert.mixture.gate import (
     mixture_attributions,
 )
 from ..scores.evaluation import Evaluator
-from torch import Tensor
-from torch_geometric.data import Data
 
 # %% auto #0
 __all__ = ['SHARPNESS', 'LEAN', 'Lesson', 'make_lesson', 'soft_utility', 'soft_objective', 'GateConfig', 'GateSettings',

@@ -9,6 +9,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
+from torch import Tensor
+from torch_geometric.data import Data
+
 from ..errors import MoEExpertError
 from ..experts.floor import Floor
 from ..experts.losses import GroupWeights, representation_gap
@@ -18,8 +21,6 @@ from ..experts.training import TrainedModel, run_training
 from .gate import Mixture, gate_weights, mixture_attributions
 from .gate_training import make_lesson, soft_objective
 from ..scores.evaluation import Evaluator
-from torch import Tensor
-from torch_geometric.data import Data
 
 # %% auto #0
 __all__ = ['WAYS', 'IMPROVEMENT', 'FineTuneSettings', 'fine_tuned', 'best_way']

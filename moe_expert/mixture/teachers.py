@@ -10,14 +10,15 @@ from copy import copy
 from dataclasses import replace
 
 import torch
+from torch import Tensor
+from torch_geometric.data import Data
+
 from ..errors import MoEExpertError
 from ..experts.specs import EXPERTS
 from ..experts.training import TrainConfig, train_population
 from .checkpoints import floor_of
 from .gate_training import Lesson, make_lesson
 from ..tuning.settings import train_settings
-from torch import Tensor
-from torch_geometric.data import Data
 
 # %% auto #0
 __all__ = ['TEACHERS', 'halves', 'crossfit_lesson', 'join_lessons', 'who_did_what']

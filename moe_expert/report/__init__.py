@@ -8,18 +8,24 @@ __all__ = []
 # %% ../../nbs/70_report.ipynb #90238091
 from importlib import import_module
 
-# %% ../../nbs/70_report.ipynb #9d18e620
+# %% ../../nbs/70_report.ipynb #4298de34
 _ROOMS = {
-    'index': 'INDEX_NOTE INDEX_SCORES INDEX_STYLE index_rows published_scores report_names write_index',
-    'look': 'BLACK BLUE GREEN GREY Notice Notices ORANGE PUBLISHED Picture Sentences Table VERMILION panels score_meanings table',
-    'mixture': 'METHODS ON_TEST as_winner finetuning_table gate_attributions gate_inputs plot_gate_reasons plot_plane plot_usage routes_table saved_mixture_files test_table usage_table',
-    'pages': 'PAGE_STYLE page read_notebook write_page',
-    'people': 'data_facts data_notices group_table leakage_table read_data',
-    'recorder': 'CellRecorder executed_cells fill notebook_path record_cells save_notebook',
-    'run': 'MoEParameters Parameters RunParameters check_parameters execute run_moe_report run_report trade_off train tune tuner_of',
-    'search': 'best_so_far parameter_importance plot_history plot_importance plot_learning plot_tradeoff result_notices scatter_trials trials_table whiskers',
-    'trade_off': 'pareto_table plot_pareto trade_off_shown',
-    'winners': 'RATES SELECTED attribution_half_widths group_differences group_rates group_scores groups_by in_words mean_attributions metrics_table plot_attributions plot_intervals rates_by rates_table saved_files winners_table',
+    'errors': 'ReportError',
+    'report.index': 'INDEX_NOTE INDEX_SCORES INDEX_STYLE index_rows published_scores report_names write_index',
+    'report.look': 'BLACK BLUE GREEN GREY Notice Notices ORANGE PUBLISHED Picture Sentences Table VERMILION panels score_meanings table',
+    'report.mixture': 'METHODS ON_TEST as_winner finetuning_table gate_attributions gate_inputs plot_gate_reasons plot_plane plot_usage routes_table saved_mixture_files test_table usage_table',
+    'report.pages': 'PAGE_STYLE page read_notebook write_page',
+    'report.people': 'data_facts data_notices group_table leakage_table read_data',
+    'report.recorder': 'CellRecorder executed_cells fill notebook_path record_cells save_notebook',
+    'report.run': 'MoEParameters Parameters RunParameters check_parameters execute run_moe_report run_report trade_off train tune tuner_of',
+    'report.search': 'best_so_far parameter_importance plot_history plot_importance plot_learning plot_tradeoff result_notices scatter_trials trials_table whiskers',
+    'report.trade_off': 'trade_off_shown',
+    'report.winners': 'RATES SELECTED attribution_half_widths group_differences group_rates group_scores groups_by in_words mean_attributions metrics_table plot_attributions plot_intervals rates_by rates_table saved_files winners_table',
+    'scores.facts': 'SCORES better',
+    'scores.intervals': 'auc_interval newcombe wilson',
+    'tuning.folder': 'ExpertFiles',
+    'tuning.progress': 'NotebookProgress STAGES TerminalProgress progress_line trials_so_far',
+    'tuning.winners': 'Winner interval_record load_winner load_winners',
 }
 _HOMES = {name: room for room, names in _ROOMS.items() for name in names.split()}
 
@@ -28,7 +34,7 @@ def __getattr__(name):
     "Import the room of a name on first use, so that one room does not load all of them."
     if name not in _HOMES:
         raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
-    return getattr(import_module(f'moe_expert.report.{_HOMES[name]}'), name)
+    return getattr(import_module(f'moe_expert.{_HOMES[name]}'), name)
 
 
 def __dir__():

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+
 from ..scores.facts import SCORES
 
 # %% ../../nbs/60_look.ipynb #2fb7b990

@@ -9,6 +9,9 @@ import numpy as np
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
+from torch import Tensor
+from torch_geometric.data import Data
+
 from ..experts.specs import EXPERTS
 from ..mixture.gate import Mixture, gate_state
 from moe_expert.report.look import (
@@ -30,8 +33,6 @@ from ..trainer import MoETrainer
 from ..tuning.artifacts import sha256_file
 from ..tuning.folder import ExpertFiles
 from ..tuning.winners import Winner
-from torch import Tensor
-from torch_geometric.data import Data
 
 # %% auto #0
 __all__ = ['METHODS', 'ON_TEST', 'test_table', 'plot_plane', 'plot_usage', 'usage_table', 'gate_inputs', 'gate_attributions',

@@ -9,13 +9,14 @@ __all__ = ['data_notices', 'data_facts', 'group_table', 'leakage_table', 'read_d
 import warnings
 from collections.abc import Iterable, Sequence
 
+from torch_geometric.data import Data
+
 from ..data.audit import data_card, leakage_audit
 from ..datasets import load_dataset
 from ..errors import DataWarning, OfflineEditionWarning
 from .look import Notice, Notices, Table, table
 from .run import Parameters
 from ..scores.intervals import auc_interval
-from torch_geometric.data import Data
 
 # %% ../../nbs/61_people.ipynb #acc284c4
 def data_notices(

@@ -16,6 +16,8 @@ from dataclasses import asdict, dataclass, fields
 from importlib import resources
 from pathlib import Path
 
+from torch_geometric.data import Data
+
 from ..datasets import canonical_name
 from ..errors import MoEExpertError, ReportError
 from ..experts.backbones import BACKBONES
@@ -30,7 +32,6 @@ from ..tuning.artifacts import write_bytes
 from ..tuning.folder import ExpertFiles
 from ..tuning.progress import Progress
 from ..tuning.trade_off import search_pareto
-from torch_geometric.data import Data
 
 # %% auto #0
 __all__ = ['RunParameters', 'Parameters', 'check_parameters', 'tune', 'tuner_of', 'run_report', 'execute', 'trade_off',

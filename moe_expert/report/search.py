@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 import optuna
 import pandas as pd
 from matplotlib.figure import Figure
+
 from moe_expert.report.look import (
     BLACK,
     BLUE,

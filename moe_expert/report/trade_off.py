@@ -8,6 +8,7 @@ __all__ = ['plot_pareto', 'pareto_table', 'trade_off_shown']
 # %% ../../nbs/65_trade_off_report.ipynb #e6093713
 import pandas as pd
 from IPython.display import Markdown
+
 from .look import BLACK, BLUE, ORANGE, VERMILION, Picture, table
 from ..scores.facts import better
 from ..tuning.trade_off import AIMS

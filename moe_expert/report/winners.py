@@ -14,6 +14,8 @@ import numpy as np
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
+from torch_geometric.data import Data
+
 from ..data.audit import leakage_audit
 from ..errors import MoEExpertError
 from ..experts.specs import EXPERTS
@@ -39,7 +41,6 @@ from ..scores.metrics import GroupRates, by_group
 from ..tuning.artifacts import sha256_file
 from ..tuning.folder import ExpertFiles
 from ..tuning.winners import Winner, interval_record
-from torch_geometric.data import Data
 
 # %% ../../nbs/63_winners.ipynb #c5fefefd
 def winners_table(

@@ -11,11 +11,12 @@ from functools import cached_property
 from typing import Protocol
 
 import torch
+from torch import Tensor
+
 from . import metrics
 from .graphlime import GraphLIME, node_numbers
 from .metrics import decide
 from .procedure import att_jsd, fidelity, ref, vef
-from torch import Tensor
 
 # %% ../../nbs/26_evaluation.ipynb #82ab48c4
 class Explainable(Protocol):

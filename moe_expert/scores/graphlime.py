@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from itertools import accumulate
 
 import torch
-from .lasso import nonnegative_lasso
 from torch import Tensor
+
+from .lasso import nonnegative_lasso
 
 # %% ../../nbs/23_graphlime.ipynb #8adf0f8d
 def series_terms(

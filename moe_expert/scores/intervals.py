@@ -8,10 +8,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
+
 from ..errors import UndefinedScoreError
 from .attributions import attribution_shares, js_divergence
 from .evaluation import NodeRecord, plain_scores, procedure_scores, with_final
-from torch import Tensor
 
 # %% auto #0
 __all__ = ['INTERVALS', 'Interval', 'resamples', 'bootstrap', 'scores_with_intervals', 'auc_interval', 'wilson', 'newcombe']

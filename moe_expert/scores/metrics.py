@@ -13,8 +13,9 @@ from dataclasses import dataclass
 
 import pandas as pd
 import torch
-from ..errors import ScoreInputError, UndefinedScoreError
 from torch import Tensor
+
+from ..errors import ScoreInputError, UndefinedScoreError
 
 # %% ../../nbs/20_metrics.ipynb #c1379868
 def _checked(

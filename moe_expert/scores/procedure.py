@@ -9,10 +9,11 @@ __all__ = ['fidelity', 'top_weights', 'ref', 'vef', 'att_jsd']
 import math
 
 import torch
+from torch import Tensor
+
 from ..errors import UndefinedScoreError
 from .attributions import attribution_shares, js_divergence
 from .metrics import decide
-from torch import Tensor
 
 # %% ../../nbs/25_procedure.ipynb #7f4568d0
 def fidelity(

@@ -13,6 +13,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
+from torch_geometric.data import Data
+
 from ..datasets import load_dataset
 from ..experts.floor import Floor
 from ..experts.specs import EXPERTS
@@ -22,8 +25,6 @@ from .ledger import CHANCE, SCORES
 from .plan import MAIN, SETTINGS, VARIANTS
 from ..tuning.folder import make_folder
 from ..tuning.settings import HIDDEN
-from torch import Tensor
-from torch_geometric.data import Data
 
 # %% ../../nbs/82_study_bench.ipynb #5f1fbfc1
 def by_chance(

@@ -15,11 +15,11 @@ from io import StringIO
 from pathlib import Path
 
 import pandas as pd
+
+import moe_expert
 from .plan import Run
 from ..tuning.artifacts import read_json, sweep, write_bytes, write_json
 from ..tuning.folder import make_folder
-
-import moe_expert
 
 # %% ../../nbs/81_study_ledger.ipynb #950d3dcd
 DECISIVE = (

@@ -16,6 +16,10 @@ from dataclasses import asdict, replace
 
 import numpy as np
 import torch
+from optuna.distributions import FloatDistribution
+from torch import Tensor
+from torch_geometric.data import Data
+
 from ..errors import MoEExpertError
 from ..experts.backbones import forward
 from ..experts.floor import CONSTRAINTS, Floor
@@ -49,9 +53,6 @@ from ..tuning.folder import ExpertFiles
 from ..tuning.settings import DEFAULT_PARAMS, GATE_DEFAULTS, GATE_SPACE, search_space
 from ..tuning.storage import open_storage, open_study, pack, unpack
 from ..tuning.studies import Outcome, finished, run_study, trial_record, winner
-from optuna.distributions import FloatDistribution
-from torch import Tensor
-from torch_geometric.data import Data
 
 # %% ../../nbs/83_study_methods.ipynb #a307d927
 def _outcome(m: TrainedModel, state: Callable) -> Outcome:

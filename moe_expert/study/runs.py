@@ -14,6 +14,8 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+
+import moe_expert
 from ..errors import MoEExpertError
 from ..experts.specs import EXPERTS
 from .bench import Bench
@@ -32,8 +34,6 @@ from moe_expert.study.methods import (
     threshold_optimizer,
 )
 from .plan import ABLATIONS, MAIN, SETTINGS, VARIANTS, Run, pairs
-
-import moe_expert
 
 # %% ../../nbs/84_study_runs.ipynb #0574b8de
 FAMILIES: dict[str, tuple[Callable[[Bench], dict[str, object]], tuple[str, ...]]] = {

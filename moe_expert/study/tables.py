@@ -13,15 +13,15 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
+from scipy import stats
+
+import moe_expert
 from ..experts.specs import EXPERTS
 from ..report.look import BLACK, BLUE, GREEN, GREY, ORANGE, VERMILION, Picture, table
 from ..scores.facts import better
 from .ledger import CHANCE
 from .plan import BENCHMARKS, MAIN, STANDARD_SPLIT, Run
 from .runs import METHODS, plan
-from scipy import stats
-
-import moe_expert
 
 # %% ../../nbs/85_study_tables.ipynb #dbf82f75
 KEYS = ['setting', 'n_trials', 'epochs', 'variant', 'split_seed', 'seed']

@@ -28,9 +28,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from ..errors import ArtifactError
 
 from .. import __version__
+from ..errors import ArtifactError
 
 # %% ../../nbs/40_artifacts.ipynb #ffb8f3af
 def _sync_folder(path: Path):

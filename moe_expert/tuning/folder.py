@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from filelock import FileLock, Timeout
+
 from ..errors import ArtifactError
 from ..experts.specs import EXPERTS
 from moe_expert.tuning.artifacts import (

@@ -9,10 +9,11 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass
 
-from ..experts.specs import ExpertSpec
-from ..experts.training import TrainSettings
 from optuna.distributions import FloatDistribution
 from torch_geometric.data import Data
+
+from ..experts.specs import ExpertSpec
+from ..experts.training import TrainSettings
 
 # %% auto #0
 __all__ = ['SEARCH_SPACE', 'DEFAULT_PARAMS', 'HIDDEN', 'GATE_SPACE', 'GATE_DEFAULTS', 'search_space', 'TuneSettings',

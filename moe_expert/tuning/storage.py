@@ -19,10 +19,11 @@ import numpy as np
 import optuna
 import sqlalchemy
 import torch
-from ..errors import ArtifactError
-from .folder import ExpertFiles
 from optuna.exceptions import StorageInternalError
 from sqlalchemy.exc import SQLAlchemyError
+
+from ..errors import ArtifactError
+from .folder import ExpertFiles
 
 # %% ../../nbs/42_storage.ipynb #b7a123c2
 HEARTBEAT = 10  # seconds from one sign of life of a running trial to the next

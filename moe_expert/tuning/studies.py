@@ -24,12 +24,13 @@ from threading import Event, Thread
 import numpy as np
 import optuna
 import torch
-from ..errors import MoEExpertError
-from .storage import GRACE, first_line, quiet_optuna, storage_errors
 from optuna.distributions import FloatDistribution
 from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
+
+from ..errors import MoEExpertError
+from .storage import GRACE, first_line, quiet_optuna, storage_errors
 
 # %% ../../nbs/43_studies.ipynb #e71b44e9
 logger = logging.getLogger(__name__)

@@ -11,6 +11,7 @@ from dataclasses import asdict
 
 import numpy as np
 import optuna
+
 from ..errors import ArtifactError, MoEExpertError
 from ..experts.floor import CONSTRAINTS
 from ..experts.populations import Population

@@ -10,6 +10,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from torch_geometric.data import Data
+
 from ..errors import ArtifactError
 from ..experts.populations import Population
 from ..experts.specs import EXPERTS
@@ -19,7 +21,6 @@ from ..scores.intervals import Interval, bootstrap
 from .artifacts import read_json
 from .folder import ExpertFiles
 from .records import load_expert
-from torch_geometric.data import Data
 
 # %% ../../nbs/49_winners.ipynb #1daaf831
 @dataclass(frozen=True)
