@@ -54,7 +54,10 @@ def load_winner(
     n_resamples: int = 1000,  # of the bootstrap
     seed: int = 0,  # of the bootstrap
 ) -> Winner:
-    "Load and evaluate an expert. `ArtifactError` for other data, or if the recorded score does not come out."
+    """Load and evaluate an expert.
+
+    `ArtifactError` for other data, or if the recorded score does not come out.
+    """
     population, payload = load_expert(cache_dir, data.name, expert)
     result = read_json(ExpertFiles(cache_dir, data.name).results(expert))
     tuned_on = payload['settings']['fingerprint']
