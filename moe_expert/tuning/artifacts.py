@@ -318,7 +318,8 @@ def _unpack(path: str | Path, data: bytes) -> Any:
     except pickle.UnpicklingError as err:
         raise ArtifactError(
             f'{path} holds something other than tensors and plain data; nothing in it was '
-            'executed. Do not use it: it was not written by this package. Tune again with overwrite=True.'
+            'executed. Do not use it: it was not written by this package. Tune again with '
+            'overwrite=True.'
         ) from err
     except Exception as err:  # damaged bytes make the two readers fail in many ways
         raise ArtifactError(

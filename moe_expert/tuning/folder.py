@@ -215,7 +215,7 @@ def differences(
 
 # %% ../../nbs/41_folder.ipynb #192c9ea2
 def _remove(files: ExpertFiles):
-    """Delete all files of a data set except the settings record (the last), which the caller replaces."""
+    "Delete all files of a data set except the settings record, which the caller replaces."
     for path in everything(files)[:-1]:
         try:
             path.unlink(missing_ok=True)

@@ -127,7 +127,7 @@ def trial_record(
     trial: FrozenTrial,
     number: int | None = None,  # its place among the trials that count; None: Optuna's number
 ) -> dict:  # plain data
-    """Number, state, parameters and, where the trial has them, score, metrics, constraints and epochs."""
+    "Number, state and parameters; score, metrics, constraints and epochs where the trial has them."
     result, values = trial.user_attrs.get('result', {}), trial.values or [None]
     complete = trial.state == TrialState.COMPLETE
     record = {
