@@ -249,9 +249,9 @@ def by_group(
         pd.DataFrame(counts, index=index),
     )
 
-# %% ../../nbs/21_metrics.ipynb #e41814c4
+# %% ../../nbs/21_metrics.ipynb #3f7b47fd
 def _gap(
-    name: str,  # of the gap, for the message
+    subject: str,  # of the message: 'demographic parity is'
     rate: GroupRate,
     values: Tensor,  # [..., N] what is averaged
     y: Tensor,  # [N] or [..., N] labels, unused by rates over all people
@@ -262,11 +262,11 @@ def _gap(
     sens, about = sens.double(), rate.members(y)
     members = (1 - sens) * about, sens * about
     missing = 'nodes' if rate.outcome is None else f'node with label {rate.outcome}'
-    message = f'{name} is undefined: a group (sens = 0 or 1) has no {missing}'
+    message = f'{subject} undefined: a group (sens = 0 or 1) has no {missing}'
     require_nodes(undefined, message, *(m.sum(-1) for m in members))
     return (_rate(values, members[0]) - _rate(values, members[1])).abs()
 
-# %% ../../nbs/21_metrics.ipynb #79f54b6f
+# %% ../../nbs/21_metrics.ipynb #bcba7e8d
 @carries(FACTS['dp'])
 def demographic_parity(
     p1: Tensor,  # [..., N] probability of class 1, in [0, 1]
@@ -284,9 +284,9 @@ def demographic_parity(
     """
     decided = decide(_checked(p1, undefined, sens))
     rate = RATES['selection rate']
-    return _gap('demographic parity', rate, decided, sens, sens, undefined)
+    return _gap('demographic parity is', rate, decided, sens, sens, undefined)
 
-# %% ../../nbs/21_metrics.ipynb #4a69c73e
+# %% ../../nbs/21_metrics.ipynb #5787894e
 @carries(FACTS['eo'])
 def equal_opportunity(
     p1: Tensor,  # [..., N] probability of class 1, in [0, 1]
@@ -305,7 +305,7 @@ def equal_opportunity(
     """
     decided = decide(_checked(p1, undefined, y, sens))
     rate = RATES['true positive rate']
-    return _gap('equal opportunity', rate, decided, y, sens, undefined)
+    return _gap('equal opportunity is', rate, decided, y, sens, undefined)
 
 # %% ../../nbs/21_metrics.ipynb #369c1c1d
 @carries(FACTS['fair_result'])
@@ -327,7 +327,7 @@ def fair_result(
         equal_opportunity(p1, y, sens, undefined=undefined),
     )
 
-# %% ../../nbs/21_metrics.ipynb #75b779fb
+# %% ../../nbs/21_metrics.ipynb #597523c2
 @carries(EQUALIZED_ODDS)
 def equalized_odds(
     p1: Tensor,  # [..., N] probability of class 1, in [0, 1]
@@ -347,10 +347,10 @@ def equalized_odds(
     decided = decide(_checked(p1, undefined, y, sens))
     return torch.maximum(
         equal_opportunity(p1, y, sens, undefined=undefined),
-        _gap('equalized odds', RATES['false positive rate'], decided, y, sens, undefined),
+        _gap('equalized odds are', RATES['false positive rate'], decided, y, sens, undefined),
     )
 
-# %% ../../nbs/21_metrics.ipynb #8f1643b4
+# %% ../../nbs/21_metrics.ipynb #a855cd9a
 def soft_demographic_parity(
     p1: Tensor,  # [..., N] probability of class 1
     sens: Tensor,  # [N] or [..., N] group, 0 or 1
@@ -364,9 +364,9 @@ def soft_demographic_parity(
     0.2
     """
     rate = RATES['selection rate']
-    return _gap('demographic parity', rate, p1.double(), sens, sens, undefined)
+    return _gap('demographic parity is', rate, p1.double(), sens, sens, undefined)
 
-# %% ../../nbs/21_metrics.ipynb #d5336cba
+# %% ../../nbs/21_metrics.ipynb #faa60647
 def soft_equal_opportunity(
     p1: Tensor,  # [..., N] probability of class 1
     y: Tensor,  # [N] or [..., N] labels, 0 or 1
@@ -383,7 +383,7 @@ def soft_equal_opportunity(
     0.5
     """
     rate = RATES['true positive rate']
-    return _gap('equal opportunity', rate, p1.double(), y, sens, undefined)
+    return _gap('equal opportunity is', rate, p1.double(), y, sens, undefined)
 
 # %% ../../nbs/21_metrics.ipynb #ee98ea31
 @carries(FACTS['fair_procedure'])
