@@ -9,7 +9,7 @@ from scipy.stats import entropy
 from sklearn.metrics import roc_auc_score
 from torch import nn
 
-from moe_expert.mixture import gate_training as mixture_gate_training
+from moe_expert.scores.attributions import gauss_legendre
 from moe_expert.mixture import gate as mixture_gate
 from moe_expert.experts import training as experts_training
 from moe_expert.errors import MoEExpertError
@@ -108,7 +108,7 @@ def test_attributions_of_graph_experts_sum_over_the_nodes_they_come_from(data, n
     mixture = Mixture(some_experts(8, backbone, 1.), some_gates(8, 1))
     x, some = data.x.double(), nodes[:3]
     found = mixture.attributions(data.x, data.edge_index, some, n_steps=64, max_steps=64)[0]
-    whole, (points, weights) = Whole(mixture, 0, data.edge_index), mixture_gate_training._gauss_legendre(64, x)
+    whole, (points, weights) = Whole(mixture, 0, data.edge_index), gauss_legendre(64, x)
     for i, node in enumerate(some):
         expected = torch.zeros(8, dtype=torch.double)
         for a, w in zip(points, weights):
