@@ -525,6 +525,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                       'moe_expert/mixture/gate.py'),
                                          'moe_expert.mixture.gate.Mixture.__repr__': ( 'gate.html#mixture.__repr__',
                                                                                        'moe_expert/mixture/gate.py'),
+                                         'moe_expert.mixture.gate.Mixture._integrate_paths': ( 'gate.html#mixture._integrate_paths',
+                                                                                               'moe_expert/mixture/gate.py'),
                                          'moe_expert.mixture.gate.Mixture._mean': ('gate.html#mixture._mean', 'moe_expert/mixture/gate.py'),
                                          'moe_expert.mixture.gate.Mixture._quadrature': ( 'gate.html#mixture._quadrature',
                                                                                           'moe_expert/mixture/gate.py'),

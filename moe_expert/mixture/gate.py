@@ -15,7 +15,13 @@ from fastcore.basics import patch
 from torch import Tensor
 
 from ..experts.populations import Population
-from ..scores.attributions import gauss_legendre
+from moe_expert.scores.attributions import (
+    Integral,
+    Pieces,
+    doublings,
+    gauss_legendre,
+    integrate_until_complete,
+)
 
 # %% auto #0
 __all__ = ['GATE_PARAMETERS', 'gate_state', 'init_gates', 'gate_weights', 'PathState', 'ExpertPath', 'expert_path',
@@ -257,10 +263,8 @@ def uniform_mixture(
     in_features: int,  # d
 ) -> Mixture:  # of one gate
     "The mean of the experts' probabilities, as a mixture."
-    gates, device = (
-        init_gates([0], in_features, len(experts), 1),
-        experts.params['out.weight'].device,
-    )
+    gates = init_gates([0], in_features, len(experts), 1)
+    device = experts.params['out.weight'].device
     return Mixture(experts, {k: v.to(device) for k, v in gates.items()})
 
 # %% ../../nbs/50_gate.ipynb #3941253b
@@ -280,11 +284,11 @@ def masked_probabilities(
         masked.append(self.select([m])._mean(rows * (column != feature[:, None]), p1))
     return torch.cat(masked)
 
-# %% ../../nbs/50_gate.ipynb #55a1bbed
+# %% ../../nbs/50_gate.ipynb #309e5229
 @patch
 @torch.no_grad()
 def _quadrature(self: Mixture, x, edge_index, nodes, n_steps) -> Tensor:
-    "[M, n, d] attributions with a fixed number of points, in chunks of nodes."
+    "[M, n, d] attributions with a fixed number of points."
     x = x.to(self.gates['gate.out'].device)
     step = _CHUNK // (n_steps * self.gates['gate.bias'].numel())
     chunks = []
@@ -294,7 +298,20 @@ def _quadrature(self: Mixture, x, edge_index, nodes, n_steps) -> Tensor:
         chunks.append(mixture_attributions(self.gates, rows, path, self.temperature))
     return torch.cat(chunks, 1)
 
-# %% ../../nbs/50_gate.ipynb #edafcc7d
+# %% ../../nbs/50_gate.ipynb #d855ac52
+@patch
+def _integrate_paths(self: Mixture, x, edge_index, nodes, pieces: Pieces) -> Tensor:
+    "[p, d] attributions of paths; path m·n + i is that of gate m and node i."
+    gate, node = pieces.path // len(nodes), pieces.path % len(nodes)
+    if len(pieces.path) == len(self) * len(nodes):  # all gates and nodes
+        return self._quadrature(x, edge_index, nodes, pieces.n_steps).flatten(0, 1)
+    own = [
+        self.select([m])._quadrature(x, edge_index, nodes[node[gate == m]], pieces.n_steps)[0]
+        for m in gate.unique().tolist()
+    ]
+    return torch.cat(own)
+
+# %% ../../nbs/50_gate.ipynb #0ab06c35
 @patch
 def attributions(
     self: Mixture,
@@ -308,14 +325,16 @@ def attributions(
 ) -> Tensor:  # [M, n, d] signed; or (attributions, errors)
     "Integrated Gradients of p₁ from the zero baseline through gate and experts."
     baseline = self.probabilities(torch.zeros_like(x), edge_index, nodes)
-    difference = self.probabilities(x, edge_index, nodes) - baseline
-    integral = self._quadrature(x, edge_index, nodes, n_steps)
-    error = (integral.sum(-1) - difference).abs()
-    while n_steps < max_steps and bool((incomplete := error > tolerance).any()):
-        n_steps *= 2
-        for m in incomplete.any(1).nonzero()[:, 0].tolist():
-            integral[m, incomplete[m]] = self.select([m])._quadrature(
-                x, edge_index, nodes[incomplete[m]], n_steps
-            )[0]
-        error = (integral.sum(-1) - difference).abs()
-    return (integral, error) if return_completeness else integral
+    gain = (self.probabilities(x, edge_index, nodes) - baseline).flatten()
+
+    def integrate(pieces):
+        return Integral(self._integrate_paths(x, edge_index, nodes, pieces), gain[pieces.path])
+
+    integrals = integrate_until_complete(
+        integrate,
+        Pieces.whole(len(gain), n_steps, gain),
+        tolerance=tolerance,
+        max_rounds=doublings(n_steps, max_steps),
+    )
+    attributions, error = (t.unflatten(0, (len(self), len(nodes))) for t in integrals)
+    return (attributions, error) if return_completeness else attributions
