@@ -5,7 +5,7 @@
 # %% ../../nbs/51_gate_training.ipynb #64755346
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -17,9 +17,10 @@ from torch_geometric.data import Data
 from ..errors import ArgumentError
 from ..experts.floor import Floor
 from ..experts.losses import GroupWeights, divergence_of, soft_gaps
-from ..experts.optimizer import StackedAdam, minibatches, using_threads
+from ..experts.optimizer import minibatches
 from ..experts.populations import Population
 from ..experts.specs import GATE
+from ..experts.trainers import Trainer, check_counts, per_model
 from ..experts.training import TrainedModel, run_training
 from moe_expert.mixture.gate import (
     ExpertPath,
@@ -33,7 +34,7 @@ from ..scores.evaluation import Evaluator
 
 # %% auto #0
 __all__ = ['SHARPNESS', 'LEAN', 'soft_utility', 'soft_objective', 'Lesson', 'make_lesson', 'gate_terms', 'GateConfig',
-           'check_counts', 'GateSettings', 'GateTrainer', 'train_gates', 'start_biases', 'best_start']
+           'GateSettings', 'GateTrainer', 'train_gates', 'start_biases', 'best_start']
 
 # %% ../../nbs/51_gate_training.ipynb #43c23222
 SHARPNESS = 0.1  # width of the soft step that stands for a decision
@@ -134,20 +135,10 @@ class GateConfig:
     lb_coeff: float = 1e-3  # of the load-balance term, ≥ 0
     seed: int = 0  # initial parameters
 
-# %% ../../nbs/51_gate_training.ipynb #c88b2f3c
-def check_counts(
-    settings: object,  # with these attributes
-    *names: str,
-):
-    "Raise `ArgumentError` for the first of these attributes that is below 1."
-    for name in names:
-        if getattr(settings, name) < 1:
-            raise ArgumentError(f'{name} must be at least 1, got {getattr(settings, name)}')
-
 # %% ../../nbs/51_gate_training.ipynb #6893b0f0
 @dataclass(frozen=True)
 class GateSettings:
-    "How every gate is trained. Raises `ArgumentError` for a value out of range."
+    "How every gate is trained. Raises `MoEExpertError` for a value out of range."
 
     epochs: int = 1000  # passes over the nodes that teach, at most
     val_every: int = 100  # epochs from one validation to the next
@@ -167,62 +158,55 @@ class GateSettings:
             raise ArgumentError(f"start must be 'best' or 'uniform', not {self.start!r}")
 
 # %% ../../nbs/51_gate_training.ipynb #ad1c8b5e
-class GateTrainer:
-    "The running gates, their lesson and their coefficients; `run_training` drives it."
+class GateTrainer(Trainer):
+    "M gates over frozen experts in training."
 
     def __init__(
         self,
         experts: Population,  # K experts, frozen
         lesson: Lesson,  # nodes that teach
-        configs: Sequence[GateConfig],  # one per gate
+        configs: Sequence[GateConfig],  # [M]
         settings: GateSettings,
-        shuffle_seed: int,  # order of the nodes
+        shuffle_seed: int,  # order of the nodes, the same for all gates
         start: Tensor | None = None,  # [K] output biases at the start; None: 0
     ):
         self.experts, self.lesson, self.settings = experts, lesson, settings
-        self.running = list(range(len(configs)))  # positions in `configs`
-        self.coefficients = {k: self._column(configs, k) for k in ('entropy_coeff', 'lb_coeff')}
-        self.shuffle = torch.Generator().manual_seed(shuffle_seed)
-        seeds, d = [c.seed for c in configs], lesson.x.shape[1]
-        gates = init_gates(seeds, d, len(experts), settings.hidden)
+        device, d = lesson.x.device, lesson.x.shape[1]
+        gates = init_gates([c.seed for c in configs], d, len(experts), settings.hidden)
         if start is not None:
             gates['gate.out_bias'] = start.to(gates['gate.out_bias']).repeat(len(configs), 1)
-        lr = self._column(configs, 'gate_lr')
-        gates = {k: v.to(lr.device) for k, v in gates.items()}
-        self.adam = StackedAdam(gates, lr, torch.zeros_like(lr), settings.clip)
+        gates = {k: v.to(device) for k, v in gates.items()}
+        lr = per_model(configs, 'gate_lr', device=device)
+        terms = {k: per_model(configs, k, device=device) for k in ('entropy_coeff', 'lb_coeff')}
+        super().__init__(gates, lr, torch.zeros_like(lr), settings.clip, shuffle_seed, terms)
 
-    def _column(self, configs, name: str) -> Tensor:  # [M]
-        values = [getattr(c, name) for c in configs]
-        return torch.tensor(values, dtype=torch.double, device=self.lesson.x.device)
+    def build(self, params: dict[str, Tensor]) -> Mixture:
+        "The gates with these parameters, over the experts."
+        return Mixture(self.experts, params, self.settings.temperature)
 
-# %% ../../nbs/51_gate_training.ipynb #abd5d486
+# %% ../../nbs/51_gate_training.ipynb #34a85480
 @patch
-def population(
-    self: GateTrainer,
-    flat: Tensor | None = None,  # [M, P] rows of parameters; None: those of the running gates
-) -> Mixture:
-    "The running gates as a mixture."
-    gates = self.adam.unflatten(self.adam.flat if flat is None else flat)
-    return Mixture(self.experts, gates, self.settings.temperature)
+def batches(self: GateTrainer) -> Iterator[Lesson]:
+    "The lessons of one pass over the nodes that teach."
+    n = len(self.lesson.y)
+    rows = self.settings.batch_size
+    for nodes in minibatches(self.lesson.y, rows, self.shuffle, both_classes=True):
+        yield self.lesson if len(nodes) == n else self.lesson.part(nodes)
 
-# %% ../../nbs/51_gate_training.ipynb #c07ca3be
+
 @patch
-def keep(
-    self: GateTrainer,
-    which: list[int],  # positions in `running`
-):
-    "Go on with these gates only."
-    index = torch.tensor(which, dtype=torch.long, device=self.lesson.x.device)
-    self.adam.keep(index)
-    self.coefficients = {k: v[index] for k, v in self.coefficients.items()}
-    self.running = [self.running[i] for i in which]
+def on_small_arrays(self: GateTrainer) -> bool:
+    "One thread is faster where a step handles few numbers."
+    rows = min(len(self.lesson.y), self.settings.batch_size)
+    return len(self.running) * rows * self.settings.n_steps < 10**5
 
-# %% ../../nbs/51_gate_training.ipynb #5f671a35
+# %% ../../nbs/51_gate_training.ipynb #67cd39e5
 @patch
 def loss(
     self: GateTrainer,
     params: dict[str, Tensor],  # stacked parameters of the running gates
     lesson: Lesson,  # the step's nodes
+    warm: bool = False,  # gates have no warm-up
 ) -> Tensor:  # [M]
     "Load balance − entropy bonus − soft objective."
     temperature, c = self.settings.temperature, self.coefficients
@@ -232,22 +216,6 @@ def loss(
     p1 = (g * lesson.p1).sum(-1)
     objective = soft_objective(p1, attributions, lesson.y, lesson.group_weights)
     return c['lb_coeff'] * balance - c['entropy_coeff'] * entropy - objective
-
-# %% ../../nbs/51_gate_training.ipynb #824559d2
-@patch
-def epoch(
-    self: GateTrainer,
-    warm: bool,  # gates have no warm-up
-):
-    "One pass over the nodes that teach; steps that lack a class are passed over."
-    n = len(self.lesson.y)
-    rows = min(n, self.settings.batch_size)
-    small = len(self.running) * rows * self.settings.n_steps < 10**5
-    with using_threads(1 if small else torch.get_num_threads()):
-        for nodes in minibatches(self.lesson.y, rows, self.shuffle, both_classes=True):
-            lesson = self.lesson if len(nodes) == n else self.lesson.part(nodes)
-            loss = self.loss(self.adam.params, lesson).sum()
-            self.adam.step(torch.autograd.grad(loss, list(self.adam.params.values())))
 
 # %% ../../nbs/51_gate_training.ipynb #cf5dbba5
 def train_gates(
@@ -315,5 +283,5 @@ def best_start(
     names = ['uniform', *(f'expert{k + 1}' for k in range(len(experts)))]
     return biases[best], dict(zip(names, final))
 
-# %% ../../nbs/51_gate_training.ipynb #5380e4bc
+# %% ../../nbs/51_gate_training.ipynb #38d694e4
 _GateTrainer = GateTrainer  # renamed

@@ -16,7 +16,8 @@ from torch_geometric.data import Data
 from ..errors import MoEExpertError
 from ..experts.populations import Population
 from ..experts.specs import EXPERTS
-from ..experts.training import TrainConfig, train_population
+from ..experts.trainers import TrainConfig
+from ..experts.training import train_population
 from .checkpoints import floor_of
 from .gate import join_experts
 from .gate_training import Lesson, make_lesson
@@ -91,7 +92,7 @@ def crossfit_lesson(
     n_steps: int,  # quadrature points
     device: torch.device,  # where to train
 ) -> Lesson:  # of all training nodes, each seen by experts that were trained without it
-    "Train the experts on one half of the training nodes, let them speak about the other; both ways."
+    "Train experts on each half of the training nodes, and let them speak about the other half."
     first, second = halves(data.train_mask.nonzero()[:, 0], data, seed)
     lessons = []
     for taught, judged in ((first, second), (second, first)):
