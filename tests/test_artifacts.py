@@ -23,6 +23,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from moe_expert.errors import ArtifactError
+from moe_expert.experts.specs import EXPERTS
 from moe_expert.tuning import artifacts as tuning_artifacts
 from moe_expert.tuning import folder as tuning_folder
 from moe_expert.tuning.folder import ExpertFiles
@@ -590,10 +591,10 @@ def test_any_text_is_refused_or_stays_in_its_folder(name):
 
 def test_contract_names(tmp_path):
     files = ExpertFiles(tmp_path, 'bail')
-    assert [files.checkpoint(e).name for e in tuning_artifacts.EXPERTS] == [
+    assert [files.checkpoint(e).name for e in EXPERTS] == [
         f'bail_expert{i}_best.pt' for i in (1, 2, 3)
     ]
-    assert [files.results(e).name for e in tuning_artifacts.EXPERTS] == [
+    assert [files.results(e).name for e in EXPERTS] == [
         f'bail_expert{i}_tuning_results.json' for i in (1, 2, 3)
     ]
     assert files.summary == tmp_path / 'bail_expert_tuning_summary.json'

@@ -36,7 +36,7 @@ from moe_expert.mixture.checkpoints import load_experts, load_mixture, predict_p
 from moe_expert.mixture.comparison import Linear, logistic_regression, majority_class
 from moe_expert.mixture.gate import Mixture, init_gates
 from moe_expert.mixture.gate_training import GateConfig, GateSettings, start_biases
-from moe_expert.mixture.integration import FineTuneSettings, _FineTuner, fine_tuned
+from moe_expert.mixture.integration import FineTuneSettings, FineTuner, fine_tuned
 from moe_expert.mixture.teachers import crossfit_lesson, halves
 from moe_expert.scores.evaluation import Evaluator
 from moe_expert.trainer import MoESettings, MoETrainer
@@ -117,8 +117,13 @@ def no_training(monkeypatch):
     def fail(*args, **kwargs):
         raise AssertionError('something was trained')
 
-    for name in ('train_gates', 'run_training', 'train_population'):
-        monkeypatch.setattr(trainer, name, fail)
+    for module, name in (
+        (trainer, 'train_gates'),
+        (mixture_integration, 'run_training'),
+        (mixture_teachers, 'train_population'),
+        (tune_experts, 'train_population'),
+    ):
+        monkeypatch.setattr(module, name, fail)
 
 
 # --- loading experts ----------------------------------------------------------------------------------------------------------------
@@ -272,7 +277,7 @@ def test_the_command_can_be_pasted(data, tmp_path):
     own.edition = 'own'
     assert (
         tuning_command(own, 3, 'w')
-        == "ExpertTuner(<these data>, seed=3, cache_dir='w').tune_all_experts()"
+        == "ExpertTuner(dataset=<these data>, seed=3, cache_dir='w').tune_all_experts()"
     )
 
 
@@ -582,9 +587,9 @@ def test_crossfit_experts_have_not_seen_what_they_speak_of(cache, data, monkeypa
 
 
 def test_crossfit_experts_obey_the_floor(cache, data, monkeypatch):
-    seen, original = [], trainer.train_population
+    seen, original = [], mixture_teachers.train_population
     monkeypatch.setattr(
-        trainer,
+        mixture_teachers,
         'train_population',
         lambda *args, **kwargs: (seen.append(kwargs.get('floor')), original(*args, **kwargs))[1],
     )
@@ -717,13 +722,13 @@ def test_the_pull_is_added_to_the_loss_and_differentiated(done, data):
     _, one, _ = done
     nodes = data.train_mask.nonzero()[:, 0]
     plain, pulled = (
-        _FineTuner(one.tuned_gate, data, nodes, FineTuneSettings(pull=pull), 0)
+        FineTuner(one.tuned_gate, data, nodes, FineTuneSettings(pull=pull), 0)
         for pull in (0.0, 3.0)
     )
     here = pulled.adam.flat
-    value = lambda flat: pulled.loss(pulled.population(flat), nodes)
+    value = lambda flat: pulled.mixture_loss(pulled.population(flat), nodes)
     assert value(here).item() == pytest.approx(
-        plain.loss(plain.population(), nodes).item() + 3 * gap(one.tuned_gate, data, nodes),
+        plain.mixture_loss(plain.population(), nodes).item() + 3 * gap(one.tuned_gate, data, nodes),
         abs=1e-9,
     )
     flat = here.detach().clone().requires_grad_()
@@ -740,7 +745,7 @@ def test_a_pull_brings_the_groups_together(done, data):
     nodes = data.train_mask.nonzero()[:, 0]
     after = []
     for pull in (0.0, 30.0):
-        tuner = _FineTuner(one.tuned_gate, data, nodes, FineTuneSettings(1e-3, 1e-3, pull=pull), 0)
+        tuner = FineTuner(one.tuned_gate, data, nodes, FineTuneSettings(1e-3, 1e-3, pull=pull), 0)
         for _ in range(100):
             tuner.epoch(False)
         after.append(gap(tuner.population(), data, nodes))

@@ -24,7 +24,9 @@ from moe_expert.experts.specs import EXPERTS
 from moe_expert.experts.training import TrainConfig, TrainSettings, train_population
 from moe_expert.scores.evaluation import Evaluator
 from moe_expert.tune_experts import ExpertTuner
+from moe_expert.tuning import records as tuning_records
 from moe_expert.tuning import studies as tuning_studies
+from moe_expert.tuning import trials as tuning_trials
 from moe_expert.tuning.artifacts import read_json
 from moe_expert.tuning.folder import ExpertFiles
 from moe_expert.tuning.records import load_expert
@@ -488,7 +490,8 @@ def test_without_a_feasible_trial_the_least_violating_is_kept_and_marked(
 
 def interrupt(monkeypatch, name, at):
     "The `at`-th call of a function of the tuner or of its studies is a Ctrl-C."
-    module = tune_experts if hasattr(tune_experts, name) else tuning_studies
+    places = (ExpertTuner, tune_experts, tuning_records, tuning_studies, tuning_trials)
+    module = next(place for place in places if getattr(place, name, None))
     real, calls = getattr(module, name), []
 
     def stopping(*args, **kwargs):
@@ -510,7 +513,7 @@ def interrupt(monkeypatch, name, at):
         ('make_sampler', 7),
         ('save_checkpoint', 1),
         ('write_json', 1),
-        ('_tell', 12),
+        ('_write_outcome', 12),
         ('_alive', 12),
     ],
 )
