@@ -1738,6 +1738,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                            'moe_expert.tuning.records._write': ('records.html#_write', 'moe_expert/tuning/records.py'),
                                            'moe_expert.tuning.records.floor_record': ( 'records.html#floor_record',
                                                                                        'moe_expert/tuning/records.py'),
+                                           'moe_expert.tuning.records.is_feasible': ( 'records.html#is_feasible',
+                                                                                      'moe_expert/tuning/records.py'),
                                            'moe_expert.tuning.records.load_expert': ( 'records.html#load_expert',
                                                                                       'moe_expert/tuning/records.py'),
                                            'moe_expert.tuning.records.load_tuned': ( 'records.html#load_tuned',

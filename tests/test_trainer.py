@@ -22,7 +22,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import accuracy_score, f1_score, roc_auc_score
 
 from moe_expert import MoETrainer as of_the_package
-from moe_expert import parameters, trainer
+from moe_expert import parameters, trainer, tune_experts
 from moe_expert.data.synthetic import make_synthetic
 from moe_expert.datasets import load_dataset
 from moe_expert.errors import ArtifactError, DataError, MoEExpertError
