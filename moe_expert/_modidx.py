@@ -208,6 +208,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'moe_expert.datasets.load_dataset': ('datasets.html#load_dataset', 'moe_expert/datasets.py')},
             'moe_expert.errors': { 'moe_expert.errors.ArgumentError': ('errors.html#argumenterror', 'moe_expert/errors.py'),
                                    'moe_expert.errors.ArtifactError': ('errors.html#artifacterror', 'moe_expert/errors.py'),
+                                   'moe_expert.errors.ConvergenceError': ('errors.html#convergenceerror', 'moe_expert/errors.py'),
                                    'moe_expert.errors.DataError': ('errors.html#dataerror', 'moe_expert/errors.py'),
                                    'moe_expert.errors.DataWarning': ('errors.html#datawarning', 'moe_expert/errors.py'),
                                    'moe_expert.errors.FairnessWarning': ('errors.html#fairnesswarning', 'moe_expert/errors.py'),
