@@ -197,6 +197,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                         'moe_expert.data.tables._read_parquet': ('tables.html#_read_parquet', 'moe_expert/data/tables.py'),
                                         'moe_expert.data.tables.check_drop': ('tables.html#check_drop', 'moe_expert/data/tables.py'),
                                         'moe_expert.data.tables.check_table': ('tables.html#check_table', 'moe_expert/data/tables.py'),
+                                        'moe_expert.data.tables.check_unique': ('tables.html#check_unique', 'moe_expert/data/tables.py'),
+                                        'moe_expert.data.tables.check_varies': ('tables.html#check_varies', 'moe_expert/data/tables.py'),
                                         'moe_expert.data.tables.drop_features': ('tables.html#drop_features', 'moe_expert/data/tables.py'),
                                         'moe_expert.data.tables.names_to_drop': ('tables.html#names_to_drop', 'moe_expert/data/tables.py'),
                                         'moe_expert.data.tables.read_csv': ('tables.html#read_csv', 'moe_expert/data/tables.py'),

@@ -341,7 +341,7 @@ def test_nothing_to_impute_from(whole):
             "'income', row 9 holds inf",
         ),
         (lambda f: pd.concat([f, f[['sex']]], axis=1), {}, 'same name: sex'),
-        (lambda f: f.assign(**{'sex=f': 1}), {}, 'two features would have the same name: sex=f'),
+        (lambda f: f.assign(**{'sex=f': 1}), {}, 'two features have the same name: sex=f'),
         (
             lambda f: f,
             dict(drop=['income', 'debts', 'job', 'owner', 'sex']),
