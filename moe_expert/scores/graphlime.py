@@ -58,10 +58,10 @@ def gaussian_series(
         torch.mul(out[j - 1], a, out=out[j]).mul_(math.sqrt(2 / (c * j)))
     return out.movedim(0, -1)
 
-# %% ../../nbs/23_graphlime.ipynb #d9974bf1
+# %% ../../nbs/23_graphlime.ipynb #76e3789e
 @dataclass(frozen=True)
 class KernelFeatures:
-    "Explicit features of a Gaussian kernel on one variable: φ(a)·φ(b), centred, is the centred kernel."
+    "Explicit features of a Gaussian kernel: φ(a)·φ(b), centred, is the centred kernel."
 
     centre: float  # middle of the variable's range
     c: float  # width of the kernel exp(−Δ²/c)
@@ -181,12 +181,12 @@ def _feature_map(column: Tensor, c: float, tol: float) -> KernelFeatures:
         grid = chebyshev_grid(float(grid[0]), float(grid[-1]), device=grid.device)
     return kernel_features(grid, c, tol)
 
-# %% ../../nbs/23_graphlime.ipynb #7526773b
+# %% ../../nbs/23_graphlime.ipynb #ff4ad2e6
 def _feature_maps(
     values: Tensor,  # [u, d] features of the nodes that occur
     tol: float,  # relative variance below which principal components are dropped
 ) -> tuple[list[KernelFeatures], Tensor]:  # d maps with R columns together, `member` [R, d]
-    "Kernel features of each column (width 0.2·d), and which of their columns belongs to which feature."
+    "Kernel features of each column (width 0.2·d), and which feature each of them belongs to."
     d = values.shape[1]
     maps = [_feature_map(column, 0.2 * d, tol) for column in values.double().T]
     ranks = torch.tensor([m.rank for m in maps], device=values.device)
@@ -202,9 +202,9 @@ def _centred(x: Tensor, maps: list[KernelFeatures], chunk: _Chunk) -> Tensor:
     phi -= (phi * mask).sum(1, keepdim=True) / mask.sum(1, keepdim=True)
     return phi.mul_(mask)
 
-# %% ../../nbs/23_graphlime.ipynb #7f598e2a
+# %% ../../nbs/23_graphlime.ipynb #fe3b968c
 def _gram(phi: Tensor, member: Tensor, limit: int = 2**20) -> tuple[Tensor, Tensor]:
-    "Gram matrices [b, d, d] of the unit kernels and 1/‖ΦₖᵀΦₖ‖ [b, d] (0 where that is below 1e-12)."
+    "Gram matrices [b, d, d] of the unit kernels and 1/‖ΦₖᵀΦₖ‖ [b, d] (0 below 1e-12)."
     batches = phi.split(max(1, limit // max(1, phi.shape[2] ** 2)))  # bounds [b, R, R]
     raw = torch.cat([member.T @ ((batch.mT @ batch).square_() @ member) for batch in batches])
     norm = raw.diagonal(dim1=-2, dim2=-1).sqrt()
@@ -281,11 +281,11 @@ def top_feature(
     explained = best[..., 0] > 0
     return torch.where(explained, (beta >= best - 1e-10).to(torch.uint8).argmax(-1), -1), explained
 
-# %% ../../nbs/23_graphlime.ipynb #31087817
+# %% ../../nbs/23_graphlime.ipynb #5bd7e60e
 class GraphLIME:
-    """GraphLIME (Huang et al., 2022) of many models on the same nodes, linear in the number of edges.
+    """GraphLIME (Huang et al., 2022) of many models on the same nodes, linear in the edges.
 
-    The constructor prepares what does not depend on a model; `explain(p1)` then gives coefficients.
+    The constructor prepares what does not depend on a model; `explain(p1)` gives coefficients.
     """
 
     def __init__(
@@ -331,9 +331,9 @@ def _prepare(self: GraphLIME, chunk: _Chunk) -> tuple[Tensor, Tensor, Tensor]:
     gram, scale = (chunk.gram, chunk.scale) if chunk.gram is not None else _gram(phi, self.member)
     return phi.mul_((scale.sqrt() @ self.member.T)[:, None]), gram, scale
 
-# %% ../../nbs/23_graphlime.ipynb #735c7f49
+# %% ../../nbs/23_graphlime.ipynb #28b755d8
 def _slab(sizes: list[int], limit: int, device: torch.device) -> list[Tensor]:
-    """Flat float64 tensors for the first of `sizes` that fit into `limit` bytes, cut from one block.
+    """Flat float64 tensors for the first of `sizes` that fit into `limit` bytes, in one block.
 
     Kept one by one between large temporary tensors, they would fragment the heap to several times
     their size.

@@ -72,16 +72,16 @@ def _resampled_scores(record: NodeRecord, draws: Tensor) -> dict[str, Tensor]:
     jsd = _resampled_jsd(record.attributions, record.sens, draws)
     return with_final(scores | procedure_scores(p1, masked, jsd, y, sens, record.fidelity_mode))
 
-# %% ../../nbs/27_intervals.ipynb #62bd7853
+# %% ../../nbs/27_intervals.ipynb #62444309
 def bootstrap(
     record: NodeRecord,  # of one or more models
     n_resamples: int = 1000,  # B
     seed: int = 0,
     level: float = 0.95,  # coverage of the interval
 ) -> dict[str, Interval]:  # by score
-    """Percentile bootstrap of every score over nodes, stratified by group (Efron & Tibshirani, 1993).
+    """Percentile bootstrap of every score over nodes, stratified by group.
 
-    All models see the same draws.
+    All models see the same draws (Efron & Tibshirani, 1993).
 
     >>> nodes = torch.arange(8)
     >>> record = NodeRecord(nodes, nodes % 2, nodes // 4, p1=torch.linspace(0, 1, 8)[None])

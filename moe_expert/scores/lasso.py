@@ -5,11 +5,13 @@
 # %% auto #0
 __all__ = ['kkt_violation', 'nonnegative_lasso']
 
-# %% ../../nbs/22_lasso.ipynb #ff55cd6b
+# %% ../../nbs/22_lasso.ipynb #77ab6ede
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from ..errors import ConvergenceError
 
 # %% ../../nbs/22_lasso.ipynb #85257a5c
 def kkt_violation(
@@ -116,9 +118,9 @@ def _sweep(gram: Tensor, w: Tensor, beta: Tensor) -> None:
         w -= gram[:, :, k] * (new - beta[:, k])[:, None]
         beta[:, k] = new
 
-# %% ../../nbs/22_lasso.ipynb #0aed8307
+# %% ../../nbs/22_lasso.ipynb #3d0eb225
 def _coordinate_descent(gram: Tensor, f: Tensor, beta: Tensor, sweeps: int = 20000) -> Tensor:
-    "Cyclic coordinate descent from β to a KKT violation ≤ 1e-9; `RuntimeError` above 1e-8."
+    "Cyclic coordinate descent from β to a KKT violation ≤ 1e-9; `ConvergenceError` above 1e-8."
     w = f - (gram @ beta[..., None])[..., 0]
     for sweep in range(sweeps):
         _sweep(gram, w, beta)
@@ -126,7 +128,7 @@ def _coordinate_descent(gram: Tensor, f: Tensor, beta: Tensor, sweeps: int = 200
             return beta
     worst = float(kkt_violation(gram, f, beta).max())
     if not worst <= 1e-8:
-        raise RuntimeError(
+        raise ConvergenceError(
             f'GraphLIME: {len(f)} lasso problems did not converge in {sweeps} sweeps; '
             f'KKT violation {worst:.1e}'
         )
