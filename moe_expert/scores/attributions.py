@@ -82,7 +82,7 @@ class Integral(NamedTuple):
         "Completeness error: |sum of the attributions − gain|."
         return (self.attributions.sum(-1) - self.gain).abs()
 
-# %% ../../nbs/24_attributions.ipynb #383b2607
+# %% ../../nbs/24_attributions.ipynb #5d4a8fc3
 def integrate_until_complete(
     integrate: Callable[[Pieces], Integral],  # integrates all pieces that it is given
     pieces: Pieces,  # the first ones: one per path, in the order of the paths
@@ -108,7 +108,7 @@ def integrate_until_complete(
             pieces = pieces.cut(integral.kink[incomplete] if refinement % 2 == 0 else 0.5)
     return total, Integral(total, gain).error
 
-# %% ../../nbs/24_attributions.ipynb #ff94483b
+# %% ../../nbs/24_attributions.ipynb #ad54bcd1
 def doublings(
     n_steps: int,  # points at first
     max_steps: int,  # points that need not be exceeded
@@ -116,12 +116,12 @@ def doublings(
     "Rounds of `integrate_until_complete` that a largest number of points allows."
     return (max(1, -(-max_steps // n_steps)) - 1).bit_length()
 
-# %% ../../nbs/24_attributions.ipynb #8e205750
+# %% ../../nbs/24_attributions.ipynb #f0c4a10d
 def _p1(model: Callable, x: Tensor) -> Tensor:
     "[b] probability of class 1 from the model's logits."
     return model(x).softmax(-1)[:, 1]
 
-# %% ../../nbs/24_attributions.ipynb #b9a3ad0c
+# %% ../../nbs/24_attributions.ipynb #b6a08dec
 def _integrate_rows(model: Callable, rows: Tensor, n_steps: int) -> Tensor:
     "[b, d] attributions of one batch of rows by one call of the model."
     points, weights = gauss_legendre(n_steps, rows)
@@ -130,7 +130,7 @@ def _integrate_rows(model: Callable, rows: Tensor, n_steps: int) -> Tensor:
         (gradient,) = torch.autograd.grad(_p1(model, path).sum(), path)
     return rows * torch.einsum('s,sbd->bd', weights, gradient.view(n_steps, *rows.shape))
 
-# %% ../../nbs/24_attributions.ipynb #552bef93
+# %% ../../nbs/24_attributions.ipynb #34c33635
 def integrated_gradients(
     model: Callable,  # [b, d] features → [b, 2] logits, each row by itself
     x: Tensor,  # [n, d] rows to explain
@@ -166,7 +166,7 @@ def integrated_gradients(
     )
     return (attributions, error) if return_completeness else attributions
 
-# %% ../../nbs/24_attributions.ipynb #8c31e8a7
+# %% ../../nbs/24_attributions.ipynb #71321e97
 def homogeneous_attributions(
     x: Tensor,  # [..., n, d] rows
     margin: Tensor,  # [..., n] logit of class 1 minus logit of class 0
@@ -186,7 +186,7 @@ def homogeneous_attributions(
     )
     return x * grad_margin * slope[..., None]
 
-# %% ../../nbs/24_attributions.ipynb #67f706b6
+# %% ../../nbs/24_attributions.ipynb #c7b17a4d
 def _directional(p1: Callable, x: Tensor, step: Tensor) -> Tensor:
     "[..., n, d] derivatives of p₁ at step·X along each column of X."
     slopes = [
@@ -195,7 +195,7 @@ def _directional(p1: Callable, x: Tensor, step: Tensor) -> Tensor:
     ]
     return torch.stack(slopes, -1).detach()
 
-# %% ../../nbs/24_attributions.ipynb #eee5a3c0
+# %% ../../nbs/24_attributions.ipynb #eebd8c09
 def graph_integrated_gradients(
     p1: Callable[[Tensor], Tensor],  # features of all nodes [N, d] → p₁ of n of them [..., n]
     x: Tensor,  # [N, d] features of all nodes
@@ -230,7 +230,7 @@ def graph_integrated_gradients(
     )
     return attributions[0], error[0]
 
-# %% ../../nbs/24_attributions.ipynb #293c53c5
+# %% ../../nbs/24_attributions.ipynb #df850d72
 def attribution_shares(
     attributions: Tensor,  # [..., n, d] signed
 ) -> Tensor:  # [..., n, d] ≥ 0, each row sums to 1
@@ -244,7 +244,7 @@ def attribution_shares(
     zero = total == 0
     return torch.where(zero, 1 / size.shape[-1], size / torch.where(zero, 1, total))
 
-# %% ../../nbs/24_attributions.ipynb #eb47d4c7
+# %% ../../nbs/24_attributions.ipynb #371bec7b
 def js_divergence(
     q0: Tensor,  # [..., d] distribution
     q1: Tensor,  # [..., d] distribution

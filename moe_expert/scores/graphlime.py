@@ -193,7 +193,7 @@ def _feature_maps(
     owner = torch.repeat_interleave(torch.arange(d, device=values.device), ranks)
     return maps, torch.nn.functional.one_hot(owner, d).double()
 
-# %% ../../nbs/23_graphlime.ipynb #4f78744e
+# %% ../../nbs/23_graphlime.ipynb #c64a87a1
 def _centred(x: Tensor, maps: list[KernelFeatures], chunk: _Chunk) -> Tensor:
     "Φ [b, m, R]: kernel features centred within each neighbourhood, 0 in the padding."
     columns = zip(maps, x[chunk.nodes].T, strict=True)
@@ -202,7 +202,7 @@ def _centred(x: Tensor, maps: list[KernelFeatures], chunk: _Chunk) -> Tensor:
     phi -= (phi * mask).sum(1, keepdim=True) / mask.sum(1, keepdim=True)
     return phi.mul_(mask)
 
-# %% ../../nbs/23_graphlime.ipynb #fe3b968c
+# %% ../../nbs/23_graphlime.ipynb #4c96683d
 def _gram(phi: Tensor, member: Tensor, limit: int = 2**20) -> tuple[Tensor, Tensor]:
     "Gram matrices [b, d, d] of the unit kernels and 1/‖ΦₖᵀΦₖ‖ [b, d] (0 below 1e-12)."
     batches = phi.split(max(1, limit // max(1, phi.shape[2] ** 2)))  # bounds [b, R, R]
@@ -211,7 +211,7 @@ def _gram(phi: Tensor, member: Tensor, limit: int = 2**20) -> tuple[Tensor, Tens
     scale = torch.where(norm >= 1e-12, 1 / norm, 0)
     return raw * scale[:, :, None] * scale[:, None, :], scale
 
-# %% ../../nbs/23_graphlime.ipynb #2919e34c
+# %% ../../nbs/23_graphlime.ipynb #91286cca
 def _alignments(
     psi: Tensor,  # [u, M, r] features ψ of each model's probability
     index: Tensor,  # [b, m] rows of `psi`; column 0 is the explained node, which padding repeats
@@ -232,7 +232,7 @@ def _alignments(
     scale = torch.where(norm >= 1e-12, 1 / norm, 0)
     return (member.T @ squares).mT * scale[..., None]
 
-# %% ../../nbs/23_graphlime.ipynb #85729776
+# %% ../../nbs/23_graphlime.ipynb #9cf8c224
 def node_numbers(
     nodes: Tensor,  # [n] node numbers, or a bool mask [N]
     n_nodes: int,  # N, nodes in the graph
@@ -256,7 +256,7 @@ def node_numbers(
         raise ArgumentError('node numbers must be distinct; remove the repetitions')
     return nodes.long()
 
-# %% ../../nbs/23_graphlime.ipynb #b765e391
+# %% ../../nbs/23_graphlime.ipynb #aaa7d668
 def _population(p1: Tensor, n_nodes: int) -> Tensor:
     "`p1` as float64 [M, N]; other shapes and values outside [0, 1] are errors."
     if p1.ndim != 2 or p1.shape[1] != n_nodes:
@@ -267,7 +267,7 @@ def _population(p1: Tensor, n_nodes: int) -> Tensor:
         raise ArgumentError('p1 must hold probabilities in [0, 1] without NaN')
     return p1.detach().double()
 
-# %% ../../nbs/23_graphlime.ipynb #30eb7f5e
+# %% ../../nbs/23_graphlime.ipynb #655ef5ce
 def top_feature(
     beta: Tensor,  # [..., d] coefficients ≥ 0
 ) -> tuple[Tensor, Tensor]:  # feature [...] (-1 where nothing is explained), explained [...] bool
@@ -281,7 +281,7 @@ def top_feature(
     explained = best[..., 0] > 0
     return torch.where(explained, (beta >= best - 1e-10).to(torch.uint8).argmax(-1), -1), explained
 
-# %% ../../nbs/23_graphlime.ipynb #5bd7e60e
+# %% ../../nbs/23_graphlime.ipynb #b594e0a9
 class GraphLIME:
     """GraphLIME (Huang et al., 2022) of many models on the same nodes, linear in the edges.
 
@@ -321,7 +321,7 @@ class GraphLIME:
             index[:, rows] = top_feature(beta.transpose(0, 1))[0]
         return index, index >= 0
 
-# %% ../../nbs/23_graphlime.ipynb #1b2de596
+# %% ../../nbs/23_graphlime.ipynb #300f93a4
 @patch
 def _prepare(self: GraphLIME, chunk: _Chunk) -> tuple[Tensor, Tensor, Tensor]:
     "Scaled features Φ̃ [b, m, R], Gram matrices [b, d, d] and inverse norms [b, d], kept or new."
@@ -331,7 +331,7 @@ def _prepare(self: GraphLIME, chunk: _Chunk) -> tuple[Tensor, Tensor, Tensor]:
     gram, scale = (chunk.gram, chunk.scale) if chunk.gram is not None else _gram(phi, self.member)
     return phi.mul_((scale.sqrt() @ self.member.T)[:, None]), gram, scale
 
-# %% ../../nbs/23_graphlime.ipynb #28b755d8
+# %% ../../nbs/23_graphlime.ipynb #c7a59747
 def _slab(sizes: list[int], limit: int, device: torch.device) -> list[Tensor]:
     """Flat float64 tensors for the first of `sizes` that fit into `limit` bytes, in one block.
 
@@ -343,7 +343,7 @@ def _slab(sizes: list[int], limit: int, device: torch.device) -> list[Tensor]:
         return []
     return list(torch.empty(sum(sizes), dtype=torch.double, device=device).split(sizes))
 
-# %% ../../nbs/23_graphlime.ipynb #9e3a1483
+# %% ../../nbs/23_graphlime.ipynb #8f610236
 @patch
 def _keep(self: GraphLIME, limit: int) -> int:
     "Keep the Gram matrices, then the features, of as many chunks as fit; returns the bytes used."
@@ -361,7 +361,7 @@ def _keep(self: GraphLIME, limit: int) -> int:
             chunk.phi = features[i].view_as(phi).copy_(phi)
     return used + 8 * sum(slab.numel() for slab in features)
 
-# %% ../../nbs/23_graphlime.ipynb #a32ed741
+# %% ../../nbs/23_graphlime.ipynb #c8a83ffa
 @patch
 def _aligned(
     self: GraphLIME,
@@ -384,7 +384,7 @@ def _aligned(
         alignments.append(_alignments(table, index, sizes, phi, self.member))
     return torch.cat(alignments, 1)
 
-# %% ../../nbs/23_graphlime.ipynb #19bba9f8
+# %% ../../nbs/23_graphlime.ipynb #76136944
 @patch
 def _solve(self: GraphLIME, p1: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     "Chunk by chunk: positions in `nodes` [b] and coefficients [b, M, d]."
@@ -394,7 +394,7 @@ def _solve(self: GraphLIME, p1: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         phi, gram, _ = self._prepare(chunk)
         yield chunk.rows, nonnegative_lasso(gram, self._aligned(chunk, phi, p1, psi), self.rho)
 
-# %% ../../nbs/23_graphlime.ipynb #dfb3f2c3
+# %% ../../nbs/23_graphlime.ipynb #e938813f
 @patch
 def explain(
     self: GraphLIME,
@@ -407,7 +407,7 @@ def explain(
         beta[:, rows] = solved.transpose(0, 1)
     return beta
 
-# %% ../../nbs/23_graphlime.ipynb #c03dd0c6
+# %% ../../nbs/23_graphlime.ipynb #af1d49cf
 @patch
 def __repr__(self: GraphLIME) -> str:
     return (
@@ -416,7 +416,7 @@ def __repr__(self: GraphLIME) -> str:
         f'{self.cached_bytes / 2**20:.0f} MB kept)'
     )
 
-# %% ../../nbs/23_graphlime.ipynb #7e4e7b4c
+# %% ../../nbs/23_graphlime.ipynb #8472f947
 def graphlime(
     x: Tensor,  # [N, d] features
     edge_index: Tensor,  # [2, E] both directions

@@ -64,7 +64,7 @@ def _check_binary(values: Tensor, shape: torch.Size) -> None:
     if not bool(((values == 0) | (values == 1)).all()):
         raise ScoreInputError('labels and groups must be 0 or 1')
 
-# %% ../../nbs/21_metrics.ipynb #fbf95fef
+# %% ../../nbs/21_metrics.ipynb #00397b56
 def require_nodes(
     undefined: str,  # 'raise' or 'nan': what an undefined score gives
     message: str,  # what is missing
@@ -79,7 +79,7 @@ def require_nodes(
     if undefined == 'raise' and not all(bool((count > 0).all()) for count in counts):
         raise UndefinedScoreError(message)
 
-# %% ../../nbs/21_metrics.ipynb #8a7b1bf4
+# %% ../../nbs/21_metrics.ipynb #7ce0424e
 @carries(FACTS['acc'])
 def accuracy(
     p1: Tensor,  # [..., N] probability of class 1, in [0, 1]
@@ -98,7 +98,7 @@ def accuracy(
     require_nodes(undefined, 'accuracy is undefined: there are no nodes', y.new_tensor(y.shape[-1]))
     return hits.sum(-1) / hits.shape[-1] if hits.shape[-1] else hits.sum(-1) * torch.nan
 
-# %% ../../nbs/21_metrics.ipynb #2a5f8fa3
+# %% ../../nbs/21_metrics.ipynb #9e473d1e
 @carries(FACTS['f1'])
 def f1(
     p1: Tensor,  # [..., N] probability of class 1, in [0, 1]
@@ -119,7 +119,7 @@ def f1(
     score = 2 * (yhat * y).sum(-1) / (yhat.sum(-1) + positives)
     return torch.where(positives > 0, score, torch.nan)
 
-# %% ../../nbs/21_metrics.ipynb #a14d9680
+# %% ../../nbs/21_metrics.ipynb #d022ce81
 @carries(FACTS['auc'])
 def roc_auc(
     p1: Tensor,  # [..., N] probability of class 1, in [0, 1]
@@ -142,7 +142,7 @@ def roc_auc(
     rank = (left + right + 1).double() / 2
     return ((rank * y).sum(-1) - n1 * (n1 + 1) / 2) / (n1 * n0)
 
-# %% ../../nbs/21_metrics.ipynb #c865c918
+# %% ../../nbs/21_metrics.ipynb #53329a0b
 @carries(FACTS['utility'])
 def utility(
     p1: Tensor,  # [..., N] probability of class 1, in [0, 1]
@@ -159,7 +159,7 @@ def utility(
     parts = (metric(p1, y, undefined=undefined) for metric in (accuracy, f1, roc_auc))
     return FACTS['utility'].combine(*parts)
 
-# %% ../../nbs/21_metrics.ipynb #e3fbcca1
+# %% ../../nbs/21_metrics.ipynb #b8bd49d1
 @dataclass(frozen=True)
 class GroupRate:
     "A rate that can be compared between groups: the mean of a value over some people."
@@ -176,7 +176,7 @@ class GroupRate:
             return torch.ones_like(y, dtype=torch.double)
         return y.double() if self.outcome else 1 - y.double()
 
-# %% ../../nbs/21_metrics.ipynb #4ce5c8d2
+# %% ../../nbs/21_metrics.ipynb #743eb2c3
 RATES = {
     'accuracy': GroupRate(lambda decided, y: (decided == y).double()),
     'base rate': GroupRate(lambda decided, y: y.double()),
@@ -185,12 +185,12 @@ RATES = {
     'false positive rate': GroupRate(lambda decided, y: decided, outcome=0),
 }
 
-# %% ../../nbs/21_metrics.ipynb #45041079
+# %% ../../nbs/21_metrics.ipynb #b207c03f
 def _rate(values: Tensor, members: Tensor) -> Tensor:
     "Mean of `values` over `members` (a 0/1 mask), NaN where there are none."
     return (values * members).sum(-1) / members.sum(-1)
 
-# %% ../../nbs/21_metrics.ipynb #6bab1a5b
+# %% ../../nbs/21_metrics.ipynb #a09d7340
 @dataclass(frozen=True)
 class GroupRates:
     "The rates of each group, as in Fairlearn's `MetricFrame`."
@@ -209,12 +209,12 @@ class GroupRates:
         rates = self.by_group.drop(columns='people')
         return rates.min(skipna=False) / rates.max(skipna=False)
 
-# %% ../../nbs/21_metrics.ipynb #93430b31
+# %% ../../nbs/21_metrics.ipynb #d72829ff
 def _all_rates(decided: Tensor, y: Tensor) -> dict:
     rates = {n: _rate(r.value(decided, y), r.members(y)).item() for n, r in RATES.items()}
     return {'people': len(y)} | rates
 
-# %% ../../nbs/21_metrics.ipynb #0c9bfc70
+# %% ../../nbs/21_metrics.ipynb #bf3b3a26
 def _check_groups(p1: Tensor, groups: Tensor, names: Sequence[str] | None) -> None:
     whole = isinstance(groups, Tensor) and not (groups.is_floating_point() or groups.is_complex())
     if not whole or p1.dim() != 1 or groups.shape != p1.shape:
@@ -225,7 +225,7 @@ def _check_groups(p1: Tensor, groups: Tensor, names: Sequence[str] | None) -> No
     if not 0 <= low <= high < len(names):
         raise ScoreInputError(f'groups go from {low} to {high}, but there are {len(names)} names')
 
-# %% ../../nbs/21_metrics.ipynb #952f52b2
+# %% ../../nbs/21_metrics.ipynb #e37eb1e3
 def by_group(
     p1: Tensor,  # [N] probability of class 1, in [0, 1]
     y: Tensor,  # [N] labels, 0 or 1
@@ -251,7 +251,7 @@ def by_group(
         pd.DataFrame(counts, index=index),
     )
 
-# %% ../../nbs/21_metrics.ipynb #3f7b47fd
+# %% ../../nbs/21_metrics.ipynb #6bee2f7d
 def _gap(
     subject: str,  # of the message: 'demographic parity is'
     rate: GroupRate,
@@ -268,7 +268,7 @@ def _gap(
     require_nodes(undefined, message, *(m.sum(-1) for m in members))
     return (_rate(values, members[0]) - _rate(values, members[1])).abs()
 
-# %% ../../nbs/21_metrics.ipynb #bcba7e8d
+# %% ../../nbs/21_metrics.ipynb #937fe8a6
 @carries(FACTS['dp'])
 def demographic_parity(
     p1: Tensor,  # [..., N] probability of class 1, in [0, 1]
@@ -288,7 +288,7 @@ def demographic_parity(
     rate = RATES['selection rate']
     return _gap('demographic parity is', rate, decided, sens, sens, undefined)
 
-# %% ../../nbs/21_metrics.ipynb #5787894e
+# %% ../../nbs/21_metrics.ipynb #b81a1199
 @carries(FACTS['eo'])
 def equal_opportunity(
     p1: Tensor,  # [..., N] probability of class 1, in [0, 1]
@@ -309,7 +309,7 @@ def equal_opportunity(
     rate = RATES['true positive rate']
     return _gap('equal opportunity is', rate, decided, y, sens, undefined)
 
-# %% ../../nbs/21_metrics.ipynb #369c1c1d
+# %% ../../nbs/21_metrics.ipynb #5be0e6e8
 @carries(FACTS['fair_result'])
 def fair_result(
     p1: Tensor,  # [..., N] probability of class 1, in [0, 1]
@@ -329,7 +329,7 @@ def fair_result(
         equal_opportunity(p1, y, sens, undefined=undefined),
     )
 
-# %% ../../nbs/21_metrics.ipynb #597523c2
+# %% ../../nbs/21_metrics.ipynb #86cc7646
 @carries(EQUALIZED_ODDS)
 def equalized_odds(
     p1: Tensor,  # [..., N] probability of class 1, in [0, 1]
@@ -352,7 +352,7 @@ def equalized_odds(
         _gap('equalized odds are', RATES['false positive rate'], decided, y, sens, undefined),
     )
 
-# %% ../../nbs/21_metrics.ipynb #a855cd9a
+# %% ../../nbs/21_metrics.ipynb #379d690a
 def soft_demographic_parity(
     p1: Tensor,  # [..., N] probability of class 1
     sens: Tensor,  # [N] or [..., N] group, 0 or 1
@@ -368,7 +368,7 @@ def soft_demographic_parity(
     rate = RATES['selection rate']
     return _gap('demographic parity is', rate, p1.double(), sens, sens, undefined)
 
-# %% ../../nbs/21_metrics.ipynb #faa60647
+# %% ../../nbs/21_metrics.ipynb #7f2080e0
 def soft_equal_opportunity(
     p1: Tensor,  # [..., N] probability of class 1
     y: Tensor,  # [N] or [..., N] labels, 0 or 1
@@ -387,7 +387,7 @@ def soft_equal_opportunity(
     rate = RATES['true positive rate']
     return _gap('equal opportunity is', rate, p1.double(), y, sens, undefined)
 
-# %% ../../nbs/21_metrics.ipynb #ee98ea31
+# %% ../../nbs/21_metrics.ipynb #04744b50
 @carries(FACTS['fair_procedure'])
 def fair_procedure(
     ref: Tensor,  # [...] gap in the presence among the best-explained nodes
@@ -401,7 +401,7 @@ def fair_procedure(
     """
     return FACTS['fair_procedure'].combine(ref, vef, att_jsd)
 
-# %% ../../nbs/21_metrics.ipynb #2a22b194
+# %% ../../nbs/21_metrics.ipynb #1f13f94d
 @carries(FACTS['final_score'])
 def final_score(
     utility: Tensor,  # [...] in [0, 1]
