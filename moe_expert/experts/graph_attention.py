@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Incoming', 'incoming', 'GraphAttention', 'complete_attributions', 'GraphAttentionPopulation']
 
-# %% ../../nbs/32_graph_attention.ipynb #efc9130e
+# %% ../../nbs/32_graph_attention.ipynb #9113f472
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import Tensor
 
-from ..errors import MoEExpertError
+from ..errors import ArgumentError
 from . import populations
 from .backbones import Forward
 from .populations import Population, made_once
@@ -312,7 +312,7 @@ def complete_attributions(
     limits = dict(tolerance=tolerance / 10, max_rounds=max_cuts)
     return integrate_until_complete(integrate, whole, **limits)
 
-# %% ../../nbs/32_graph_attention.ipynb #d319b2bb
+# %% ../../nbs/32_graph_attention.ipynb #e5f77cf0
 @dataclass(frozen=True, repr=False)
 class GraphAttentionPopulation(Population):
     "M models with one layer of graph attention: also `att_src` and `att_dst` [M, h]."
@@ -323,7 +323,7 @@ class GraphAttentionPopulation(Population):
     def _layer(self, x: Tensor, edge_index: Tensor | None, nodes: Tensor | None) -> GraphAttention:
         "All models and all these nodes at once, differentiable in the parameters."
         if edge_index is None:
-            raise MoEExpertError('backbone gat needs the graph: edge_index is None')
+            raise ArgumentError('backbone gat needs the graph: edge_index is None')
         nodes = torch.arange(len(x), device=x.device) if nodes is None else nodes
         params, edges = self.params, incoming(edge_index, nodes, len(x))
         params = {k: v.double() for k, v in params.items()}
@@ -339,7 +339,7 @@ class GraphAttentionPopulation(Population):
         margins, slopes = zip(*map(self._layer(x, edge_index, nodes).along, points))
         return torch.stack(margins), torch.stack(slopes)
 
-# %% ../../nbs/32_graph_attention.ipynb #3cdec736
+# %% ../../nbs/32_graph_attention.ipynb #6f4b2a07
 @dataclass(frozen=True)
 class _Chunk:
     "One model on some nodes."
@@ -361,7 +361,7 @@ def _chunks(
 ) -> Iterator[_Chunk]:
     "Yield models and chunks of nodes whose messages fit into memory."
     if edge_index is None:
-        raise MoEExpertError('backbone gat needs the graph: edge_index is None')
+        raise ArgumentError('backbone gat needs the graph: edge_index is None')
     device = self.params['out.weight'].device
     nodes = torch.arange(len(x), device=device) if nodes is None else nodes.to(device)
     x, edges = x.to(device, torch.float64), incoming(edge_index, nodes, len(x))
@@ -373,7 +373,7 @@ def _chunks(
             params = {k: v[m : m + 1].detach().double() for k, v in self.params.items()}
             yield _Chunk(m, slice(low, high), params, x, messages)
 
-# %% ../../nbs/32_graph_attention.ipynb #a51e59cd
+# %% ../../nbs/32_graph_attention.ipynb #120f4753
 @patch
 def _answers(
     self: GraphAttentionPopulation,
@@ -416,7 +416,7 @@ def masked_probabilities(
     "Mask one feature of each node's own row, see `Population`; neighbours' messages stay."
     return self._answers(x, edge_index, nodes, features)
 
-# %% ../../nbs/32_graph_attention.ipynb #bbd2e68a
+# %% ../../nbs/32_graph_attention.ipynb #9cdd037a
 @patch
 def attributions(
     self: GraphAttentionPopulation,

@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['population_of', 'init_population', 'stack_models']
 
-# %% ../../nbs/33_initialisation.ipynb #16ebc4e8
+# %% ../../nbs/33_initialisation.ipynb #3222abdc
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from ..errors import MoEExpertError
+from ..errors import ArgumentError
 from .backbones import GNN, MLP, check_backbone
 from .graph_attention import GraphAttentionPopulation
 from .populations import PARAMETERS, Population
@@ -27,7 +27,7 @@ def population_of(
     kind = GraphAttentionPopulation if backbone == 'gat' else Population
     return kind(params, dropout, negative_slope, backbone)
 
-# %% ../../nbs/33_initialisation.ipynb #1d84dce7
+# %% ../../nbs/33_initialisation.ipynb #534280fd
 def _draw_mlp(seed: int, in_features: int, hidden: int) -> dict[str, Tensor]:
     "Draw the parameters of one MLP."
     g = torch.Generator().manual_seed(int(seed))
@@ -36,7 +36,7 @@ def _draw_mlp(seed: int, in_features: int, hidden: int) -> dict[str, Tensor]:
         for k, shape in zip(PARAMETERS, ((hidden, in_features), (2, hidden)))
     }
 
-# %% ../../nbs/33_initialisation.ipynb #d67111ea
+# %% ../../nbs/33_initialisation.ipynb #5698e0f6
 def _draw_gnn(seed: int, in_features: int, hidden: int, backbone: str) -> dict[str, Tensor]:
     "Draw the parameters of one GNN."
     with torch.random.fork_rng(devices=[]):
@@ -44,7 +44,7 @@ def _draw_gnn(seed: int, in_features: int, hidden: int, backbone: str) -> dict[s
         model = GNN(backbone, in_features, hidden)
     return {k: v.detach().double() for k, v in model.tensors().items()}
 
-# %% ../../nbs/33_initialisation.ipynb #d144630b
+# %% ../../nbs/33_initialisation.ipynb #58c0dac8
 def init_population(
     seeds: Sequence[int],  # one seed per model: equal seeds give equal models
     in_features: int,  # number of features d
@@ -67,20 +67,20 @@ def init_population(
     params = {k: torch.stack([d[k] for d in drawn]).to(dtype) for k in drawn[0]}
     return population_of(params, dropout, backbone=backbone)
 
-# %% ../../nbs/33_initialisation.ipynb #2d55d58d
+# %% ../../nbs/33_initialisation.ipynb #a60d10bc
 def stack_models(
     models: Sequence[MLP | GNN],  # at least one; all of one backbone and shape
 ) -> Population:  # parameters copied
-    "Put single models side by side. Raises `MoEExpertError` if there are none or they differ."
+    "Put single models side by side. Raises `ArgumentError` if there are none or they differ."
     if not models:
-        raise MoEExpertError('a population needs at least one model')
+        raise ArgumentError('a population needs at least one model')
     kinds = {getattr(m, 'backbone', 'mlp') for m in models}
     if len(kinds) > 1:
         what = 'models of one population must have one backbone'
-        raise MoEExpertError(f'{what}, got {sorted(kinds)}')
+        raise ArgumentError(f'{what}, got {sorted(kinds)}')
     states = [m.tensors() if isinstance(m, GNN) else m.state_dict() for m in models]
     shapes = {tuple(tuple(v.shape) for v in s.values()) for s in states}
     if len(shapes) > 1:
-        raise MoEExpertError(f'models of one population must have one shape, got {sorted(shapes)}')
+        raise ArgumentError(f'models of one population must have one shape, got {sorted(shapes)}')
     params = {k: torch.stack([s[k].detach() for s in states]) for k in states[0]}
     return population_of(params, models[0].dropout, models[0].negative_slope, kinds.pop())

@@ -265,7 +265,7 @@ def _adversary_gradients(
     own = weight, total(on_hidden), total(on_proba * p1), total(on_proba)
     return dict(zip(names, own)), -on_hidden.unsqueeze(-1) * a.unsqueeze(-2), -on_proba * c
 
-# %% ../../nbs/34_losses.ipynb #6f9e893a
+# %% ../../nbs/34_losses.ipynb #4a6809dd
 def _attribution_gradients(
     slope: Tensor,  # [M, n, h] of LeakyReLU
     v: Tensor,  # [M, h]
@@ -283,7 +283,7 @@ def _attribution_gradients(
     du, dw = group_attribution_gradient(kept, u, w, dq, kept[0])
     return dw, (du * slope).sum(1)
 
-# %% ../../nbs/34_losses.ipynb #6b0d98f8
+# %% ../../nbs/34_losses.ipynb #77539cf8
 def _penalty_gradients(
     params: dict[str, Tensor],  # with those of the adversaries
     hidden: Tensor,  # [M, n, h]
@@ -307,7 +307,7 @@ def _penalty_gradients(
         on_p1 = more if on_p1 is None else on_p1 + more
     return own, on_hidden, on_p1
 
-# %% ../../nbs/34_losses.ipynb #b478a3ef
+# %% ../../nbs/34_losses.ipynb #bc49f421
 @torch.no_grad()
 def expert_gradients(
     params: dict[str, Tensor],  # this and all others: as in `expert_loss`

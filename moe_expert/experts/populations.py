@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['NUMBERS_AT_ONCE', 'PARAMETERS', 'propagate', 'made_once', 'graph_inputs', 'Population', 'joined']
 
-# %% ../../nbs/31_populations.ipynb #bd9e3851
+# %% ../../nbs/31_populations.ipynb #3870e17c
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -16,7 +16,7 @@ from fastcore.basics import patch
 from torch import Tensor
 from torch_geometric.nn.conv.gcn_conv import gcn_norm
 
-from ..errors import MoEExpertError
+from ..errors import ArgumentError
 from moe_expert.experts.backbones import (
     GNN,
     INPUTS_PER_FEATURE,
@@ -40,10 +40,10 @@ def _propagation(backbone: str, edge_index: Tensor, n: int) -> tuple[Tensor, Ten
     source, target = torch.cat([source, loops]), torch.cat([target, loops])
     return source, target, torch.ones(len(source), dtype=torch.float64, device=source.device)
 
-# %% ../../nbs/31_populations.ipynb #bfba788c
+# %% ../../nbs/31_populations.ipynb #5785e316
 NUMBERS_AT_ONCE = 2**22  # numbers held at once: rows and messages are taken in chunks
 
-# %% ../../nbs/31_populations.ipynb #acdc61d6
+
 def _messages(x: Tensor, source: Tensor, target: Tensor, weight: Tensor) -> Tensor:
     "[N, d] weighted sums over each node's messages."
     out, step = torch.zeros_like(x), max(1, NUMBERS_AT_ONCE // x.shape[1])
@@ -51,7 +51,7 @@ def _messages(x: Tensor, source: Tensor, target: Tensor, weight: Tensor) -> Tens
         out = out.scatter_add(0, t[:, None].expand(-1, x.shape[1]), x[s] * w[:, None])
     return out
 
-# %% ../../nbs/31_populations.ipynb #254357d5
+# %% ../../nbs/31_populations.ipynb #518ea25d
 def propagate(
     backbone: str,  # 'gcn', 'sage' or 'gin'
     x: Tensor,  # [N, d] features of all nodes
@@ -69,10 +69,10 @@ def propagate(
         return torch.cat([sums, x.double()], 1), torch.stack([own, torch.ones_like(own)])
     return sums, own[None]
 
-# %% ../../nbs/31_populations.ipynb #ff107c2b
+# %% ../../nbs/31_populations.ipynb #74c374bc
 _MADE = {}  # kind → (references to the tensors it was made from, result)
 
-# %% ../../nbs/31_populations.ipynb #debb5119
+
 def made_once(
     kind: str,  # what is made; the last result of each kind is kept
     make: Callable,  # makes it
@@ -89,26 +89,26 @@ def made_once(
     _MADE[kind] = [(weakref.ref(t, forget), t._version) for t in tensors], result
     return result
 
-# %% ../../nbs/31_populations.ipynb #99e13fd3
+# %% ../../nbs/31_populations.ipynb #77013d52
 def graph_inputs(
     backbone: str,  # one of `BACKBONES` but gat
     x: Tensor,  # [N, d] features of all nodes
     edge_index: Tensor | None,  # [2, E]; not needed by mlp
 ) -> tuple[Tensor, Tensor | None]:  # as `propagate`; mlp: the features, None
-    "Return what the dense layers see. Raises `MoEExpertError` if the graph is missing."
+    "Return what the dense layers see. Raises `ArgumentError` if the graph is missing."
     if backbone == 'mlp':
         return x, None
     if edge_index is None:
-        raise MoEExpertError(f'backbone {backbone} needs the graph: edge_index is None')
+        raise ArgumentError(f'backbone {backbone} needs the graph: edge_index is None')
     make = lambda x, edges: propagate(backbone, x, edges)
     if x.requires_grad or torch._C._functorch.is_functorch_wrapped_tensor(x):
         return make(x, edge_index)
     return made_once(backbone, make, x, edge_index)
 
-# %% ../../nbs/31_populations.ipynb #07bc83e9
+# %% ../../nbs/31_populations.ipynb #d6d99296
 PARAMETERS = ('hidden.weight', 'out.weight')
 
-# %% ../../nbs/31_populations.ipynb #4e481e18
+
 @dataclass(frozen=True)
 class Population:
     "M models of one backbone with stacked parameters, `PARAMETERS`: [M, h, P·d] and [M, 2, h]."
@@ -132,7 +132,7 @@ class Population:
         "The parameters in double precision, without their gradients."
         return {k: v.detach().double() for k, v in self.params.items()}
 
-# %% ../../nbs/31_populations.ipynb #e308cee8
+# %% ../../nbs/31_populations.ipynb #5709e8ec
 @patch
 def select(
     self: Population,
@@ -164,7 +164,7 @@ def module(
     model = GNN(self.backbone, d // INPUTS_PER_FEATURE.get(self.backbone, 1), *options)
     return model.to(self.params['hidden.weight']).load_tensors(state).eval()
 
-# %% ../../nbs/31_populations.ipynb #0d88826e
+# %% ../../nbs/31_populations.ipynb #f42aee2a
 def joined(
     populations: Sequence[Population],  # at least one; all of one backbone and shape
 ) -> Population:  # dropout and slope are those of the first
@@ -173,7 +173,7 @@ def joined(
     names = first.params
     return replace(first, params={k: torch.cat([p.params[k] for p in populations]) for k in names})
 
-# %% ../../nbs/31_populations.ipynb #c800e3ed
+# %% ../../nbs/31_populations.ipynb #5bd5284d
 @patch
 def _rows(
     self: Population,
@@ -201,7 +201,7 @@ def probabilities(
     chunks = self._rows(seen, nodes, params['out.weight'].shape[-1])
     return torch.cat([forward(params, rows, self.negative_slope).p1 for _, rows in chunks], 1)
 
-# %% ../../nbs/31_populations.ipynb #8864ec87
+# %% ../../nbs/31_populations.ipynb #4c5e09e5
 @patch
 def _pass(self: Population, x: Tensor, edge_index: Tensor | None, nodes: Tensor | None) -> Forward:
     seen, _ = graph_inputs(self.backbone, x, edge_index)
@@ -230,7 +230,7 @@ def hidden(
     "Return the hidden layer in evaluation mode."
     return self._pass(x, edge_index, nodes).hidden
 
-# %% ../../nbs/31_populations.ipynb #9946ddc0
+# %% ../../nbs/31_populations.ipynb #c75a2329
 @patch
 def masked_probabilities(
     self: Population,
@@ -256,7 +256,7 @@ def masked_probabilities(
         out.append(torch.sigmoid(margin))
     return torch.cat(out, 1)
 
-# %% ../../nbs/31_populations.ipynb #746bb450
+# %% ../../nbs/31_populations.ipynb #2932b110
 @patch
 def _per_feature(self: Population, values: Tensor, d: int) -> Tensor:  # [..., P·d] → [..., d]
     return values if values.shape[-1] == d else values.unflatten(-1, (-1, d)).sum(-2)
@@ -278,7 +278,7 @@ def attributions(
         out.append(self._per_feature(a, x.shape[1]))
     return torch.cat(out, 1)
 
-# %% ../../nbs/31_populations.ipynb #9a8ab1cf
+# %% ../../nbs/31_populations.ipynb #4f664924
 @patch
 def along(
     self: Population,
