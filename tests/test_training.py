@@ -16,9 +16,9 @@ from moe_expert.experts.specs import EXPERTS, LAMBDAS
 from moe_expert.experts.populations import PARAMETERS, Population
 from moe_expert.experts.initialisation import init_population
 from moe_expert.experts.floor import CONSTRAINTS, Floor, Selection
-from moe_expert.experts.optimizer import DropoutMasks, StackedAdam, resolve_device
-from moe_expert.experts.trainers import TrainConfig, TrainSettings
-from moe_expert.experts.training import reference_floor, train_population
+from moe_expert.experts.optimizer import DropoutMasks, StackedAdam, minibatches, resolve_device, using_threads
+from moe_expert.experts.trainers import PopulationTrainer, TrainConfig, Trainer, TrainSettings
+from moe_expert.experts.training import reference_floor, run_training, train_population
 
 
 @pytest.fixture(scope='module')
@@ -114,6 +114,67 @@ def test_dropout_and_initial_parameters_are_different_streams(seed):
     uniform = torch.rand(100, 8, generator=torch.Generator().manual_seed(seed))
     agree = ((first > 0) == (uniform >= 0.5)).double().mean()
     assert 0.4 < agree < 0.6
+
+
+# --- minibatches and threads -----------------------------------------------------------------------------------------------------------
+
+
+@settings(deadline=None, max_examples=100)
+@given(st.integers(1, 60), st.integers(1, 70), st.integers(0, 10 ** 6), st.booleans())
+def test_minibatches_cut_a_random_order_into_equal_steps(n, rows, seed, both_classes):
+    y = (torch.rand(n, generator=torch.Generator().manual_seed(seed)) < 0.3).long()
+    generator = torch.Generator().manual_seed(seed)
+    steps = list(minibatches(y, rows, generator, both_classes))
+    rows, oracle = min(rows, n), torch.Generator().manual_seed(seed)
+    order = torch.arange(n) if rows == n else torch.randperm(n, generator=oracle)
+    expected = [order[i:i + rows] for i in range(0, n - rows + 1, rows)]
+    if both_classes: expected = [b for b in expected if len(set(y[b].tolist())) == 2]
+    assert [b.tolist() for b in steps] == [b.tolist() for b in expected]
+    assert torch.equal(generator.get_state(), oracle.get_state())  # nothing else is drawn
+
+
+def test_the_number_of_threads_is_restored_after_an_error():
+    before = torch.get_num_threads()
+    with pytest.raises(ZeroDivisionError), using_threads(before + 1):
+        assert torch.get_num_threads() == before + 1
+        1 / 0
+    assert torch.get_num_threads() == before
+
+
+class Moments(PopulationTrainer):
+    "Writes down what is called."
+
+    def __init__(self, *arguments):
+        self.calls = []
+        super().__init__(*arguments)
+
+    def on_epoch(self, warm): self.calls.append(('epoch', warm))
+
+    def on_keep(self, which):
+        super().on_keep(which)
+        self.calls.append(('keep', list(which), list(self.running)))
+
+
+def test_the_moments_of_a_trainer(data, evaluator):
+    configs = [TrainConfig(1e-2), TrainConfig(1e308), TrainConfig(1e-2, seed=1)]
+    train = TrainSettings(epochs=5, val_every=2)
+    trainer = Moments(data, configs, train, torch.device('cpu'), 0)
+    models = run_training(trainer, configs, EXPERTS['expert2'], evaluator, None, train)
+    epochs = [('epoch', True), *[('epoch', False)] * 4]  # a warm-up of a fifth
+    assert trainer.calls == [*epochs[:2], ('keep', [0, 2], [0, 2]), *epochs[2:]]
+    assert [m.epochs_run for m in models] == [5, 2, 5] and models[1].error and trainer.running == [0, 2]
+
+
+def test_written_gradients_and_automatic_ones_train_the_same_models(data, evaluator):
+    class Automatic(PopulationTrainer):
+        written_gradients = False
+    configs = [TrainConfig(1e-2, lambda_rep=1., lambda_fair=2., lambda_attention=3., lambda_adv=.5)]
+    train = TrainSettings(epochs=20)
+    made = [kind(data, configs, train, torch.device('cpu'), 0) for kind in (PopulationTrainer, Automatic)]
+    for trainer in made:
+        for _ in range(20): trainer.epoch(warm=False)
+    torch.testing.assert_close(made[0].adam.flat, made[1].adam.flat, rtol=0, atol=1e-9)
+    assert issubclass(Automatic, Trainer)
 
 
 # --- the whole path against a plain loop ----------------------------------------------------------------------------------------------
