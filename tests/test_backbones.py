@@ -7,7 +7,6 @@ from captum.attr import IntegratedGradients
 
 from moe_expert.experts import populations as experts_populations
 from moe_expert.experts import graph_attention as experts_graph_attention
-from moe_expert.experts import backbones as experts_backbones
 from moe_expert import run_expert_tuning
 from moe_expert.experts import trainers as experts_trainers
 from moe_expert.errors import MoEExpertError
@@ -136,7 +135,7 @@ def test_chunks_change_nothing(backbone, monkeypatch, chunk):
     pop, nodes, features = population(backbone), torch.tensor([5, 0, 0, 11, 2]), torch.arange(10).view(2, 5) % 5 - 1
     ask = lambda: (pop.probabilities(x, edges), pop.masked_probabilities(x, edges, nodes, features), pop.attributions(x, edges, nodes))
     whole = ask()
-    monkeypatch.setattr(experts_backbones, 'NUMBERS_AT_ONCE', chunk)
+    monkeypatch.setattr(experts_populations, 'NUMBERS_AT_ONCE', chunk)
     experts_populations._MADE.clear()
     for a, b in zip(whole, ask()): torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
 

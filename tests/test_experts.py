@@ -6,7 +6,7 @@ from captum.attr import IntegratedGradients
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moe_expert.experts import backbones as experts_backbones
+from moe_expert.experts import populations as experts_populations
 from moe_expert.errors import MoEExpertError
 from moe_expert.datasets import load_dataset
 from moe_expert.experts.specs import EXPERTS, LAMBDAS
@@ -169,7 +169,7 @@ def test_attributions_against_captum_and_quadrature(population):
 def test_chunks_and_absent_nodes_change_nothing(population, monkeypatch, chunk, nodes):
     x, which = rows(60, 7).float(), torch.arange(60) if nodes is None else nodes
     features = torch.randint(-1, 7, (5, len(which)), generator=torch.Generator().manual_seed(2))
-    monkeypatch.setattr(experts_backbones, 'NUMBERS_AT_ONCE', chunk)
+    monkeypatch.setattr(experts_populations, 'NUMBERS_AT_ONCE', chunk)
     torch.testing.assert_close(population.probabilities(x, None, nodes), torch.stack(
         [population.module(m).double()(x[which].double()).softmax(-1)[:, 1] for m in range(5)]), rtol=0, atol=1e-13)
     torch.testing.assert_close(population.masked_probabilities(x, None, nodes, features),
