@@ -85,10 +85,10 @@ def with_final(scores: dict[str, Tensor]) -> dict[str, Tensor]:
     """
     return scores | {'final_score': FACTS['final_score'].of(scores)}
 
-# %% ../../nbs/26_evaluation.ipynb #e48455ce
+# %% ../../nbs/26_evaluation.ipynb #ff3c9493
 @dataclass
 class NodeRecord:
-    "Observations of n nodes by M models with d features; without explanations the optional ones are None."
+    "Observations of n nodes by M models; what needs explanations is None without them."
 
     nodes: Tensor  # [n] node numbers
     y: Tensor  # [n] labels

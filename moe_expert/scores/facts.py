@@ -60,14 +60,15 @@ def number_text(
     """
     return str(Fraction(value).limit_denominator(12)).replace('-', '−')
 
-# %% ../../nbs/20_score_facts.ipynb #6b646bf5
+# %% ../../nbs/20_score_facts.ipynb #e8349629
 _UTILITY = (
     ScoreFacts('acc', 'accuracy', True, 'Share of people whose outcome is predicted correctly.'),
     ScoreFacts(
         'f1',
         'F1',
         True,
-        'F1 of class 1 (binary): harmonic mean of the precision and the recall of the predictions "1".',
+        'F1 of class 1 (binary): harmonic mean of the precision and the recall of the '
+        'predictions "1".',
     ),
     ScoreFacts(
         'auc',
@@ -169,7 +170,7 @@ def _composite(
     names = tuple(part.name for part in parts)
     return CompositeFacts(name, label, higher_is_better, meaning, low, high, names, combine)
 
-# %% ../../nbs/20_score_facts.ipynb #1ed7c706
+# %% ../../nbs/20_score_facts.ipynb #a48a1321
 _THREE = (
     _composite('utility', 'utility', True, 'Mean of acc, f1 and auc.', _UTILITY),
     _composite(
@@ -183,8 +184,8 @@ _THREE = (
         'fair_procedure',
         'procedural fairness',
         False,
-        'Mean of ref, vef and att_jsd: how different the reasons for the predictions are in the two '
-        'groups.',
+        'Mean of ref, vef and att_jsd: how different the reasons for the predictions are in the '
+        'two groups.',
         _PROCEDURE,
     ),
 )
@@ -212,11 +213,10 @@ FACTS = {
     )
 }  # by name, each composite after its parts
 
-# %% ../../nbs/20_score_facts.ipynb #345923ba
+# %% ../../nbs/20_score_facts.ipynb #42b7c49c
 COMPOSITES = tuple(n for n, facts in FACTS.items() if isinstance(facts, CompositeFacts))
-AIMS = {
-    n: FACTS[n].sign for n in FACTS['final_score'].parts
-}  # of a trade-off search: 1 maximise, −1 minimise
+# what a trade-off search aims at: 1 maximise, −1 minimise
+AIMS = {n: FACTS[n].sign for n in FACTS['final_score'].parts}
 
 # %% ../../nbs/20_score_facts.ipynb #b5803dae
 EQUALIZED_ODDS = ScoreFacts(
