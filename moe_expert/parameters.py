@@ -25,8 +25,8 @@ __all__ = ['STORAGE_VARIABLE', 'COMMANDS', 'NOTEBOOKS', 'CALLS', 'DOORS', 'PARAM
            'TEACHERS', 'WAY_NAMES', 'PHASE_NAMES', 'MISSING_GROUPS', 'STAGE1', 'MIXTURE', 'RUNS', 'LOADERS', 'Kind',
            'Whole', 'Number', 'Flag', 'Choice', 'Text', 'Names', 'Several', 'environment_storage', 'StorageURL', 'Door',
            'Parameter', 'define', 'options', 'names', 'defaults', 'Given', 'check', 'unknown', 'spelled',
-           'without_effect', 'Parser', 'default_text', 'hinted', 'parser', 'command', 'call', 'collect', 'injected',
-           'door_signature', 'takes', 'documented', 'markdown_table', 'shown_default', 'parameters_cell']
+           'without_effect', 'Parser', 'add_option', 'default_text', 'hinted', 'parser', 'command', 'call', 'collect',
+           'injected', 'door_signature', 'takes', 'documented', 'markdown_table', 'shown_default', 'parameters_cell']
 
 # %% ../nbs/01_parameters.ipynb #7d8b201a
 class Kind:
@@ -876,7 +876,7 @@ def without_effect(
         return f'{this} has no effect with {spelled(door, name, values[name])}'
     return f'{this} has no effect without {spelled(door, name)}'
 
-# %% ../nbs/01_parameters.ipynb #f727970d
+# %% ../nbs/01_parameters.ipynb #ce219e70
 class Parser(argparse.ArgumentParser):
     "The command line of a door; `given` parses and checks it."
 
@@ -893,25 +893,7 @@ class Parser(argparse.ArgumentParser):
         self.door = door
         self.add_argument('--version', action='version', version=f'{self.prog} {__version__}')
         for parameter in options(door).values():
-            self.add(parameter)
-
-    def add(
-        self,
-        parameter: Parameter,  # as it stands at the door
-    ) -> None:
-        "Add an option."
-        help = parameter.meaning.replace('`', '').replace('%', '%%') + default_text(parameter)
-        if parameter.positional:
-            self.add_argument(parameter.name, nargs='?', default=argparse.SUPPRESS, help=help)
-            return
-        flags = [f'-{parameter.short}'] if parameter.short else []
-        kwargs = parameter.kind.argument()
-        if isinstance(parameter.kind, Flag):
-            on_off = argparse.BooleanOptionalAction
-            kwargs = dict(action='store_true' if parameter.default is False else on_off)
-        self.add_argument(
-            *flags, f'--{parameter.name}', default=argparse.SUPPRESS, help=help, **kwargs
-        )
+            add_option(self, parameter)
 
     def error(self, message: str):
         "End with exit code 2 and one line that says what would be right."
@@ -929,7 +911,23 @@ class Parser(argparse.ArgumentParser):
         except ParameterError as err:
             self.error(str(err))
 
-# %% ../nbs/01_parameters.ipynb #c44fd3a9
+# %% ../nbs/01_parameters.ipynb #fad1a88e
+def add_option(
+    parser: argparse.ArgumentParser,
+    parameter: Parameter,  # as it stands at the door
+) -> None:
+    "Add an option to a command line. What is not given leaves no trace, so defaults stay out."
+    text = parameter.meaning.replace('`', '').replace('%', '%%') + default_text(parameter)
+    names_ = [f'--{parameter.name}', *([f'-{parameter.short}'] if parameter.short else [])]
+    kwargs = parameter.kind.argument()
+    if parameter.positional:
+        names_, kwargs = [parameter.name], kwargs | dict(nargs='?')
+    elif isinstance(parameter.kind, Flag):
+        on_off = argparse.BooleanOptionalAction
+        kwargs = dict(action='store_true' if parameter.default is False else on_off)
+    parser.add_argument(*names_, default=argparse.SUPPRESS, help=text, **kwargs)
+
+# %% ../nbs/01_parameters.ipynb #ec09f534
 def default_text(
     parameter: Parameter,  # as it stands at the door
 ) -> str:  # for `--help`; '' where there is no default to show
@@ -938,7 +936,7 @@ def default_text(
         return ''
     return f' (default: {" ".join(value) if isinstance(value, tuple) else value})'
 
-# %% ../nbs/01_parameters.ipynb #1554dde9
+# %% ../nbs/01_parameters.ipynb #70458bb4
 def hinted(
     door: str,  # one of `COMMANDS`
     message: str,  # of argparse
@@ -954,7 +952,7 @@ def hinted(
     guess = next((g for w in words if (g := did_you_mean(w, known, 0.7))), '')
     return f'{message}.{guess}' if guess else message
 
-# %% ../nbs/01_parameters.ipynb #7ebdf661
+# %% ../nbs/01_parameters.ipynb #62822425
 def parser(
     door: str,  # one of `COMMANDS`
     prog: str | None = None,  # how the program is called
@@ -966,7 +964,7 @@ def parser(
     """
     return Parser(door, prog)
 
-# %% ../nbs/01_parameters.ipynb #f7aa29a5
+# %% ../nbs/01_parameters.ipynb #857723ea
 def command(
     door: str,  # one of `COMMANDS`
     given: Mapping,  # name → value
@@ -985,7 +983,7 @@ def command(
         words += [spelled(door, name, value), *([] if value is False else map(str, parts))]
     return shlex.join(words)
 
-# %% ../nbs/01_parameters.ipynb #57aa8c22
+# %% ../nbs/01_parameters.ipynb #9109a6c4
 def call(
     door: str,  # one of `CALLS`
     given: Mapping,  # name → value
@@ -997,7 +995,7 @@ def call(
     """
     return f'{door}({", ".join(f"{n}={v!r}" for n, v in given.items())})'
 
-# %% ../nbs/01_parameters.ipynb #a33b6e6d
+# %% ../nbs/01_parameters.ipynb #716c1259
 def collect(
     door: str,  # one of `NOTEBOOKS`
     namespace: Mapping,  # the notebook's `globals()`
@@ -1007,7 +1005,7 @@ def collect(
     extra = [n for n in injected(namespace.get('In', ())) if n not in given]
     return check(door, given | dict.fromkeys(extra))
 
-# %% ../nbs/01_parameters.ipynb #e8e8962b
+# %% ../nbs/01_parameters.ipynb #bc982bca
 def injected(
     cells: Iterable[str],  # source of the cells run so far
 ) -> list[str]:
@@ -1022,7 +1020,7 @@ def injected(
         if isinstance(t, ast.Name)
     ]
 
-# %% ../nbs/01_parameters.ipynb #5fe39844
+# %% ../nbs/01_parameters.ipynb #9284de59
 def door_signature(
     door: str,  # one of `DOORS`
     function=None,  # its other arguments are kept
@@ -1050,7 +1048,7 @@ def door_signature(
     last = [Argument(extras, Argument.VAR_KEYWORD)] if extras else []
     return Signature(sorted([*kept, *taken], key=lambda a: a.kind) + last)
 
-# %% ../nbs/01_parameters.ipynb #df45e5cb
+# %% ../nbs/01_parameters.ipynb #61c0c60d
 def takes(
     door: str,  # one of `DOORS`
     checked: bool = True,  # False: values are passed on as they are, as scikit-learn asks
@@ -1078,7 +1076,7 @@ def takes(
 
     return decorate
 
-# %% ../nbs/01_parameters.ipynb #5cdbc01d
+# %% ../nbs/01_parameters.ipynb #87d7bf36
 def documented(
     text: str | None,  # a docstring
     door: str,  # one of `DOORS`
@@ -1087,7 +1085,7 @@ def documented(
     lines = [f'    {n}: {p.meaning}' for n, p in options(door).items()]
     return '\n'.join([(text or DOORS[door].description).rstrip(), '', 'Options:', *lines])
 
-# %% ../nbs/01_parameters.ipynb #f9a343d1
+# %% ../nbs/01_parameters.ipynb #9a450653
 def markdown_table(
     *doors: str,  # of `DOORS`; each has a column of names
     heads: Sequence[str] = ('parameter',),  # headings of these columns
@@ -1103,7 +1101,7 @@ def markdown_table(
             rows.append((*names_, shown_default(p), values, p.meaning))
     return '\n'.join(f'| {" | ".join(row)} |' for row in rows)
 
-# %% ../nbs/01_parameters.ipynb #f187315e
+# %% ../nbs/01_parameters.ipynb #49d90ddf
 def shown_default(
     parameter: Parameter,  # as it stands at a door
 ) -> str:  # in Markdown
@@ -1114,7 +1112,7 @@ def shown_default(
         return 'on' if value else 'off'
     return f'`{" ".join(value) if isinstance(value, tuple) else value}`'
 
-# %% ../nbs/01_parameters.ipynb #21b6b940
+# %% ../nbs/01_parameters.ipynb #9968cea9
 def parameters_cell(
     door: str,  # one of `NOTEBOOKS`
 ) -> str:
