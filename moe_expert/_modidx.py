@@ -1068,7 +1068,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                      'moe_expert/run_expert_tuning.py')},
             'moe_expert.run_moe': { 'moe_expert.run_moe.closing_table': ('run_moe.html#closing_table', 'moe_expert/run_moe.py'),
                                     'moe_expert.run_moe.closing_words': ('run_moe.html#closing_words', 'moe_expert/run_moe.py'),
-                                    'moe_expert.run_moe.interval_cell': ('run_moe.html#interval_cell', 'moe_expert/run_moe.py'),
                                     'moe_expert.run_moe.main': ('run_moe.html#main', 'moe_expert/run_moe.py'),
                                     'moe_expert.run_moe.make_report': ('run_moe.html#make_report', 'moe_expert/run_moe.py'),
                                     'moe_expert.run_moe.train': ('run_moe.html#train', 'moe_expert/run_moe.py')},

@@ -1,4 +1,4 @@
-"scikit-learn's own checks; groups by keyword, routing, pipelines, Fairlearn, pickles; graphs; what cannot be fitted."
+"scikit-learn's checks, groups by keyword, routing, pipelines, Fairlearn, pickles, graphs, errors."
 
 import pickle
 
@@ -27,7 +27,7 @@ QUICK = dict(epochs=300, on_missing_groups='ignore', random_state=0)
 
 @parametrize_with_checks([FairMoEClassifier(**QUICK)])
 def test_scikit_learns_checks(estimator, check):
-    "Without exceptions. The checks fit without groups, so they hold the utility model; the mixture differs in `fit` alone."
+    "The checks fit without groups, so they test the utility model; only `fit` differs for mixtures."
     check(estimator)
 
 
