@@ -27,7 +27,7 @@ QUICK = dict(epochs=300, on_missing_groups='ignore', random_state=0)
 
 @parametrize_with_checks([FairMoEClassifier(**QUICK)])
 def test_scikit_learns_checks(estimator, check):
-    "The checks fit without groups, so they test the utility model; only `fit` differs for mixtures."
+    "The checks fit without groups, so they test the utility model; a mixture differs in `fit`."
     check(estimator)
 
 
