@@ -221,7 +221,7 @@ def floor_line(
     "A dashed line at the floor of utility."
     ax.axvline(r['floor']['utility'], color=BLACK, ls='--', lw=1, label='floor of utility')
 
-# %% ../../nbs/62_search.ipynb #e1688c60
+# %% ../../nbs/62_search.ipynb #acab78c2
 def plot_tradeoff(
     results: dict[str, dict],  # expert → result record
     winners: dict | None = None,  # expert → `Winner`: for the intervals at the star
@@ -239,7 +239,7 @@ def plot_tradeoff(
         ax.set_ylabel(f'{score}\n({SCORES[score][0]} is better)')
         evaluated = [t for r in results.values() for t in r['trials'] if t['metrics']]
         ax.set_ylim(0, 1.1 * max(t['metrics'][score] for t in evaluated) or 1.0)
-    legend_below(figure, 4)
+    legend_below(figure, 3)
     return figure
 
 # %% ../../nbs/62_search.ipynb #9f3fa8c4
