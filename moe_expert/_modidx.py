@@ -160,6 +160,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'moe_expert.errors.ScoreInputError': ('errors.html#scoreinputerror', 'moe_expert/errors.py'),
                                    'moe_expert.errors.UndefinedScoreError': ('errors.html#undefinedscoreerror', 'moe_expert/errors.py'),
                                    'moe_expert.errors.did_you_mean': ('errors.html#did_you_mean', 'moe_expert/errors.py'),
+                                   'moe_expert.errors.refused': ('errors.html#refused', 'moe_expert/errors.py'),
                                    'moe_expert.errors.unknown_name': ('errors.html#unknown_name', 'moe_expert/errors.py')},
             'moe_expert.estimator': { 'moe_expert.estimator.FairMoEClassifier': ( 'estimator.html#fairmoeclassifier',
                                                                                   'moe_expert/estimator.py'),
