@@ -7,7 +7,7 @@ __all__ = ['PUBLISHED', 'FRAME', 'BLUE', 'ORANGE', 'GREEN', 'VERMILION', 'BLACK'
            'score_meanings', 'Notice', 'Notices', 'Sentences', 'Picture', 'picture', 'legend_below', 'expert_title',
            'panels']
 
-# %% ../../nbs/60_look.ipynb #4ec0a2e6
+# %% ../../nbs/60_look.ipynb #613393fa
 import html
 import io
 import re
@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from ..scores.facts import SCORES
+from ..scores.facts import FACTS
 
 # %% ../../nbs/60_look.ipynb #8f8d993e
 def interval_text(
@@ -79,12 +79,13 @@ def table(
     made.caption, made.published = caption, None
     return made
 
-# %% ../../nbs/60_look.ipynb #7f588be4
+# %% ../../nbs/60_look.ipynb #0ebc7a26
 def score_meanings(
-    names: Iterable[str] = tuple(SCORES),  # scores to explain
+    names: Iterable[str] = tuple(FACTS),  # scores to explain
 ) -> Table:  # indexed by score
     "The meaning of each score, in one sentence."
-    rows = [dict(score=n, better=SCORES[n][0], meaning=SCORES[n][1]) for n in names]
+    facts = [FACTS[n] for n in names]
+    rows = [dict(score=f.name, better=f.better, meaning=f.meaning) for f in facts]
     return table(rows).set_index('score')
 
 # %% ../../nbs/60_look.ipynb #057cf9ab

@@ -7,7 +7,7 @@ __all__ = ['TRIAL_STYLES', 'GAPS', 'LEARNING_STYLES', 'result_notices', 'scatter
            'plot_history', 'parameter_importance', 'plot_importance', 'floor_line', 'plot_tradeoff', 'plot_learning',
            'verdict', 'trials_table']
 
-# %% ../../nbs/62_search.ipynb #7d406a23
+# %% ../../nbs/62_search.ipynb #17de7d9a
 from collections.abc import Callable, Sequence
 
 import optuna
@@ -29,7 +29,7 @@ from moe_expert.report.look import (
     panels,
     table,
 )
-from ..scores.facts import SCORES, better
+from ..scores.facts import better
 from ..tuning.storage import quiet_optuna
 from ..tuning.winners import interval_record
 
@@ -221,7 +221,7 @@ def floor_line(
     "A dashed line at the floor of utility."
     ax.axvline(r['floor']['utility'], color=BLACK, ls='--', lw=1, label='floor of utility')
 
-# %% ../../nbs/62_search.ipynb #acab78c2
+# %% ../../nbs/62_search.ipynb #e181249e
 def plot_tradeoff(
     results: dict[str, dict],  # expert → result record
     winners: dict | None = None,  # expert → `Winner`: for the intervals at the star
@@ -236,7 +236,7 @@ def plot_tradeoff(
             _draw_tradeoff(ax, r, score, intervals)
         column[1].set_xlabel(better('utility'))
     for ax, score in zip(axes[:, 0], GAPS):
-        ax.set_ylabel(f'{score}\n({SCORES[score][0]} is better)')
+        ax.set_ylabel(better(score).replace(' (', '\n('))
         evaluated = [t for r in results.values() for t in r['trials'] if t['metrics']]
         ax.set_ylim(0, 1.1 * max(t['metrics'][score] for t in evaluated) or 1.0)
     legend_below(figure, 3)

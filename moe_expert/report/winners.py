@@ -6,7 +6,7 @@
 __all__ = ['SELECTED', 'WINNER_STYLES', 'winners_table', 'metrics_table', 'plot_intervals', 'mean_attributions',
            'attribution_half_widths', 'plot_attributions']
 
-# %% ../../nbs/63_winners.ipynb #d0552e73
+# %% ../../nbs/63_winners.ipynb #0d1f39fb
 import numpy as np
 import pandas as pd
 from torch_geometric.data import Data
@@ -29,7 +29,7 @@ from moe_expert.report.look import (
     table,
 )
 from ..scores.attributions import attribution_shares
-from ..scores.facts import SCORES, better
+from ..scores.facts import FACTS, better
 from ..tuning.winners import Winner, interval_record
 
 # %% ../../nbs/63_winners.ipynb #ab0c052b
@@ -71,16 +71,16 @@ def _winner_row(expert: str, r: dict) -> dict:
 # %% ../../nbs/63_winners.ipynb #5639f7fe
 SELECTED = 'selected on these nodes: optimistic; node sampling only, not training seeds'
 
-# %% ../../nbs/63_winners.ipynb #d9575d74
+# %% ../../nbs/63_winners.ipynb #2e1370e5
 def metrics_table(
     winners: dict[str, Winner],  # expert → winner
 ) -> Table:  # a row per score, a column per expert
     "Validation scores of the winners with 95 % intervals, and what each score means."
     records = {expert: interval_record(w) for expert, w in winners.items()}
     rows = []
-    for name, (direction, meaning) in SCORES.items():
+    for name, facts in FACTS.items():
         cells = {expert: interval_text(*record[name]) for expert, record in records.items()}
-        rows.append({'score': name} | cells | dict(better=direction, meaning=meaning))
+        rows.append({'score': name} | cells | dict(better=facts.better, meaning=facts.meaning))
     made = table(rows, SELECTED).set_index('score')
     made.published = {
         expert: dict(checkpoint=winners[expert].result['checkpoint_sha256'], scores=record)
@@ -91,18 +91,18 @@ def metrics_table(
 # %% ../../nbs/63_winners.ipynb #08f75f18
 WINNER_STYLES = ((BLUE, 'o'), (VERMILION, 's'), (GREEN, 'D'))  # colour and marker per expert
 
-# %% ../../nbs/63_winners.ipynb #f8ad22fc
+# %% ../../nbs/63_winners.ipynb #559b1ec4
 def plot_intervals(
     winners: dict[str, Winner],  # expert → winner
 ) -> Picture:
     "Validation scores of the winners with 95 % intervals."
     alt = 'Scores of the winners with 95 % intervals; the numbers are in the table above.'
     figure, axes = picture(size=(9, 5), alt=alt)
-    ax, rows = axes[0, 0], np.arange(len(SCORES))[::-1]
+    ax, rows = axes[0, 0], np.arange(len(FACTS))[::-1]
     for i, ((expert, w), style) in enumerate(zip(winners.items(), WINNER_STYLES)):
         offset = 0.22 * ((len(winners) - 1) / 2 - i)
         _draw_intervals(ax, rows + offset, expert, w, *style)
-    ax.set_yticks(rows, [better(n) for n in SCORES])
+    ax.set_yticks(rows, [better(n) for n in FACTS])
     ax.axvline(0, color=GREY, lw=0.8)
     ax.grid(axis='x', alpha=0.3)
     ax.set_xlabel('score on the validation nodes, with 95 % bootstrap interval')
@@ -110,10 +110,10 @@ def plot_intervals(
     legend_below(figure, 3)
     return figure
 
-# %% ../../nbs/63_winners.ipynb #2b242767
+# %% ../../nbs/63_winners.ipynb #27dfc2eb
 def _draw_intervals(ax, heights: np.ndarray, expert: str, winner: Winner, color: str, marker: str):
     "All scores of one winner: a marker at the value, a line over the interval."
-    value, low, high = np.array([interval_record(winner)[n] for n in SCORES]).T
+    value, low, high = np.array([interval_record(winner)[n] for n in FACTS]).T
     ax.hlines(heights, low, high, color=color, lw=1.6)
     label = expert_title(expert, winner.result['title'])
     ax.plot(value, heights, marker, color=color, ms=5, label=label)
