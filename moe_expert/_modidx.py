@@ -792,7 +792,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                             'moe_expert/report/look.py'),
                                         'moe_expert.report.look._aligned': ('look.html#_aligned', 'moe_expert/report/look.py'),
                                         'moe_expert.report.look.expert_title': ('look.html#expert_title', 'moe_expert/report/look.py'),
-                                        'moe_expert.report.look.interval_text': ('look.html#interval_text', 'moe_expert/report/look.py'),
                                         'moe_expert.report.look.legend_below': ('look.html#legend_below', 'moe_expert/report/look.py'),
                                         'moe_expert.report.look.panels': ('look.html#panels', 'moe_expert/report/look.py'),
                                         'moe_expert.report.look.picture': ('look.html#picture', 'moe_expert/report/look.py'),

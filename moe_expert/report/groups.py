@@ -6,7 +6,7 @@
 __all__ = ['REPORTED_RATES', 'Shares', 'groups_by', 'rates_by', 'group_scores', 'group_differences', 'group_rates',
            'percent_text', 'rates_table', 'in_words']
 
-# %% ../../nbs/64_groups.ipynb #9ed8f8b8
+# %% ../../nbs/64_groups.ipynb #85c90807
 from collections.abc import Sequence
 
 import pandas as pd
@@ -15,9 +15,9 @@ from torch import Tensor
 from torch_geometric.data import Data
 
 from ..errors import MoEExpertError
-from .look import Sentences, Table, interval_text, table
+from .look import Sentences, Table, table
 from ..scores.evaluation import NodeRecord
-from ..scores.intervals import newcombe, wilson
+from ..scores.intervals import interval_text, newcombe, wilson
 from ..scores.metrics import RATES, GroupRates, by_group
 from ..tuning.winners import Winner
 

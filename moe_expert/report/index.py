@@ -6,7 +6,7 @@
 __all__ = ['INDEX_STYLE', 'INDEX_NOTE', 'saved_files', 'published_scores', 'report_names', 'index_rows', 'html_table',
            'write_index']
 
-# %% ../../nbs/68_index.ipynb #f47d1fb0
+# %% ../../nbs/68_index.ipynb #bee2d079
 import html
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,9 +14,10 @@ from urllib.parse import quote
 
 from ..errors import ArtifactError
 from ..experts.specs import EXPERTS
-from .look import PUBLISHED, Table, expert_title, interval_text, table
+from .look import PUBLISHED, Table, expert_title, table
 from .pages import read_notebook
 from ..scores.facts import COMPOSITES, FACTS
+from ..scores.intervals import interval_text
 from ..tuning.artifacts import read_json, sha256_file, write_bytes
 from ..tuning.folder import ExpertFiles, owner
 

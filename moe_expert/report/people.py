@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['data_facts', 'group_table', 'leakage_table', 'data_notices', 'read_data']
 
-# %% ../../nbs/61_people.ipynb #15e6425f
+# %% ../../nbs/61_people.ipynb #49df60a2
 import warnings
 from collections.abc import Iterable, Sequence
 
@@ -14,8 +14,8 @@ from torch_geometric.data import Data
 from ..data.audit import data_card, leakage_audit
 from ..datasets import load_dataset
 from ..errors import DataWarning, OfflineEditionWarning
-from .look import Notice, Notices, Table, interval_text, table
-from ..scores.intervals import auc_interval
+from .look import Notice, Notices, Table, table
+from ..scores.intervals import auc_interval, interval_text
 
 # %% ../../nbs/61_people.ipynb #725cdf6e
 def data_facts(

@@ -124,7 +124,7 @@ def whiskers(
     if len(x) == 3:
         ax.hlines(y[0], x[1], x[2], **style)
 
-# %% ../../nbs/62_search.ipynb #a9e355ac
+# %% ../../nbs/62_search.ipynb #fa0dfffe
 def plot_history(
     results: dict[str, dict],  # expert → result record
     winners: dict | None = None,  # expert → `Winner`: for the interval at the star
@@ -139,6 +139,7 @@ def plot_history(
         ax.set_xlabel('trial')
         ax.set_ylabel(better(r['objective']))
         ax.xaxis.get_major_locator().set_params(integer=True)
+        ax.ticklabel_format(axis='y', useOffset=False)
     legend_below(figure, 5)
     return figure
 

@@ -6,7 +6,7 @@
 __all__ = ['SELECTED', 'WINNER_STYLES', 'winners_table', 'metrics_table', 'plot_intervals', 'mean_attributions',
            'attribution_half_widths', 'plot_attributions']
 
-# %% ../../nbs/63_winners.ipynb #0d1f39fb
+# %% ../../nbs/63_winners.ipynb #036c23b2
 import numpy as np
 import pandas as pd
 from torch_geometric.data import Data
@@ -22,7 +22,6 @@ from moe_expert.report.look import (
     Picture,
     Table,
     expert_title,
-    interval_text,
     legend_below,
     panels,
     picture,
@@ -30,6 +29,7 @@ from moe_expert.report.look import (
 )
 from ..scores.attributions import attribution_shares
 from ..scores.facts import FACTS, better
+from ..scores.intervals import interval_text
 from ..tuning.winners import Winner, interval_record
 
 # %% ../../nbs/63_winners.ipynb #ab0c052b
