@@ -10,29 +10,29 @@ import numpy as np
 import pytest
 import torch
 
-from moe_expert.tuning import winners as tuning_winners
+from moe_expert import report
+from moe_expert.data.synthetic import make_synthetic
+from moe_expert.datasets import load_dataset
+from moe_expert.errors import ArtifactError, DataWarning, OfflineEditionWarning, ParameterError
+from moe_expert.experts.specs import EXPERTS
+from moe_expert.experts.training import TrainSettings
+from moe_expert.parameters import check, collect, names
+from moe_expert.report import groups as report_groups
+from moe_expert.report import index as report_index
 from moe_expert.report import look as report_look
-from moe_expert.scores import facts as scores_facts
+from moe_expert.report import pages as report_pages
 from moe_expert.report import people as report_people
+from moe_expert.report import run as report_run
 from moe_expert.report import search as report_search
 from moe_expert.report import winners as report_winners
-from moe_expert.report import pages as report_pages
-from moe_expert.report import index as report_index
+from moe_expert.scores import facts as scores_facts
 from moe_expert.scores import intervals as scores_intervals
-from moe_expert.report import run as report_run
-from moe_expert.tuning import progress as tuning_progress
-from moe_expert.report import recorder as report_recorder
-from moe_expert.errors import ArtifactError
-from moe_expert.tuning.folder import ExpertFiles, make_folder
-from moe_expert.tuning.artifacts import read_json
-from moe_expert.errors import DataWarning, MoEExpertError, OfflineEditionWarning
-from moe_expert.datasets import load_dataset
-from moe_expert.data.synthetic import make_synthetic
 from moe_expert.scores.evaluation import Evaluator
-from moe_expert.experts.specs import EXPERTS
-from moe_expert.report.run import check_parameters
-from moe_expert.experts.training import TrainSettings
 from moe_expert.tune_experts import ExpertTuner
+from moe_expert.tuning import progress as tuning_progress
+from moe_expert.tuning import winners as tuning_winners
+from moe_expert.tuning.artifacts import read_json
+from moe_expert.tuning.folder import ExpertFiles, make_folder
 from moe_expert.tuning.progress import Progress
 from moe_expert.tuning.settings import TuneSettings
 
@@ -73,7 +73,7 @@ def test_every_score_of_a_result_has_a_meaning(run):
 
 def test_tables_show_long_texts_and_escape(run):
     html = report_look.score_meanings()._repr_html_()
-    assert scores_facts.SCORES['att_jsd'][1].split(':')[1].strip() in html.replace('&#x27;', "'")
+    assert scores_facts.FACTS['att_jsd'].meaning.split(':')[1].strip() in html.replace('&#x27;', "'")
     evil = report_look.table([dict(a='<script>')], 'x < y')._repr_html_()
     assert '<script>' not in evil and 'x &lt; y' in evil
 
@@ -187,7 +187,7 @@ def test_attributions_are_the_group_means(run, winners):
 
 
 def test_group_scores_explain_the_gaps(run, winners):
-    table = report_winners.group_scores(run[0], winners)
+    table = report_groups.group_scores(run[0], winners)
     for e, w in winners.items():
         gaps = table.loc[(e, 'difference')]
         assert abs(gaps['selection rate'] - w.result['best_metrics']['dp']) < 1e-9
@@ -259,7 +259,7 @@ def test_the_index_shows_the_test_of_the_mixture(run, tmp_path):
     shutil.copytree(files.cache_dir, tmp_path, dirs_exist_ok=True)
     files = ExpertFiles(tmp_path, data.name)
     known, unknown = dict(value=.5, low=.4, high=.6), dict(value=.5, low=None, high=None)
-    methods = {'moe': dict.fromkeys(scores_facts.SCORES, known), '<x>': dict.fromkeys(scores_facts.SCORES, unknown)}
+    methods = {'moe': dict.fromkeys(scores_facts.FACTS, known), '<x>': dict.fromkeys(scores_facts.FACTS, unknown)}
     files.moe_results.write_text(json.dumps(dict(nodes=1234, methods=methods)))
     html = report_index.write_index(tmp_path).read_text()
     assert '<b>moe</b>' in html and html.count('0.500 [0.400, 0.600]') == 4 and '&lt;x&gt;' in html and '1,234 people' in html
@@ -279,7 +279,7 @@ def test_the_index_names_what_it_cannot_read(run, tmp_path):
 def test_rates_and_their_words_are_those_of_fairlearn(run, winners):
     from fairlearn.metrics import MetricFrame, demographic_parity_difference, false_positive_rate, selection_rate, true_positive_rate
     data = run[0]
-    rates = report_winners.group_rates(data, winners)
+    rates = report_groups.group_rates(data, winners)
     for e, w in winners.items():
         decided = (w.record.p1[0] >= .5).long().numpy()
         metrics = {'selection rate': selection_rate, 'true positive rate': true_positive_rate, 'false positive rate': false_positive_rate}
@@ -290,9 +290,9 @@ def test_rates_and_their_words_are_those_of_fairlearn(run, winners):
         gap = scores_intervals.newcombe(rates[e][0]['selection rate'], rates[e][1]['selection rate'])
         dp = demographic_parity_difference(w.record.y.numpy(), decided, sensitive_features=w.record.sens.numpy())
         assert abs(abs(gap[0]) - dp) < 1e-9 and gap[1] <= gap[0] <= gap[2]
-        cell = report_winners.rates_table(data, winners).loc[(e, ' − '.join(data.group_names)), 'selection rate']
+        cell = report_groups.rates_table(data, winners).loc[(e, ' − '.join(data.group_names)), 'selection rate']
         assert cell == f'{100 * gap[0]:.1f} [{100 * gap[1]:.1f}, {100 * gap[2]:.1f}]'
-    sentences = report_winners.in_words(data, winners)
+    sentences = report_groups.in_words(data, winners)
     assert len(sentences) == 3 and all(e in s and 'percentage points' in s for e, s in zip(winners, sentences))
     assert sentences._repr_html_().count('<li>') == 3
 
@@ -311,7 +311,7 @@ def test_nothing_of_the_test_nodes_enters(run, winners):
     blind.y = torch.where(data.test_mask, 1 - data.y, data.y)  # every test label wrong
     again = tuning_winners.load_winners(files.cache_dir, blind, n_resamples=50)
     assert report_winners.metrics_table(again).equals(report_winners.metrics_table(winners))
-    assert report_winners.group_scores(blind, again).equals(report_winners.group_scores(data, winners))
+    assert report_groups.group_scores(blind, again).equals(report_groups.group_scores(data, winners))
     assert report_people.leakage_table(blind).equals(report_people.leakage_table(data))
     assert set(winners['expert1'].record.nodes.tolist()) == set(Evaluator(data, 'val').nodes.tolist())
 
@@ -319,17 +319,17 @@ def test_nothing_of_the_test_nodes_enters(run, winners):
 def test_saved_files_are_all_there(run):
     import hashlib
     _, results, files = run
-    table = report_winners.saved_files(files)
+    table = report_index.saved_files(files)
     assert len(table) == 9
     for path, digest in table['SHA-256'].items():
         if digest != '–': assert hashlib.sha256(open(path, 'rb').read()).hexdigest() == digest
-    assert len(report_winners.saved_files(files, ['expert2'])) == 5
+    assert len(report_index.saved_files(files, ['expert2'])) == 5
 
 
 @pytest.mark.parametrize('drop, expected', [
     ([], ()), (None, ()), ('', ()), ('TIME', ('TIME',)), ('a, b', ('a', 'b')), (['a', 'b'], ('a', 'b')), ("['a', 'b']", ('a', 'b'))])
 def test_forms_of_drop(drop, expected):
-    assert check_parameters(dict(drop=drop)).drop == expected
+    assert check('tune.ipynb', dict(drop=drop)).drop == expected
 
 
 @pytest.mark.parametrize('given, message', [
@@ -340,28 +340,61 @@ def test_forms_of_drop(drop, expected):
     (dict(edition='ofline'), "edition must be 'auto', 'full'"), (dict(drop=3), 'drop must be'), (dict(drop=['a', 3]), 'drop must be'),
     (dict(drop='[a'), 'drop must be'), (dict(overwrite='yes'), 'overwrite must be True or False'),
     (dict(cache_dir=''), 'cache_dir must be'), (dict(data_dir=1), 'data_dir must be'), (dict(dataset=None), 'dataset must be'),
-    (dict(n_trial=5), r'unknown parameter n_trial \(did you mean n_trials\?\)'),
-    (dict(colour=5), 'unknown parameter colour; there are dataset, .*expert')])
+    (dict(n_trial=5), r"unknown parameter 'n_trial'. Did you mean 'n_trials'\?"),
+    (dict(colour=5), "unknown parameter 'colour'. Known: dataset, .*expert")])
 def test_wrong_parameters(given, message):
-    with pytest.raises(MoEExpertError, match=message): check_parameters(given)
+    with pytest.raises(ParameterError, match=message): check('tune.ipynb', given)
 
 
 def test_all_wrong_parameters_are_named_at_once():
-    with pytest.raises(MoEExpertError) as err: check_parameters(dict(seed='x', expert='y'), ['# Parameters\nepoch = 3\n', 'other = 1'])
-    assert all(word in str(err.value) for word in ('seed', 'expert', 'unknown parameter epoch')) and 'other' not in str(err.value)
+    cells = ['# Parameters\nepoch = 3\n', 'other = 1']
+    with pytest.raises(ParameterError) as err:
+        collect('tune.ipynb', dict(seed='x', expert='y', In=cells))
+    assert all(word in str(err.value) for word in ('seed', 'expert', "unknown parameter 'epoch'"))
+    assert 'other' not in str(err.value)
 
 
-def test_notebook_defaults_are_the_parameters(repo_root):
+@pytest.mark.parametrize('name', ['tune.ipynb', 'moe.ipynb'])
+def test_notebook_defaults_are_the_parameters(repo_root, name):
     import nbformat
-    cells = nbformat.read(repo_root / 'nbs' / 'tune.ipynb', 4).cells
+    cells = nbformat.read(repo_root / 'nbs' / name, 4).cells
     cell, = [c for c in cells if 'parameters' in c.metadata.get('tags', [])]
     given = {}
     exec(cell.source, {}, given)
-    assert check_parameters(given) == report_run.Parameters()
-    assert set(given) == set(report_run.Parameters.__dataclass_fields__)
+    assert dict(check(name, given)) == dict(check(name))
+    assert set(given) == set(names(name))
     prose = ''.join(c.source for c in cells if c.cell_type == 'markdown')
-    assert all(f'| `{name}` |' in prose for name in given)
-    assert f'## {report_winners.SELECTED}\n' in prose + '\n'
+    assert all(f'| `{option}` |' in prose for option in given)
+    assert (f'## {report_winners.SELECTED}\n' in prose + '\n') == (name == 'tune.ipynb')
+
+
+def test_every_name_of_the_door_resolves():
+    rooms = {room.split('.')[-1] for room in report.ROOMS}
+    assert len(report.__all__) == len(set(report.__all__)) and not rooms & set(report.__all__)
+    for room, held in report.ROOMS.items():
+        module = __import__(f'moe_expert.{room}', fromlist=held)
+        assert all(getattr(report, name) is getattr(module, name) for name in held)
+    assert set(report.__all__) <= set(dir(report))
+    with pytest.raises(AttributeError, match='plot_nothing'): report.plot_nothing
+
+
+def test_the_notebooks_use_names_of_the_door_only(repo_root):
+    for name in ('tune.ipynb', 'moe.ipynb'):
+        cells = json.loads((repo_root / 'nbs' / name).read_text())['cells']
+        code = '\n'.join(''.join(c['source']) for c in cells if c['cell_type'] == 'code')
+        used = set(re.findall(r'\breport\.(\w+)', code))
+        assert used <= set(report.__all__) and len(used) > 15
+
+
+@pytest.mark.parametrize('backbone', [None, 'gcn'])
+def test_the_mixture_is_run_with_the_backbone_that_was_asked_for(monkeypatch, backbone):
+    asked = []
+    monkeypatch.setattr(report_run, 'execute', lambda given, *rest: asked.append(given))
+    report_run.run_moe_report('synthetic-200', backbone=backbone)
+    assert asked[0].backbone == backbone and asked[0].door == 'moe.ipynb'
+    arguments = report_run.trainer_arguments(asked[0], 'MoETrainer')
+    assert arguments.get('backbone') == backbone
+    assert not {'dataset', 'data_dir', 'edition', 'drop'} & set(arguments)
 
 
 def test_progress_lines():
@@ -392,7 +425,7 @@ def message(kind, parent, **content):
 
 
 def test_recorded_outputs_follow_the_protocol():
-    cells = report_recorder.executed_cells([
+    cells = report_pages.executed_cells([
         message('stream', 'before', name='stdout', text='not ours'),
         message('execute_input', 'a', code='x', execution_count=1),
         message('stream', 'a', name='stdout', text='1\n'), message('stream', 'a', name='stderr', text='!'),
@@ -408,6 +441,6 @@ def test_recorded_outputs_follow_the_protocol():
 def test_cells_of_the_user_are_kept_where_they_ran():
     from nbformat.v4 import new_code_cell, new_notebook
     shipped = new_notebook(cells=[new_code_cell('a'), new_code_cell('b')])
-    filled = report_recorder.fill(shipped, {'b': (3, []), 'a': (1, []), 'mine': (2, [])})
+    filled = report_pages.fill(shipped, {'b': (3, []), 'a': (1, []), 'mine': (2, [])})
     assert [(c.source, c.execution_count) for c in filled.cells] == [('a', 1), ('mine', 2), ('b', 3)]
     assert all(c.execution_count is None for c in shipped.cells)

@@ -7,10 +7,9 @@ import sys
 import nbformat
 import pytest
 
-from moe_expert.errors import MoEExpertError
-from moe_expert.report.winners import SELECTED
-from moe_expert.errors import ReportError
+from moe_expert.errors import ParameterError, ReportError
 from moe_expert.report.run import run_report
+from moe_expert.report.winners import SELECTED
 from moe_expert.run_expert_tuning import main
 
 SMALL = dict(n_trials=2, epochs=100)
@@ -62,7 +61,7 @@ def test_papermill_in_an_uninstalled_clone(clone):
     wrong = papermill(clone, 'wrong.ipynb', dataset='bail', expert='expert4', n_trial=3)
     assert wrong.returncode == 1
     assert "expert must be 'all', 'expert1', 'expert2', 'expert3', not 'expert4'" in wrong.stderr
-    assert 'did you mean n_trials?' in wrong.stderr
+    assert "Did you mean 'n_trials'?" in wrong.stderr
     assert 'expert4' in str(outputs(clone / 'wrong.ipynb'))
 
 
@@ -112,5 +111,5 @@ def test_run_report_a_failure_and_the_script_from_the_cache(tmp_path, capsys):
 
 
 def test_wrong_parameters_stop_before_a_kernel_starts(tmp_path):
-    with pytest.raises(MoEExpertError, match="did you mean n_trials"): run_report('bail', n_trial=3, cache_dir=tmp_path)
+    with pytest.raises(ParameterError, match="Did you mean 'n_trials'"): run_report('bail', n_trial=3, cache_dir=tmp_path)
     assert list(tmp_path.iterdir()) == []

@@ -122,23 +122,6 @@ def _expert_row(r: dict, published: list[dict]) -> dict:
         feasible=f'{r["n_feasible"]} of {r["n_trials"]}{warning}',
     )
 
-# %% ../../nbs/68_index.ipynb #4b5d2487
-INDEX_STYLE = (
-    'body {font: 14px/1.45 sans-serif; max-width: 1240px; margin: 2em auto; padding: 0 1em; '
-    'color: #1a1a1a} '
-    'table {border-collapse: collapse} .n {white-space: nowrap} '
-    'td, th {text-align: left; vertical-align: top; padding: .35em .7em; '
-    'border-bottom: 1px solid #bbb} '
-    '.warn {border: 3px solid #D55E00; padding: .5em 1em} h2 {margin-top: 2em}'
-)
-INDEX_NOTE = (
-    'Scores of the experts are those of the validation people on whom the winners were selected, '
-    'so expect worse elsewhere. In brackets: 95 % bootstrap interval over people, not over '
-    'training seeds. A small difference between groups by one measure can go with a large one by '
-    'a different measure; none of these numbers says that a model treats people justly, or that '
-    'it should be used.'
-)
-
 # %% ../../nbs/68_index.ipynb #fe6614b6
 def html_table(
     header: Iterable[str],  # of the columns, as HTML
@@ -153,27 +136,27 @@ def html_table(
     body = ''.join('<tr>' + ''.join(f'<td>{c}</td>' for c in row) + '</tr>' for row in rows)
     return f'<table><tr>{head}</tr>{body}</table>'
 
-# %% ../../nbs/68_index.ipynb #06c5d32f
+# %% ../../nbs/68_index.ipynb #79798edd
 def _number(text: str, bold: bool = False) -> str:
     "A cell with a number that stays on one line."
     return f'<span class="n">{f"<b>{text}</b>" if bold else text}</span>'
 
-# %% ../../nbs/68_index.ipynb #32da653c
+# %% ../../nbs/68_index.ipynb #afd02d84
 def _warning(text: str) -> str:  # `text` as HTML
     return f'<p class="warn">⚠ {text}</p>'
 
-# %% ../../nbs/68_index.ipynb #713c28c7
+# %% ../../nbs/68_index.ipynb #223bfa97
 def _link(target: str, text: str) -> str:
     return f'<a href="{html.escape(quote(target))}">{html.escape(text)}</a>'
 
-# %% ../../nbs/68_index.ipynb #7f53a775
+# %% ../../nbs/68_index.ipynb #c310ff84
 def _links(subject: str, notebook: Path) -> str:
     "Links to a report: its page, if there is one, and its notebook."
     page = notebook.with_suffix('.html')
     links = [_link(page.name, 'page')] if page.exists() else []
     return f'{subject}: ' + ', '.join([*links, _link(notebook.name, 'notebook')])
 
-# %% ../../nbs/68_index.ipynb #3ffda919
+# %% ../../nbs/68_index.ipynb #f99a5472
 def _cells(row: dict) -> list[str]:
     "The cells of one expert; its objective is bold."
     links = [_links(subject, path) for subject, path in row['reports'].items()]
@@ -184,7 +167,7 @@ def _cells(row: dict) -> list[str]:
     ]
     return [html.escape(row['expert']), *numbers, row['feasible'], '<br>'.join(links)]
 
-# %% ../../nbs/68_index.ipynb #9ecc6571
+# %% ../../nbs/68_index.ipynb #8c3aee77
 def _mixture_section(files: ExpertFiles) -> str:
     "The final test, if there was one: a row per method."
     report = report_names(files).get('mixture')
@@ -206,7 +189,7 @@ def _mixture_section(files: ExpertFiles) -> str:
     )
     return f'<p>{note}</p>{html_table(["method", *COMPOSITES], rows)}{link}'
 
-# %% ../../nbs/68_index.ipynb #03e6adb0
+# %% ../../nbs/68_index.ipynb #1c2070a4
 def _section(files: ExpertFiles) -> str:
     "One data set. A file that cannot be read is named and does not hide the others."
     head = f'<h2>{html.escape(files.dataset)}</h2>'
@@ -224,7 +207,24 @@ def _section(files: ExpertFiles) -> str:
     experts = html_table(header, map(_cells, rows))
     return f'{head}<p>{html.escape(about)}</p>{failed}{experts}{_mixture_section(files)}'
 
-# %% ../../nbs/68_index.ipynb #d1f0b01c
+# %% ../../nbs/68_index.ipynb #81074b42
+INDEX_STYLE = (
+    'body {font: 14px/1.45 sans-serif; max-width: 1240px; margin: 2em auto; padding: 0 1em; '
+    'color: #1a1a1a} '
+    'table {border-collapse: collapse} .n {white-space: nowrap} '
+    'td, th {text-align: left; vertical-align: top; padding: .35em .7em; '
+    'border-bottom: 1px solid #bbb} '
+    '.warn {border: 3px solid #D55E00; padding: .5em 1em} h2 {margin-top: 2em}'
+)
+INDEX_NOTE = (
+    'Scores of the experts are those of the validation people on whom the winners were selected, '
+    'so expect worse elsewhere. In brackets: 95 % bootstrap interval over people, not over '
+    'training seeds. A small difference between groups by one measure can go with a large one by '
+    'a different measure; none of these numbers says that a model treats people justly, or that '
+    'it should be used.'
+)
+
+# %% ../../nbs/68_index.ipynb #6964ab51
 def write_index(
     cache_dir: str | Path,  # with the files of any number of data sets
 ) -> Path:  # cache_dir/index.html
