@@ -60,21 +60,21 @@ def about(
     work = _mixture_work(given) if given.door == 'moe.ipynb' else _tuning_work(given)
     return Markdown(f'{_setting(given)} {work}')
 
-# %% ../../nbs/69_run.ipynb #b94aa8af
+# %% ../../nbs/69_run.ipynb #c1d945f5
 def _setting(given: Given) -> str:
     "Data, seed, device and folder."
-    columns, found = 'no column is left out', 'looked for where `load_dataset` says'
+    columns, source = 'no column is left out', 'looked for where `load_dataset` says'
     if given.drop:
         dropped = ', '.join(given.drop)
         columns = f'without the columns {dropped}; the graph is rebuilt without them'
     if given.data_dir is not None:
-        found = f'taken from `{given.data_dir}`'
+        source = f'taken from `{given.data_dir}`'
     earlier = 'files of other settings there are an error'
     if given.overwrite:
         earlier = 'all files of this data set there are **removed first**'
     return (
         f'This report is about **{canonical_name(given.dataset)}** (edition: {given.edition}; '
-        f'{columns}), with seed {given.seed} on device {given.device}. The data are {found}. '
+        f'{columns}), with seed {given.seed} on device {given.device}. The data are {source}. '
         f'Everything is kept in `{given.cache_dir}`; {earlier}.'
     )
 
