@@ -63,11 +63,15 @@ def table(
     made.caption, made.published = caption, None
     return made
 
-# %% ../../nbs/60_look.ipynb #aa6d87f4
+# %% ../../nbs/60_look.ipynb #0fcde4a9
 def score_meanings(
     names: Iterable[str] = tuple(FACTS),  # scores to explain
 ) -> Table:  # indexed by score
-    "The meaning of each score, in one sentence."
+    """The meaning of each score, in one sentence.
+
+    >>> score_meanings(['auc']).loc['auc', 'better']
+    'higher'
+    """
     facts = [FACTS[n] for n in names]
     rows = [dict(score=f.name, better=f.better, meaning=f.meaning) for f in facts]
     return table(rows).set_index('score')

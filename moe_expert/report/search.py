@@ -96,11 +96,16 @@ def star(ax, x: float, y: float, label: str, color: str = VERMILION):
     style = dict(color=color, edgecolors=BLACK, linewidths=0.8, zorder=4)
     ax.scatter(x, y, marker='*', s=200, label=label, **style)
 
-# %% ../../nbs/62_search.ipynb #9be1eab2
+# %% ../../nbs/62_search.ipynb #5f26435f
 def best_so_far(
     r: dict,  # result record
 ) -> tuple[list[int], list[float]]:  # trial numbers, and the best objective up to each of them
-    "The best feasible objective after each trial, from the first feasible trial on."
+    """The best feasible objective after each trial, from the first feasible trial on.
+
+    >>> trials = [dict(number=i, feasible=i > 0, score=s) for i, s in enumerate([9, 4, 3, 5])]
+    >>> best_so_far(dict(direction='maximize', trials=trials))
+    ([1, 2, 3], [4, 4, 5])
+    """
     numbers, values = [], []
     choose = max if r['direction'] == 'maximize' else min
     for t in sorted(r['trials'], key=lambda t: t['number']):

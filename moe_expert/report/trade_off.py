@@ -5,13 +5,12 @@
 # %% auto #0
 __all__ = ['FRONT_STYLES', 'plot_pareto', 'pareto_table', 'trade_off_shown']
 
-# %% ../../nbs/66_trade_off_report.ipynb #b3b9a586
+# %% ../../nbs/66_trade_off_report.ipynb #8d98aa14
 from IPython.display import Markdown
 
 from .look import BLACK, BLUE, ORANGE, Picture, Table, legend_below, picture, table
 from .search import GAPS, floor_line, star
-from ..scores.facts import better
-from ..tuning.trade_off import AIMS
+from ..scores.facts import AIMS, better
 
 # %% ../../nbs/66_trade_off_report.ipynb #20bc22ca
 FRONT_STYLES = {  # on the front?
