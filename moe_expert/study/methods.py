@@ -8,7 +8,7 @@ __all__ = ['SINGLE_NETWORK', 'REWEIGHING', 'CFA', 'tune_alternative', 'tune_netw
            'plain_logistic_regression', 'random_forest', 'require_fairlearn', 'weighted_vote', 'expgrad_dp',
            'expgrad_tpr', 'threshold_optimizer', 'released_mixture', 'mixture_in_setting']
 
-# %% ../../nbs/83_study_methods.ipynb #f8bbfbce
+# %% ../../nbs/83_study_methods.ipynb #f6007432
 import hashlib
 import json
 import warnings
@@ -25,11 +25,11 @@ from torch_geometric.data import Data
 
 from ..errors import MoEExpertError
 from ..experts.backbones import forward
-from ..experts.floor import CONSTRAINTS, Floor
+from ..experts.floor import Floor
 from ..experts.initialisation import population_of
 from ..experts.losses import cross_entropy
 from ..experts.populations import Population
-from ..experts.specs import EXPERTS, LAMBDAS, ExpertSpec
+from ..experts.specs import EXPERTS, GATE, LAMBDAS, ExpertSpec
 from moe_expert.experts.training import (
     PopulationTrainer,
     TrainConfig,
@@ -53,32 +53,11 @@ from .conditions import Predictor, SharedConditions
 from .plan import MIXTURE_SETTINGS, MixtureSetting
 from ..trainer import MoETrainer, compared
 from ..tuning.folder import ExpertFiles
+from ..tuning.records import Done, Search, model_parameters
 from ..tuning.settings import DEFAULT_PARAMS, GATE_DEFAULTS, GATE_SPACE, search_space
-from ..tuning.storage import open_storage, open_study, pack, unpack
-from ..tuning.studies import Outcome, finished, run_study, trial_record, winner
+from ..tuning.storage import open_storage, open_study
 
-# %% ../../nbs/83_study_methods.ipynb #9abb198c
-def _outcome(
-    model: TrainedModel,
-    weights_of: Callable[[TrainedModel], dict[str, Tensor]],
-) -> Outcome:  # what the storage keeps of a trial
-    if model.error is not None:
-        return Outcome(None, error=model.error)
-    constraints = dict(zip(CONSTRAINTS, model.constraints))
-    without_floor = {CONSTRAINTS[0]: 0.0}  # everything is feasible
-    result = dict(
-        metrics=model.metrics,
-        epoch=model.epoch,
-        epochs_run=model.epochs_run,
-        weights=pack(weights_of(model)),
-    )
-    return Outcome(model.score, constraints or without_floor, result)
-
-# %% ../../nbs/83_study_methods.ipynb #051c8857
-def _network_weights(model: TrainedModel) -> dict[str, Tensor]:
-    return {k: v[0] for k, v in model.population.params.items()}
-
-# %% ../../nbs/83_study_methods.ipynb #778808e2
+# %% ../../nbs/83_study_methods.ipynb #433c575a
 def _digest(
     shared: SharedConditions,
     space: dict[str, FloatDistribution],
@@ -90,37 +69,34 @@ def _digest(
     known = json.dumps([settings, data, shared.seed, ranges, list(about)])
     return hashlib.sha256(known.encode()).hexdigest()[:16]
 
-# %% ../../nbs/83_study_methods.ipynb #5bb55dfa
+# %% ../../nbs/83_study_methods.ipynb #1a4e91de
 def tune_alternative(
     shared: SharedConditions,
-    label: str,  # enters every draw, as an expert's name does
+    spec: ExpertSpec,  # its name enters every draw; objective and direction
     space: dict[str, FloatDistribution],
     train: Callable[[list[dict]], list[TrainedModel]],  # parameters of a batch → models
     n_trials: int,
     *,
-    maximize: bool = True,  # direction of the objective
     default: dict | None = None,  # parameters of the first trial
     about: Sequence = (),  # what else makes trials comparable
-    weights_of: Callable[[TrainedModel], dict[str, Tensor]] = _network_weights,
-) -> tuple[dict[str, Tensor], dict]:  # weights of the winner, its record
+    parameters: Callable[[TrainedModel], dict[str, Tensor]] = model_parameters,  # that are kept
+) -> Done:  # its `weights` and `best` are the winner's
     "Tune, or continue an interrupted tuning; of more finished trials the first `n_trials` count."
     files = ExpertFiles(shared.subfolder('studies'), shared.data.name)
-    name = f'{label}-{_digest(shared, space, about)}'
-    trials_of_label = open_study(open_storage(None, files), name, maximize)
-    run_study(
-        trials_of_label,
+    name = f'{spec.name}-{_digest(shared, space, about)}'
+    search = Search(
+        open_study(open_storage(None, files), name, spec.maximize),
+        spec,
         space,
-        lambda batch: [_outcome(m, weights_of) for m in train(batch)],
-        seed=shared.seed,
-        label=label,
-        n_trials=n_trials,
+        shared.seed,
+        lambda batch, show: train(batch),
         default=default,
+        parameters=parameters,
     )
-    trials = finished(trials_of_label)[:n_trials]
-    best = winner([trial_record(t, i) for i, t in enumerate(trials)], maximize)
-    return unpack(trials[best['number']].user_attrs['result']['weights']), best
+    search.run(n_trials)
+    return search.done(first=n_trials)
 
-# %% ../../nbs/83_study_methods.ipynb #09b3c85a
+# %% ../../nbs/83_study_methods.ipynb #850a8ada
 def _train_networks(
     shared: SharedConditions,
     spec: ExpertSpec,
@@ -136,7 +112,7 @@ def _train_networks(
     state = trainer(shared.data, configs, settings, torch.device('cpu'), seed)
     return run_training(state, configs, spec, shared.validation, floor, settings)
 
-# %% ../../nbs/83_study_methods.ipynb #249da652
+# %% ../../nbs/83_study_methods.ipynb #cf20d3c7
 def tune_network(
     shared: SharedConditions,
     spec: ExpertSpec,  # objective, coefficients, warm-up
@@ -147,28 +123,27 @@ def tune_network(
     setting, space = MIXTURE_SETTINGS[shared.setting], search_space(spec)
     if setting.lr_high:
         space['lr'] = FloatDistribution(space['lr'].low, setting.lr_high, log=True)
-    weights, best = tune_alternative(
+    tuned = tune_alternative(
         shared,
-        spec.name,
+        spec,
         space,
         lambda batch: _train_networks(shared, spec, trainer, batch),
         n_trials,
-        maximize=spec.maximize,
         default={k: DEFAULT_PARAMS[k] for k in space},
         about=[spec.objective, spec.warmup, setting.floor, trainer.__name__],
     )
-    params = {k: v[None] for k, v in weights.items()}
-    return population_of(params, shared.train_settings.dropout), best
+    params = {k: v[None] for k, v in tuned.weights.items()}
+    return population_of(params, shared.train_settings.dropout), tuned.best
 
-# %% ../../nbs/83_study_methods.ipynb #854d16cd
+# %% ../../nbs/83_study_methods.ipynb #0badb6b0
 SINGLE_NETWORK = ExpertSpec('single', 'one network', 'final_score', True, LAMBDAS, warmup=0.2)
 
-# %% ../../nbs/83_study_methods.ipynb #4a7278bc
+# %% ../../nbs/83_study_methods.ipynb #f6b0a978
 def single_network(shared: SharedConditions) -> dict[str, Population]:
     "One network with all terms of the losses."
     return {'single_network': tune_network(shared, SINGLE_NETWORK, shared.trial_budget)[0]}
 
-# %% ../../nbs/83_study_methods.ipynb #e4347ea4
+# %% ../../nbs/83_study_methods.ipynb #ec5560a3
 def reweighing(
     y: Tensor,  # [n] classes
     sens: Tensor,  # [n] groups
@@ -187,7 +162,7 @@ def reweighing(
             weights[cell] = independent / cell.double().mean()
     return weights
 
-# %% ../../nbs/83_study_methods.ipynb #8aa55f36
+# %% ../../nbs/83_study_methods.ipynb #e24b6bea
 def _require_full_batch(trainer: PopulationTrainer):
     if trainer.rows < len(trainer.y):
         raise MoEExpertError(
@@ -195,7 +170,7 @@ def _require_full_batch(trainer: PopulationTrainer):
             'use a smaller data set or leave out batch_size'
         )
 
-# %% ../../nbs/83_study_methods.ipynb #ab5ce1c2
+# %% ../../nbs/83_study_methods.ipynb #7a467d76
 class ReweighedTrainer(PopulationTrainer):
     "Trains with weighted cross-entropy."
 
@@ -215,16 +190,16 @@ class ReweighedTrainer(PopulationTrainer):
 
         self._step(self._automatic(loss))
 
-# %% ../../nbs/83_study_methods.ipynb #33998607
+# %% ../../nbs/83_study_methods.ipynb #7cf0d3b8
 REWEIGHING = ExpertSpec('reweighing', 'reweighing', 'final_score', True)
 
-# %% ../../nbs/83_study_methods.ipynb #c6389717
+# %% ../../nbs/83_study_methods.ipynb #f3f3061e
 def reweighed_network(shared: SharedConditions) -> dict[str, Population]:
     "A network trained with weighted cross-entropy."
     tuned = tune_network(shared, REWEIGHING, shared.trial_budget, ReweighedTrainer)[0]
     return {'reweighing': tuned}
 
-# %% ../../nbs/83_study_methods.ipynb #dd0f9584
+# %% ../../nbs/83_study_methods.ipynb #19f335ee
 def _quantiles(
     values: Tensor,  # [M, n, L]
     q: Tensor,  # [Q] in (0, 1)
@@ -235,7 +210,7 @@ def _quantiles(
     high = (low + 1).clamp(max=values.shape[1] - 1)
     return torch.lerp(values[:, low], values[:, high], (at - low)[None, :, None])
 
-# %% ../../nbs/83_study_methods.ipynb #99bf8d84
+# %% ../../nbs/83_study_methods.ipynb #5d33957f
 def sliced_distance(
     a: Tensor,  # [M, n, h]
     b: Tensor,  # [M, m, h]
@@ -246,7 +221,7 @@ def sliced_distance(
     q = (torch.arange(n_quantiles, dtype=a.dtype, device=a.device) + 0.5) / n_quantiles
     return (_quantiles(a @ directions, q) - _quantiles(b @ directions, q)).square().mean((1, 2))
 
-# %% ../../nbs/83_study_methods.ipynb #b46fa191
+# %% ../../nbs/83_study_methods.ipynb #1c6c9a45
 def class_distance(
     hidden: Tensor,  # [M, n, h]
     y: Tensor,  # [n] classes
@@ -261,7 +236,7 @@ def class_distance(
             total = total + sliced_distance(hidden[:, a], hidden[:, b], directions)
     return total
 
-# %% ../../nbs/83_study_methods.ipynb #f0a2592d
+# %% ../../nbs/83_study_methods.ipynb #710f39e2
 class CFATrainer(PopulationTrainer):
     "Trains with cross-entropy and the distances of representations, with and without masks."
 
@@ -289,7 +264,7 @@ class CFATrainer(PopulationTrainer):
             self.distance_epochs += 1
         self._step(self._automatic(self.cfa_loss(warm)))
 
-# %% ../../nbs/83_study_methods.ipynb #9dc392e8
+# %% ../../nbs/83_study_methods.ipynb #7990e0ec
 @patch
 @torch.no_grad()
 def renew_masks(self: CFATrainer):
@@ -300,7 +275,7 @@ def renew_masks(self: CFATrainer):
     kept.scatter_(2, feature.clamp(min=0)[..., None], 0.0)
     self.masked_x = torch.where((feature >= 0)[..., None], self.x * kept, self.x)
 
-# %% ../../nbs/83_study_methods.ipynb #74f05622
+# %% ../../nbs/83_study_methods.ipynb #849831a2
 @patch
 def cfa_loss(
     self: CFATrainer,
@@ -322,27 +297,27 @@ def cfa_loss(
 
     return loss
 
-# %% ../../nbs/83_study_methods.ipynb #841ab55a
+# %% ../../nbs/83_study_methods.ipynb #16fedee7
 CFA = ExpertSpec('cfa', "CFA's loss", 'final_score', True, ('lambda_rep',), warmup=0.2)
 
-# %% ../../nbs/83_study_methods.ipynb #28263362
+# %% ../../nbs/83_study_methods.ipynb #b123d7a9
 def cfa_network(shared: SharedConditions) -> dict[str, Population]:
     "A network trained with CFA's loss."
     return {'cfa_loss': tune_network(shared, CFA, shared.trial_budget, CFATrainer)[0]}
 
-# %% ../../nbs/83_study_methods.ipynb #b7d76375
+# %% ../../nbs/83_study_methods.ipynb #9a3b36ae
 def plain_logistic_regression(shared: SharedConditions) -> dict[str, object]:
     "A logistic regression on the training nodes."
     return {'logistic_regression': logistic_regression(shared.data)}
 
-# %% ../../nbs/83_study_methods.ipynb #ea0b0b03
+# %% ../../nbs/83_study_methods.ipynb #add7def5
 def _arrays(
     data: Data,
     mask: Tensor,  # [N] nodes wanted
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # features, labels, groups
     return data.x[mask].double().numpy(), data.y[mask].numpy(), data.sens[mask].numpy()
 
-# %% ../../nbs/83_study_methods.ipynb #e0e0549d
+# %% ../../nbs/83_study_methods.ipynb #40cfd959
 def random_forest(shared: SharedConditions) -> dict[str, Predictor]:
     "A random forest on the training nodes."
     from sklearn.ensemble import RandomForestClassifier
@@ -355,7 +330,7 @@ def random_forest(shared: SharedConditions) -> dict[str, Predictor]:
 
     return {'random_forest': Predictor(p1, shared.data.sens, seed=shared.seed)}
 
-# %% ../../nbs/83_study_methods.ipynb #d1676a25
+# %% ../../nbs/83_study_methods.ipynb #ead78958
 def require_fairlearn() -> tuple:  # its modules reductions, postprocessing
     "Import Fairlearn, a dependency of development only. Raises `MoEExpertError` without it."
     try:
@@ -368,7 +343,7 @@ def require_fairlearn() -> tuple:  # its modules reductions, postprocessing
         ) from err
     return reductions, postprocessing
 
-# %% ../../nbs/83_study_methods.ipynb #7feb24fb
+# %% ../../nbs/83_study_methods.ipynb #1a30d4df
 def weighted_vote(
     weights: Sequence[float],  # [k] > 0, with sum 1
     decisions: Sequence[np.ndarray],  # [k] of [n] in {0, 1}
@@ -376,13 +351,13 @@ def weighted_vote(
     "The vote, at most 1: a sum of weights can exceed 1 by rounding."
     return np.minimum(1, sum(w * np.asarray(d, dtype=float) for w, d in zip(weights, decisions)))
 
-# %% ../../nbs/83_study_methods.ipynb #8d6555f1
+# %% ../../nbs/83_study_methods.ipynb #3e3a5fbc
 def _regression():
     from sklearn.linear_model import LogisticRegression
 
     return LogisticRegression(max_iter=10_000)
 
-# %% ../../nbs/83_study_methods.ipynb #fb6452d6
+# %% ../../nbs/83_study_methods.ipynb #f0c0ab6e
 def _exponentiated_gradient(
     shared: SharedConditions,
     constraint: str,  # a class of `fairlearn.reductions`
@@ -401,17 +376,17 @@ def _exponentiated_gradient(
 
     return Predictor(p1, shared.data.sens)
 
-# %% ../../nbs/83_study_methods.ipynb #bdc79984
+# %% ../../nbs/83_study_methods.ipynb #8dcb6a64
 def expgrad_dp(shared: SharedConditions) -> dict[str, Predictor]:
     "Exponentiated gradient under demographic parity."
     return {'expgrad_dp': _exponentiated_gradient(shared, 'DemographicParity')}
 
-# %% ../../nbs/83_study_methods.ipynb #89827fda
+# %% ../../nbs/83_study_methods.ipynb #e88d52bd
 def expgrad_tpr(shared: SharedConditions) -> dict[str, Predictor]:
     "Exponentiated gradient under parity of true positive rates."
     return {'expgrad_tpr': _exponentiated_gradient(shared, 'TruePositiveRateParity')}
 
-# %% ../../nbs/83_study_methods.ipynb #b30d00a0
+# %% ../../nbs/83_study_methods.ipynb #d0b5fea1
 def threshold_optimizer(shared: SharedConditions) -> dict[str, Predictor]:
     "A logistic regression with a threshold per group."
     _, postprocessing = require_fairlearn()
@@ -431,7 +406,7 @@ def threshold_optimizer(shared: SharedConditions) -> dict[str, Predictor]:
 
     return {'threshold_optimizer': Predictor(p1, shared.data.sens)}
 
-# %% ../../nbs/83_study_methods.ipynb #71d2d7ab
+# %% ../../nbs/83_study_methods.ipynb #8b15ce71
 def _picked_by_validation(trainer: MoETrainer) -> str:  # name of an expert
     results = {e: trainer.about[e]['result'] for e in EXPERTS}
     return max(
@@ -439,7 +414,7 @@ def _picked_by_validation(trainer: MoETrainer) -> str:  # name of an expert
         key=lambda e: (results[e]['feasible'], results[e]['best_metrics']['final_score']),
     )
 
-# %% ../../nbs/83_study_methods.ipynb #2c1a4214
+# %% ../../nbs/83_study_methods.ipynb #f750e67f
 def released_mixture(shared: SharedConditions) -> dict[str, object]:
     "All stages of the released trainer, and what they are made of."
     options = dict(n_trials=shared.trials_each, epochs=shared.epochs, device='cpu')
@@ -457,7 +432,7 @@ def released_mixture(shared: SharedConditions) -> dict[str, object]:
         **{name: models[name] for name in (*EXPERTS, 'uniform_mixture')},
     }
 
-# %% ../../nbs/83_study_methods.ipynb #59ab3635
+# %% ../../nbs/83_study_methods.ipynb #31ff62ea
 def _specs(setting: MixtureSetting) -> list[ExpertSpec]:
     "The experts of a setting, without the coefficients that it switches off."
     return [
@@ -466,14 +441,14 @@ def _specs(setting: MixtureSetting) -> list[ExpertSpec]:
         if expert in setting.experts
     ]
 
-# %% ../../nbs/83_study_methods.ipynb #00fb4d00
+# %% ../../nbs/83_study_methods.ipynb #4c0626ba
 def _side_by_side(populations: Iterable[Population]) -> Population:
     "One population of all their models, in double precision."
     first, *_ = populations = list(populations)
     params = {k: torch.cat([p.params[k] for p in populations]).double() for k in first.params}
     return replace(first, params=params)
 
-# %% ../../nbs/83_study_methods.ipynb #3d8d4cb1
+# %% ../../nbs/83_study_methods.ipynb #3bdb14ae
 def _tune_gate(
     shared: SharedConditions,
     experts: Population,
@@ -490,19 +465,19 @@ def _tune_gate(
         return train_gates(experts, lesson, configs, shared.validation, floor, settings, **options)
 
     changes = asdict(MIXTURE_SETTINGS[shared.setting]).items()
-    weights, _ = tune_alternative(
+    tuned = tune_alternative(
         shared,
-        'gate',
+        GATE,
         GATE_SPACE,
         train,
         shared.trials_each,
         default=GATE_DEFAULTS,
         about=[*changes, asdict(settings), shared.trials_each],
-        weights_of=lambda m: {k: v[0] for k, v in m.population.gates.items()},
+        parameters=lambda m: {k: v[0] for k, v in m.population.gates.items()},
     )
-    return Mixture(experts, {k: v[None] for k, v in weights.items()}, settings.temperature)
+    return Mixture(experts, {k: v[None] for k, v in tuned.weights.items()}, settings.temperature)
 
-# %% ../../nbs/83_study_methods.ipynb #9ea5929c
+# %% ../../nbs/83_study_methods.ipynb #9852bac3
 def _stage3(
     shared: SharedConditions,
     moe: Mixture,
@@ -523,7 +498,7 @@ def _stage3(
     )
     return models[best].population if kept else moe
 
-# %% ../../nbs/83_study_methods.ipynb #2e615a39
+# %% ../../nbs/83_study_methods.ipynb #0fec513a
 def mixture_in_setting(shared: SharedConditions) -> dict[str, object]:
     "Mixture, uniform mixture and experts in the setting of these conditions."
     setting = MIXTURE_SETTINGS[shared.setting]
