@@ -6,7 +6,7 @@
 __all__ = ['PACKAGE', 'ROW_SCORES', 'CHANCE_SCORES', 'TEXT_COLUMNS', 'COLUMNS', 'SCORES', 'CHANCE', 'decisive_modules',
            'source_digest', 'current_commit', 'Ledger']
 
-# %% ../../nbs/81_study_ledger.ipynb #957e599b
+# %% ../../nbs/81_study_ledger.ipynb #62caeb23
 import ast
 import hashlib
 import subprocess
@@ -21,7 +21,7 @@ import pandas as pd
 from fastcore.basics import patch
 
 import moe_expert
-from ..scores.facts import SCORES as SCORE_FACTS
+from ..scores.facts import FACTS
 from .plan import MethodRun
 from ..tuning.artifacts import read_json, sweep, write_bytes, write_json
 from ..tuning.folder import make_folder
@@ -93,8 +93,8 @@ def current_commit() -> str | None:  # None: the package is not in a git checkou
         return None
     return done.stdout.strip() or None if done.returncode == 0 else None
 
-# %% ../../nbs/81_study_ledger.ipynb #c323e08e
-ROW_SCORES = ('utility', *(name for name in SCORE_FACTS if name != 'utility'))
+# %% ../../nbs/81_study_ledger.ipynb #22232863
+ROW_SCORES = ('utility', *(name for name in FACTS if name != 'utility'))
 CHANCE_SCORES = ('fair_result', 'fair_procedure')  # a row also has what chance alone gives
 
 # %% ../../nbs/81_study_ledger.ipynb #02ce7378

@@ -8,7 +8,7 @@ __all__ = ['SINGLE_NETWORK', 'REWEIGHING', 'CFA', 'tune_alternative', 'tune_netw
            'plain_logistic_regression', 'random_forest', 'require_fairlearn', 'weighted_vote', 'expgrad_dp',
            'expgrad_tpr', 'threshold_optimizer', 'released_mixture', 'mixture_in_setting']
 
-# %% ../../nbs/83_study_methods.ipynb #f6007432
+# %% ../../nbs/83_study_methods.ipynb #6f817850
 import hashlib
 import json
 import warnings
@@ -38,6 +38,8 @@ from moe_expert.experts.training import (
     run_training,
     train_population,
 )
+
+# %% ../../nbs/83_study_methods.ipynb #873a9691
 from ..mixture.comparison import logistic_regression
 from ..mixture.gate import Mixture, uniform_mixture
 from moe_expert.mixture.gate_training import (
@@ -57,7 +59,7 @@ from ..tuning.records import Done, Search, model_parameters
 from ..tuning.settings import DEFAULT_PARAMS, GATE_DEFAULTS, GATE_SPACE, search_space
 from ..tuning.storage import open_storage, open_study
 
-# %% ../../nbs/83_study_methods.ipynb #433c575a
+# %% ../../nbs/83_study_methods.ipynb #c1f88c28
 def _digest(
     shared: SharedConditions,
     space: dict[str, FloatDistribution],
@@ -69,7 +71,7 @@ def _digest(
     known = json.dumps([settings, data, shared.seed, ranges, list(about)])
     return hashlib.sha256(known.encode()).hexdigest()[:16]
 
-# %% ../../nbs/83_study_methods.ipynb #1a4e91de
+# %% ../../nbs/83_study_methods.ipynb #98543f4a
 def tune_alternative(
     shared: SharedConditions,
     spec: ExpertSpec,  # its name enters every draw; objective and direction
@@ -96,7 +98,7 @@ def tune_alternative(
     search.run(n_trials)
     return search.done(first=n_trials)
 
-# %% ../../nbs/83_study_methods.ipynb #850a8ada
+# %% ../../nbs/83_study_methods.ipynb #97f5e8ec
 def _train_networks(
     shared: SharedConditions,
     spec: ExpertSpec,
@@ -112,7 +114,7 @@ def _train_networks(
     state = trainer(shared.data, configs, settings, torch.device('cpu'), seed)
     return run_training(state, configs, spec, shared.validation, floor, settings)
 
-# %% ../../nbs/83_study_methods.ipynb #cf20d3c7
+# %% ../../nbs/83_study_methods.ipynb #02003b04
 def tune_network(
     shared: SharedConditions,
     spec: ExpertSpec,  # objective, coefficients, warm-up
@@ -135,15 +137,15 @@ def tune_network(
     params = {k: v[None] for k, v in tuned.weights.items()}
     return population_of(params, shared.train_settings.dropout), tuned.best
 
-# %% ../../nbs/83_study_methods.ipynb #0badb6b0
+# %% ../../nbs/83_study_methods.ipynb #39bc37f0
 SINGLE_NETWORK = ExpertSpec('single', 'one network', 'final_score', True, LAMBDAS, warmup=0.2)
 
-# %% ../../nbs/83_study_methods.ipynb #f6b0a978
+# %% ../../nbs/83_study_methods.ipynb #36552d6f
 def single_network(shared: SharedConditions) -> dict[str, Population]:
     "One network with all terms of the losses."
     return {'single_network': tune_network(shared, SINGLE_NETWORK, shared.trial_budget)[0]}
 
-# %% ../../nbs/83_study_methods.ipynb #ec5560a3
+# %% ../../nbs/83_study_methods.ipynb #2a7a3893
 def reweighing(
     y: Tensor,  # [n] classes
     sens: Tensor,  # [n] groups
@@ -162,7 +164,7 @@ def reweighing(
             weights[cell] = independent / cell.double().mean()
     return weights
 
-# %% ../../nbs/83_study_methods.ipynb #e24b6bea
+# %% ../../nbs/83_study_methods.ipynb #7053658c
 def _require_full_batch(trainer: PopulationTrainer):
     if trainer.rows < len(trainer.y):
         raise MoEExpertError(
@@ -170,7 +172,7 @@ def _require_full_batch(trainer: PopulationTrainer):
             'use a smaller data set or leave out batch_size'
         )
 
-# %% ../../nbs/83_study_methods.ipynb #7a467d76
+# %% ../../nbs/83_study_methods.ipynb #ac086bfd
 class ReweighedTrainer(PopulationTrainer):
     "Trains with weighted cross-entropy."
 
@@ -190,16 +192,16 @@ class ReweighedTrainer(PopulationTrainer):
 
         self._step(self._automatic(loss))
 
-# %% ../../nbs/83_study_methods.ipynb #7cf0d3b8
+# %% ../../nbs/83_study_methods.ipynb #08c4cee3
 REWEIGHING = ExpertSpec('reweighing', 'reweighing', 'final_score', True)
 
-# %% ../../nbs/83_study_methods.ipynb #f3f3061e
+# %% ../../nbs/83_study_methods.ipynb #84a01b43
 def reweighed_network(shared: SharedConditions) -> dict[str, Population]:
     "A network trained with weighted cross-entropy."
     tuned = tune_network(shared, REWEIGHING, shared.trial_budget, ReweighedTrainer)[0]
     return {'reweighing': tuned}
 
-# %% ../../nbs/83_study_methods.ipynb #19f335ee
+# %% ../../nbs/83_study_methods.ipynb #f53ac5c2
 def _quantiles(
     values: Tensor,  # [M, n, L]
     q: Tensor,  # [Q] in (0, 1)
@@ -210,7 +212,7 @@ def _quantiles(
     high = (low + 1).clamp(max=values.shape[1] - 1)
     return torch.lerp(values[:, low], values[:, high], (at - low)[None, :, None])
 
-# %% ../../nbs/83_study_methods.ipynb #5d33957f
+# %% ../../nbs/83_study_methods.ipynb #defbd57e
 def sliced_distance(
     a: Tensor,  # [M, n, h]
     b: Tensor,  # [M, m, h]
@@ -221,7 +223,7 @@ def sliced_distance(
     q = (torch.arange(n_quantiles, dtype=a.dtype, device=a.device) + 0.5) / n_quantiles
     return (_quantiles(a @ directions, q) - _quantiles(b @ directions, q)).square().mean((1, 2))
 
-# %% ../../nbs/83_study_methods.ipynb #1c6c9a45
+# %% ../../nbs/83_study_methods.ipynb #9e50b4c5
 def class_distance(
     hidden: Tensor,  # [M, n, h]
     y: Tensor,  # [n] classes
@@ -236,7 +238,7 @@ def class_distance(
             total = total + sliced_distance(hidden[:, a], hidden[:, b], directions)
     return total
 
-# %% ../../nbs/83_study_methods.ipynb #710f39e2
+# %% ../../nbs/83_study_methods.ipynb #56c0bd31
 class CFATrainer(PopulationTrainer):
     "Trains with cross-entropy and the distances of representations, with and without masks."
 
@@ -264,7 +266,7 @@ class CFATrainer(PopulationTrainer):
             self.distance_epochs += 1
         self._step(self._automatic(self.cfa_loss(warm)))
 
-# %% ../../nbs/83_study_methods.ipynb #7990e0ec
+# %% ../../nbs/83_study_methods.ipynb #b35e2e91
 @patch
 @torch.no_grad()
 def renew_masks(self: CFATrainer):
@@ -275,7 +277,7 @@ def renew_masks(self: CFATrainer):
     kept.scatter_(2, feature.clamp(min=0)[..., None], 0.0)
     self.masked_x = torch.where((feature >= 0)[..., None], self.x * kept, self.x)
 
-# %% ../../nbs/83_study_methods.ipynb #849831a2
+# %% ../../nbs/83_study_methods.ipynb #04b183b1
 @patch
 def cfa_loss(
     self: CFATrainer,
@@ -297,27 +299,27 @@ def cfa_loss(
 
     return loss
 
-# %% ../../nbs/83_study_methods.ipynb #16fedee7
+# %% ../../nbs/83_study_methods.ipynb #ee7aef9a
 CFA = ExpertSpec('cfa', "CFA's loss", 'final_score', True, ('lambda_rep',), warmup=0.2)
 
-# %% ../../nbs/83_study_methods.ipynb #b123d7a9
+# %% ../../nbs/83_study_methods.ipynb #dd5e4cd4
 def cfa_network(shared: SharedConditions) -> dict[str, Population]:
     "A network trained with CFA's loss."
     return {'cfa_loss': tune_network(shared, CFA, shared.trial_budget, CFATrainer)[0]}
 
-# %% ../../nbs/83_study_methods.ipynb #9a3b36ae
+# %% ../../nbs/83_study_methods.ipynb #9c7d36f2
 def plain_logistic_regression(shared: SharedConditions) -> dict[str, object]:
     "A logistic regression on the training nodes."
     return {'logistic_regression': logistic_regression(shared.data)}
 
-# %% ../../nbs/83_study_methods.ipynb #add7def5
+# %% ../../nbs/83_study_methods.ipynb #813da5ca
 def _arrays(
     data: Data,
     mask: Tensor,  # [N] nodes wanted
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # features, labels, groups
     return data.x[mask].double().numpy(), data.y[mask].numpy(), data.sens[mask].numpy()
 
-# %% ../../nbs/83_study_methods.ipynb #40cfd959
+# %% ../../nbs/83_study_methods.ipynb #a5aa29a9
 def random_forest(shared: SharedConditions) -> dict[str, Predictor]:
     "A random forest on the training nodes."
     from sklearn.ensemble import RandomForestClassifier
@@ -330,7 +332,7 @@ def random_forest(shared: SharedConditions) -> dict[str, Predictor]:
 
     return {'random_forest': Predictor(p1, shared.data.sens, seed=shared.seed)}
 
-# %% ../../nbs/83_study_methods.ipynb #ead78958
+# %% ../../nbs/83_study_methods.ipynb #44f8faa0
 def require_fairlearn() -> tuple:  # its modules reductions, postprocessing
     "Import Fairlearn, a dependency of development only. Raises `MoEExpertError` without it."
     try:
@@ -343,7 +345,7 @@ def require_fairlearn() -> tuple:  # its modules reductions, postprocessing
         ) from err
     return reductions, postprocessing
 
-# %% ../../nbs/83_study_methods.ipynb #1a30d4df
+# %% ../../nbs/83_study_methods.ipynb #8c1ac475
 def weighted_vote(
     weights: Sequence[float],  # [k] > 0, with sum 1
     decisions: Sequence[np.ndarray],  # [k] of [n] in {0, 1}
@@ -351,13 +353,13 @@ def weighted_vote(
     "The vote, at most 1: a sum of weights can exceed 1 by rounding."
     return np.minimum(1, sum(w * np.asarray(d, dtype=float) for w, d in zip(weights, decisions)))
 
-# %% ../../nbs/83_study_methods.ipynb #3e3a5fbc
+# %% ../../nbs/83_study_methods.ipynb #ac052e93
 def _regression():
     from sklearn.linear_model import LogisticRegression
 
     return LogisticRegression(max_iter=10_000)
 
-# %% ../../nbs/83_study_methods.ipynb #f0c0ab6e
+# %% ../../nbs/83_study_methods.ipynb #b3faeac2
 def _exponentiated_gradient(
     shared: SharedConditions,
     constraint: str,  # a class of `fairlearn.reductions`
@@ -376,17 +378,17 @@ def _exponentiated_gradient(
 
     return Predictor(p1, shared.data.sens)
 
-# %% ../../nbs/83_study_methods.ipynb #8dcb6a64
+# %% ../../nbs/83_study_methods.ipynb #022736eb
 def expgrad_dp(shared: SharedConditions) -> dict[str, Predictor]:
     "Exponentiated gradient under demographic parity."
     return {'expgrad_dp': _exponentiated_gradient(shared, 'DemographicParity')}
 
-# %% ../../nbs/83_study_methods.ipynb #e88d52bd
+# %% ../../nbs/83_study_methods.ipynb #edcaddea
 def expgrad_tpr(shared: SharedConditions) -> dict[str, Predictor]:
     "Exponentiated gradient under parity of true positive rates."
     return {'expgrad_tpr': _exponentiated_gradient(shared, 'TruePositiveRateParity')}
 
-# %% ../../nbs/83_study_methods.ipynb #d0b5fea1
+# %% ../../nbs/83_study_methods.ipynb #2a54d591
 def threshold_optimizer(shared: SharedConditions) -> dict[str, Predictor]:
     "A logistic regression with a threshold per group."
     _, postprocessing = require_fairlearn()
@@ -406,7 +408,7 @@ def threshold_optimizer(shared: SharedConditions) -> dict[str, Predictor]:
 
     return {'threshold_optimizer': Predictor(p1, shared.data.sens)}
 
-# %% ../../nbs/83_study_methods.ipynb #8b15ce71
+# %% ../../nbs/83_study_methods.ipynb #17c8f2df
 def _picked_by_validation(trainer: MoETrainer) -> str:  # name of an expert
     results = {e: trainer.about[e]['result'] for e in EXPERTS}
     return max(
@@ -414,7 +416,7 @@ def _picked_by_validation(trainer: MoETrainer) -> str:  # name of an expert
         key=lambda e: (results[e]['feasible'], results[e]['best_metrics']['final_score']),
     )
 
-# %% ../../nbs/83_study_methods.ipynb #f750e67f
+# %% ../../nbs/83_study_methods.ipynb #ba34e259
 def released_mixture(shared: SharedConditions) -> dict[str, object]:
     "All stages of the released trainer, and what they are made of."
     options = dict(n_trials=shared.trials_each, epochs=shared.epochs, device='cpu')
@@ -432,7 +434,7 @@ def released_mixture(shared: SharedConditions) -> dict[str, object]:
         **{name: models[name] for name in (*EXPERTS, 'uniform_mixture')},
     }
 
-# %% ../../nbs/83_study_methods.ipynb #31ff62ea
+# %% ../../nbs/83_study_methods.ipynb #190e3a5f
 def _specs(setting: MixtureSetting) -> list[ExpertSpec]:
     "The experts of a setting, without the coefficients that it switches off."
     return [
@@ -441,14 +443,14 @@ def _specs(setting: MixtureSetting) -> list[ExpertSpec]:
         if expert in setting.experts
     ]
 
-# %% ../../nbs/83_study_methods.ipynb #4c0626ba
+# %% ../../nbs/83_study_methods.ipynb #39114d6e
 def _side_by_side(populations: Iterable[Population]) -> Population:
     "One population of all their models, in double precision."
     first, *_ = populations = list(populations)
     params = {k: torch.cat([p.params[k] for p in populations]).double() for k in first.params}
     return replace(first, params=params)
 
-# %% ../../nbs/83_study_methods.ipynb #3bdb14ae
+# %% ../../nbs/83_study_methods.ipynb #54cbd9c8
 def _tune_gate(
     shared: SharedConditions,
     experts: Population,
@@ -477,7 +479,7 @@ def _tune_gate(
     )
     return Mixture(experts, {k: v[None] for k, v in tuned.weights.items()}, settings.temperature)
 
-# %% ../../nbs/83_study_methods.ipynb #9852bac3
+# %% ../../nbs/83_study_methods.ipynb #43ddbf57
 def _stage3(
     shared: SharedConditions,
     moe: Mixture,
@@ -498,7 +500,7 @@ def _stage3(
     )
     return models[best].population if kept else moe
 
-# %% ../../nbs/83_study_methods.ipynb #0fec513a
+# %% ../../nbs/83_study_methods.ipynb #73c62e9d
 def mixture_in_setting(shared: SharedConditions) -> dict[str, object]:
     "Mixture, uniform mixture and experts in the setting of these conditions."
     setting = MIXTURE_SETTINGS[shared.setting]
