@@ -9,18 +9,19 @@ from moe_expert.experts import populations as experts_populations
 from moe_expert.experts import graph_attention as experts_graph_attention
 from moe_expert.experts import backbones as experts_backbones
 from moe_expert import run_expert_tuning
-from moe_expert.experts import training as experts_training
+from moe_expert.experts import trainers as experts_trainers
 from moe_expert.errors import MoEExpertError
 from moe_expert.data.synthetic import make_synthetic
 from moe_expert.scores.evaluation import Evaluator
 from moe_expert.experts.specs import EXPERTS
 from moe_expert.experts.backbones import GNN
-from moe_expert.experts.losses import GroupWeights, adversary_shapes, attention_loss, divergence_of, expert_loss
+from moe_expert.experts.losses import GroupWeights, adversary_shapes, divergence_of, expert_loss, graph_attention_loss
 from moe_expert.experts.populations import graph_inputs
 from moe_expert.experts.graph_attention import incoming
 from moe_expert.experts.initialisation import init_population, stack_models
 from moe_expert.scores.procedure import att_jsd
-from moe_expert.experts.training import TrainConfig, TrainSettings, train_population
+from moe_expert.experts.trainers import TrainConfig, TrainSettings
+from moe_expert.experts.training import train_population
 from moe_expert.report.run import Parameters, check_parameters
 from moe_expert.report.winners import winners_table
 from moe_expert.tune_experts import ExpertTuner
@@ -173,11 +174,11 @@ def test_the_trained_divergence_is_the_score(backbone):
     pop, sens = population(backbone), torch.arange(12) % 2
     weights, nodes = GroupWeights.of(sens, sens), torch.arange(12)
     exact = att_jsd(pop.attributions(x, edges, nodes), sens)
-    if backbone == 'gat': found = divergence_of(experts_graph_attention.Attention(pop.params, x, incoming(edges, nodes, 12), 0.1).attributions(200), weights)
+    if backbone == 'gat': found = divergence_of(experts_graph_attention.GraphAttention(pop.params, x, incoming(edges, nodes, 12), 0.1).attributions(200), weights)
     else:
         zero = torch.zeros(2, dtype=torch.float64)
         seen, parts = graph_inputs(backbone, x, edges)[0], 2 if backbone == 'sage' else 1
-        loss = lambda lam: expert_loss(pop.params, seen, sens, sens, weights, {'lambda_attention': zero + lam}, negative_slope=0.1, parts=parts)
+        loss = lambda lam: expert_loss(pop.params, seen, sens, sens, weights, {'lambda_attention': zero + lam}, negative_slope=0.1, inputs_per_feature=parts)
         found = loss(1.) - loss(0.)
     torch.testing.assert_close(found, exact, rtol=0, atol=2e-3 if backbone == 'gat' else 1e-10)
 
@@ -191,7 +192,7 @@ def test_gradients_of_gat_against_finite_differences():
     params = {**pop.params, **{k: draw(2, *s) for k, s in adversary_shapes(6).items()}}
     params = {k: v.clone().requires_grad_() for k, v in params.items()}
     lambdas = {k: torch.tensor([0.5, 2.], dtype=torch.float64) for k in ('lambda_rep', 'lambda_fair', 'lambda_attention')}
-    loss = lambda p: attention_loss(p, x, incoming(edges, torch.arange(12), 12), y, sens, weights, lambdas, negative_slope=0.1).sum()
+    loss = lambda p: graph_attention_loss(p, x, incoming(edges, torch.arange(12), 12), y, sens, weights, lambdas, negative_slope=0.1).sum()
     grads = dict(zip(pop.params, torch.autograd.grad(loss(params), [params[k] for k in pop.params])))
     for k, g in grads.items():
         direction = draw(*g.shape)
@@ -272,11 +273,11 @@ def test_all_messages_sampled_is_the_same_as_none_sampled(data):
 
 
 def test_large_steps_are_sampled_by_themselves(data, monkeypatch):
-    monkeypatch.setattr(experts_training, '_MESSAGES', 10)
-    trainer = experts_training.AttentionTrainer(data, [TrainConfig(lr=1e-2)], TrainSettings(backbone='gat'), torch.device('cpu'), 0)
+    monkeypatch.setattr(experts_trainers, 'MANY_MESSAGES', 10)
+    trainer = experts_trainers.GraphAttentionTrainer(data, [TrainConfig(lr=1e-2)], TrainSettings(backbone='gat'), torch.device('cpu'), 0)
     assert trainer.sampled == 25 and trainer.whole is None
-    (edges, x, *_), = trainer._batches()
-    assert edges.starts.diff().max() <= 25 and len(x) <= data.num_nodes
+    batch, = trainer.batches()
+    assert batch.edges.starts.diff().max() <= 25 and len(batch.x) <= data.num_nodes
 
 
 @pytest.mark.parametrize('expert', ['expert1', 'expert2', 'expert3'])

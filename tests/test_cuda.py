@@ -1,12 +1,14 @@
 "The engine on a GPU: without one, that a step mixes no devices and waits for none; with one, that it gives what the CPU gives."
+from dataclasses import fields, is_dataclass, replace
+
 import pytest
 import torch
 
 from moe_expert.data.synthetic import make_synthetic
 from moe_expert.scores.evaluation import Evaluator
 from moe_expert.experts.specs import EXPERTS
-from moe_expert.experts.losses import GroupWeights
-from moe_expert.experts.training import TrainConfig, TrainSettings, PopulationTrainer, reference_floor, train_population
+from moe_expert.experts.trainers import PopulationTrainer, TrainConfig, TrainSettings
+from moe_expert.experts.training import reference_floor, train_population
 from moe_expert.tune_experts import ExpertTuner
 from moe_expert.tuning.settings import TuneSettings
 from moe_expert.tuning.records import load_expert
@@ -22,10 +24,10 @@ def without_content(trainer):
     To mix it with the CPU's tensors is an error, and so is to ask for a value, which on a GPU would wait for all that is queued."""
     def move(value):
         if isinstance(value, torch.Tensor): return value.to('meta')
-        if isinstance(value, GroupWeights): return GroupWeights(move(value.group), move(value.positive))
+        if is_dataclass(value): return replace(value, **{f.name: move(getattr(value, f.name)) for f in fields(value)})
         if isinstance(value, dict): return {k: move(v) for k, v in value.items()}
         return tuple(map(move, value)) if isinstance(value, tuple) else value
-    for part, names in ((trainer, ('x', 'y', 'sens', 'absx', 'weights', 'lambdas', 'buffers')),
+    for part, names in ((trainer, ('x', 'y', 'sens', 'whole', 'coefficients', 'buffers')),
                         (trainer.adam, ('flat', 'mean', 'square', 'lr', 'weight_decay'))):
         for name in names: setattr(part, name, move(getattr(part, name)))
     trainer.adam._view()
@@ -45,11 +47,12 @@ def test_a_step_stays_on_the_device_and_never_waits(batch_size, warm):
     assert t.adam.flat.device.type == 'meta' and t.adam.t == 2 * (4 if batch_size else 1)  # 499 training nodes: 99 are left over
 
 
-@pytest.mark.parametrize('name', ['x', 'y', 'sens', 'absx', 'weights', 'lambdas'])
+@pytest.mark.parametrize('name', ['x', 'y', 'sens', 'absx', 'weights', 'coefficients'])
 def test_a_stranger_from_the_cpu_is_noticed(name):
     t, other = trainer(), PopulationTrainer(make_synthetic(1000), CONFIGS, TrainSettings(), torch.device('cpu'), 0)
     with pytest.raises(RuntimeError, match='item|meta'): t.x.sum().item()
-    setattr(t, name, getattr(other, name))
+    if name == 'coefficients': t.coefficients = other.coefficients
+    else: t.whole = replace(t.whole, **{name: getattr(other.whole, name)})
     with pytest.raises((RuntimeError, NotImplementedError), match='meta'): t.epoch(False)
 
 

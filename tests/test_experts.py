@@ -11,9 +11,8 @@ from moe_expert.errors import MoEExpertError
 from moe_expert.datasets import load_dataset
 from moe_expert.experts.specs import EXPERTS, LAMBDAS
 from moe_expert.experts.backbones import MLP, forward, hidden_gradient
-from moe_expert.experts.losses import GroupWeights, adversary_loss, adversary_shapes, attention_divergence, cross_entropy, expert_loss, representation_gap, soft_gaps
+from moe_expert.experts.losses import GroupWeights, adversary_loss, adversary_shapes, attribution_divergence, cross_entropy, expert_gradients, expert_loss, representation_gap, soft_gaps
 from moe_expert.experts.populations import Population
-from moe_expert.experts.gradients import expert_gradients
 from moe_expert.experts.initialisation import init_population, stack_models
 from moe_expert.scores.procedure import att_jsd
 from moe_expert.scores.attributions import integrated_gradients
@@ -299,7 +298,7 @@ def test_a_minibatch_without_a_group_has_no_gap():
     x, pop = rows(5, 4), init_population([0], 4, 3)
     f = forward(pop.params, x)
     nobody = GroupWeights.of(torch.zeros(5, dtype=torch.long), torch.tensor([1, 1, 0, 0, 0]))
-    terms = soft_gaps(f.p1, nobody), representation_gap(f.hidden, nobody), attention_divergence(f, pop.params, x.abs(), nobody)
+    terms = soft_gaps(f.p1, nobody), representation_gap(f.hidden, nobody), attribution_divergence(f, pop.params, x.abs(), nobody)
     assert [t.item() for t in terms] == [0, 0, 0]
     sens = torch.tensor([0, 0, 0, 1, 1])  # group 1 is there, but no one of class 1: dp alone
     found = soft_gaps(f.p1, GroupWeights.of(sens, torch.tensor([1, 1, 0, 0, 0])))
@@ -310,7 +309,7 @@ def test_a_minibatch_without_a_group_has_no_gap():
 
 
 def attention(params, x, sens, y, slope=0.1, buffers=None):
-    return attention_divergence(forward(params, x, slope), params, x.abs(), GroupWeights.of(sens, y, x.dtype), slope, buffers)
+    return attribution_divergence(forward(params, x, slope), params, x.abs(), GroupWeights.of(sens, y, x.dtype), slope, buffers)
 
 
 def test_attention_loss_is_att_jsd(population):
@@ -450,7 +449,7 @@ def test_expert_loss_is_the_weighted_sum_of_its_terms():
     lambdas = {k: torch.tensor([0.3, 2., 0.7], dtype=torch.float64) * (i + 1) for i, k in enumerate(LAMBDAS)}
     f = forward(params, x)
     terms = (representation_gap(f.hidden, weights), soft_gaps(f.p1, weights),
-             attention_divergence(f, params, x.abs(), weights), adversary_loss(f, params, sens))
+             attribution_divergence(f, params, x.abs(), weights), adversary_loss(f, params, sens))
     expected = cross_entropy(f.margin, y) + sum(lambdas[k] * t for k, t in zip(LAMBDAS, terms))
     torch.testing.assert_close(expert_loss(params, x, y, sens, weights, lambdas), expected)
     for k, t in zip(LAMBDAS, terms):

@@ -15,9 +15,10 @@ from moe_expert.scores.evaluation import Evaluator
 from moe_expert.experts.specs import EXPERTS, LAMBDAS
 from moe_expert.experts.populations import PARAMETERS, Population
 from moe_expert.experts.initialisation import init_population
-from moe_expert.experts.floor import CONSTRAINTS, Floor
-from moe_expert.experts.optimizer import DropoutMasks, StackedAdam
-from moe_expert.experts.training import Selection, TrainConfig, TrainSettings, reference_floor, resolve_device, train_population
+from moe_expert.experts.floor import CONSTRAINTS, Floor, Selection
+from moe_expert.experts.optimizer import DropoutMasks, StackedAdam, resolve_device
+from moe_expert.experts.trainers import TrainConfig, TrainSettings
+from moe_expert.experts.training import reference_floor, train_population
 
 
 @pytest.fixture(scope='module')

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..errors import MoEExpertError
 from .backbones import GNN, MLP, check_backbone
-from .graph_attention import AttentionPopulation
+from .graph_attention import GraphAttentionPopulation
 from .populations import PARAMETERS, Population
 
 # %% ../../nbs/33_initialisation.ipynb #8489c8b3
@@ -23,7 +23,7 @@ def population_of(
     negative_slope: float = 0.01,  # slope of LeakyReLU below zero
     backbone: str = 'mlp',  # one of `BACKBONES`
 ) -> 'Population':  # of the class that fits the backbone
-    return (AttentionPopulation if backbone == 'gat' else Population)(
+    return (GraphAttentionPopulation if backbone == 'gat' else Population)(
         params, dropout, negative_slope, backbone
     )
 

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['GroupWeights', 'cross_entropy', 'representation_gap', 'soft_gaps', 'group_attribution', 'group_attribution_gradient',
-           'attention_divergence', 'divergence_of', 'adversary_shapes', 'adversary_loss', 'penalized', 'expert_loss',
-           'attention_loss']
+           'attribution_divergence', 'divergence_of', 'adversary_shapes', 'adversary_loss', 'penalized', 'expert_loss',
+           'graph_attention_loss', 'expert_gradients']
 
 # %% ../../nbs/34_losses.ipynb #d6fc8c19
 from collections.abc import Callable
@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .backbones import Forward, forward, hidden_gradient
-from .graph_attention import Attention, Incoming
+from .graph_attention import GraphAttention, Incoming
 from ..scores.attributions import attribution_shares, js_divergence
 
 # %% ../../nbs/34_losses.ipynb #4a825da6
@@ -116,7 +116,7 @@ class _GroupAttribution(torch.autograd.Function):
         )
 
 # %% ../../nbs/34_losses.ipynb #e4f48ce7
-def attention_divergence(
+def attribution_divergence(
     f: Forward,  # one pass over the nodes
     params: dict[str, Tensor],  # the stacked parameters of that pass
     absx: Tensor,  # [n, d] |x| of the nodes
@@ -209,24 +209,26 @@ def expert_loss(
     absx: Tensor | None = None,  # [n, d] |x|, where it is at hand
     keep: Tensor | None = None,  # dropout mask
     negative_slope: float = 0.01,
-    buffers: tuple[Tensor, Tensor] | None = None,  # as of `attention_divergence`
-    parts: int = 1,  # inputs per feature: 2 for sage
+    buffers: tuple[Tensor, Tensor] | None = None,  # as of `attribution_divergence`
+    inputs_per_feature: int = 1,  # inputs per feature: 2 for sage
 ) -> Tensor:  # [M]
     "`penalized` for mlp, gcn, sage and gin."
     f = forward(params, x, negative_slope, keep)
 
     def divergence():
-        if parts == 1:
-            return attention_divergence(
+        if inputs_per_feature == 1:
+            return attribution_divergence(
                 f, params, x.abs() if absx is None else absx, weights, negative_slope, buffers
             )
         gradient = hidden_gradient(f, negative_slope) @ params['hidden.weight']
-        return divergence_of((x * gradient).unflatten(-1, (parts, -1)).sum(-2), weights)
+        return divergence_of(
+            (x * gradient).unflatten(-1, (inputs_per_feature, -1)).sum(-2), weights
+        )
 
     return penalized(f, params, y, sens, weights, lambdas, divergence)
 
 # %% ../../nbs/34_losses.ipynb #eec433a6
-def attention_loss(
+def graph_attention_loss(
     params: dict[str, Tensor],  # stacked parameters of the models and of their adversaries
     x: Tensor,  # [N, d] rows the messages come from
     edges: Incoming,  # of the n nodes that are trained on
@@ -240,7 +242,7 @@ def attention_loss(
     n_steps: int = 2,  # quadrature points for ATT_JSD
 ) -> Tensor:  # [M]
     "`penalized` for gat."
-    layer = Attention(params, x, edges, negative_slope)
+    layer = GraphAttention(params, x, edges, negative_slope)
     return penalized(
         layer.forward(keep),
         params,
@@ -250,3 +252,104 @@ def attention_loss(
         lambdas,
         lambda: divergence_of(layer.attributions(n_steps), weights),
     )
+
+# %% ../../nbs/34_losses.ipynb #01fe7c0e
+def _adversary_gradients(
+    params: dict[str, Tensor],  # with those of the adversaries
+    hidden: Tensor,  # [M, n, h]
+    p1: Tensor,  # [M, n]
+    sens: Tensor,  # [n]
+    scale: Tensor,  # [M] lambda_adv
+) -> tuple[
+    dict[str, Tensor], Tensor, Tensor
+]:  # of the adversaries' parameters; reversed: of the hidden layer, of p₁
+    names = list(adversary_shapes(hidden.shape[-1]))
+    a, b, c, e = (params[k] for k in names)
+    scale = scale[:, None] / (2 * hidden.shape[1])
+    on_hidden = (torch.sigmoid((hidden * a.unsqueeze(-2)).sum(-1) + b) - sens) * scale
+    on_proba = (torch.sigmoid(p1 * c + e) - sens) * scale
+    total = lambda g: g.sum(1, keepdim=True)
+    own = (
+        (on_hidden.unsqueeze(1) @ hidden).squeeze(1),
+        total(on_hidden),
+        total(on_proba * p1),
+        total(on_proba),
+    )
+    return dict(zip(names, own)), -on_hidden.unsqueeze(-1) * a.unsqueeze(-2), -on_proba * c
+
+# %% ../../nbs/34_losses.ipynb #46859020
+def _attribution_gradients(
+    slope: Tensor,  # [M, n, h] of LeakyReLU
+    v: Tensor,  # [M, h]
+    w: Tensor,  # [M, h, d]
+    absx: Tensor,  # [n, d]
+    weights: GroupWeights,
+    scale: Tensor,  # [M] lambda_attention
+    buffers: tuple[Tensor, Tensor] | None,  # as of `attribution_divergence`
+) -> tuple[Tensor, Tensor]:  # of W and of v
+    u = (slope * v.unsqueeze(-2)).contiguous()
+    q, kept = group_attribution(u, w, absx, weights.group, buffers)
+    tiny = torch.finfo(q.dtype).tiny
+    dq = (q.clamp(min=tiny).log2() - q.mean(1, keepdim=True).clamp_(min=tiny).log2()) * (scale / 2)[
+        :, None, None
+    ]
+    du, dw = group_attribution_gradient(kept, u, w, dq, kept[0])
+    return dw, (du * slope).sum(1)
+
+# %% ../../nbs/34_losses.ipynb #4af48da5
+@torch.no_grad()
+def expert_gradients(
+    params: dict[str, Tensor],  # all as of `expert_loss`
+    x: Tensor,
+    y: Tensor,
+    sens: Tensor,
+    weights: GroupWeights,
+    lambdas: dict[str, Tensor],
+    *,
+    absx: Tensor | None = None,
+    keep: Tensor | None = None,
+    negative_slope: float = 0.01,
+    buffers: tuple[Tensor, Tensor] | None = None,
+) -> dict[
+    str, Tensor
+]:  # parameter → gradient of `expert_loss(…).sum()`; without the adversaries' where lambda_adv is not there
+    w, v = params['hidden.weight'], params['out.weight'][:, 1] - params['out.weight'][:, 0]
+    z = (x @ w.flatten(0, 1).mT).unflatten(1, w.shape[:2]).transpose(0, 1)
+    slope = torch.where(z > 0, z.new_ones(()), z.new_full((), negative_slope))
+    gate = slope if keep is None else slope * keep
+    hidden, own, on_hidden, on_p1 = z * gate, {}, 0.0, None
+    gap = weights.gap() if {'lambda_rep', 'lambda_fair'} & lambdas.keys() else None
+    p1 = torch.sigmoid((hidden * v.unsqueeze(-2)).sum(-1))
+    if 'lambda_adv' in lambdas:
+        own, on_hidden, on_p1 = _adversary_gradients(
+            params, hidden, p1, sens, lambdas['lambda_adv']
+        )
+    if 'lambda_rep' in lambdas:
+        on_hidden = (
+            on_hidden
+            + ((gap[0] @ hidden) * (lambdas['lambda_rep'] * 2 / w.shape[1])[:, None]).unsqueeze(1)
+            * gap[0][:, None]
+        )
+    if 'lambda_fair' in lambdas:
+        more = ((p1 @ gap.mT).sign_() * (lambdas['lambda_fair'] / 2)[:, None]) @ gap
+        on_p1 = more if on_p1 is None else on_p1 + more
+    on_margin = (p1 - y) / len(y)
+    if on_p1 is not None:
+        on_margin = torch.addcmul(on_margin, on_p1, p1 * (1 - p1))
+    on_z = (on_margin.unsqueeze(-1) * v.unsqueeze(-2) + on_hidden) * gate
+    dw, dv = (
+        (on_z.transpose(0, 1).flatten(1).mT @ x).view(w.shape),
+        (on_margin.unsqueeze(1) @ hidden).squeeze(1),
+    )
+    if 'lambda_attention' in lambdas:
+        more = _attribution_gradients(
+            slope,
+            v,
+            w,
+            x.abs() if absx is None else absx,
+            weights,
+            lambdas['lambda_attention'],
+            buffers,
+        )
+        dw, dv = dw + more[0], dv + more[1]
+    return {'hidden.weight': dw, 'out.weight': torch.stack([-dv, dv], 1)} | own

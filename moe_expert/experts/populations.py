@@ -18,9 +18,9 @@ from torch_geometric.nn.conv.gcn_conv import gcn_norm
 from ..errors import MoEExpertError
 from moe_expert.experts.backbones import (
     GNN,
+    INPUTS_PER_FEATURE,
     MLP,
     NUMBERS_AT_ONCE,
-    PARTS,
     Forward,
     forward,
     hidden_gradient,
@@ -121,7 +121,7 @@ class Population:
     def __repr__(self):
         m, h, d = self.params['hidden.weight'].shape
         d, layer = (
-            d // PARTS.get(self.backbone, 1),
+            d // INPUTS_PER_FEATURE.get(self.backbone, 1),
             '' if self.backbone == 'mlp' else f'{self.backbone}, ',
         )
         return f'Population of {m} models: {d} features → {h} hidden ({layer}LeakyReLU, no biases) → 2 logits'
@@ -269,7 +269,7 @@ class Population:
         if self.backbone != 'mlp':
             model = GNN(
                 self.backbone,
-                d // PARTS.get(self.backbone, 1),
+                d // INPUTS_PER_FEATURE.get(self.backbone, 1),
                 h,
                 self.dropout,
                 self.negative_slope,
