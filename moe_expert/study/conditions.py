@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SharedConditions', 'chance_gaps', 'shapley_values', 'Predictor']
 
-# %% ../../nbs/82_study_conditions.ipynb #3a6938db
+# %% ../../nbs/82_study_conditions.ipynb #f59912c3
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -20,7 +20,8 @@ from torch_geometric.data import Data
 from ..datasets import load_dataset
 from ..experts.floor import Floor
 from ..experts.specs import EXPERTS
-from ..experts.training import TrainSettings, reference_floor
+from ..experts.trainers import TrainSettings
+from ..experts.training import reference_floor
 from ..scores.evaluation import Evaluator, NodeRecord
 from .ledger import CHANCE_SCORES, ROW_SCORES
 from .plan import MAIN, MIXTURE_SETTINGS, VARIANTS

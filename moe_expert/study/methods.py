@@ -8,7 +8,7 @@ __all__ = ['SINGLE_NETWORK', 'REWEIGHING', 'CFA', 'tune_alternative', 'tune_netw
            'plain_logistic_regression', 'random_forest', 'require_fairlearn', 'weighted_vote', 'expgrad_dp',
            'expgrad_tpr', 'threshold_optimizer', 'released_mixture', 'mixture_in_setting']
 
-# %% ../../nbs/83_study_methods.ipynb #6f817850
+# %% ../../nbs/83_study_methods.ipynb #b742ee0a
 import hashlib
 import json
 import warnings
@@ -30,14 +30,8 @@ from ..experts.initialisation import population_of
 from ..experts.losses import cross_entropy
 from ..experts.populations import Population
 from ..experts.specs import EXPERTS, GATE, LAMBDAS, ExpertSpec
-from moe_expert.experts.training import (
-    PopulationTrainer,
-    TrainConfig,
-    TrainedModel,
-    TrainSettings,
-    run_training,
-    train_population,
-)
+from ..experts.trainers import Batch, PopulationTrainer, TrainConfig, TrainSettings
+from ..experts.training import TrainedModel, run_training, train_population
 
 # %% ../../nbs/83_study_methods.ipynb #873a9691
 from ..mixture.comparison import logistic_regression
@@ -172,25 +166,21 @@ def _require_full_batch(trainer: PopulationTrainer):
             'use a smaller data set or leave out batch_size'
         )
 
-# %% ../../nbs/83_study_methods.ipynb #ac086bfd
+# %% ../../nbs/83_study_methods.ipynb #c2683e2f
 class ReweighedTrainer(PopulationTrainer):
     "Trains with weighted cross-entropy."
+
+    written_gradients = False  # automatic differentiation of `loss`
 
     def __init__(self, *args):
         super().__init__(*args)
         _require_full_batch(self)
         self.node_weights = reweighing(self.y, self.sens)
 
-    def _epoch(self, warm: bool):
-        keep = self.masks.next(len(self.x))
-
-        def loss(params: dict[str, Tensor]) -> Tensor:  # [M]
-            margin = forward(params, self.x, keep=keep).margin
-            return (softplus(torch.where(self.y == 1, -margin, margin)) * self.node_weights).mean(
-                -1
-            )
-
-        self._step(self._automatic(loss))
+    def loss(self, params: dict[str, Tensor], batch: Batch, warm: bool) -> Tensor:  # [M]
+        margin = forward(params, batch.x, keep=batch.keep).margin
+        signed = torch.where(batch.y == 1, -margin, margin)
+        return (softplus(signed) * self.node_weights).mean(-1)
 
 # %% ../../nbs/83_study_methods.ipynb #08c4cee3
 REWEIGHING = ExpertSpec('reweighing', 'reweighing', 'final_score', True)
@@ -238,33 +228,42 @@ def class_distance(
             total = total + sliced_distance(hidden[:, a], hidden[:, b], directions)
     return total
 
-# %% ../../nbs/83_study_methods.ipynb #56c0bd31
+# %% ../../nbs/83_study_methods.ipynb #2079dd4b
 class CFATrainer(PopulationTrainer):
     "Trains with cross-entropy and the distances of representations, with and without masks."
 
+    written_gradients = False  # automatic differentiation of `loss`
     RENEW = 50  # epochs between renewals of the masks
     DIRECTIONS = 16  # random directions, new ones every epoch
 
-    def __init__(
-        self, data: Data, configs, settings: TrainSettings, device: torch.device, shuffle_seed: int
-    ):
-        super().__init__(data, configs, settings, device, shuffle_seed)
+    def __init__(self, data: Data, *args):
+        super().__init__(data, *args)
         _require_full_batch(self)
         self.data, self.explainer = data, Evaluator(data, 'train')
         self.masked_x = None  # [M, n, d]; None: not needed yet
         self.distance_epochs = 0  # epochs since the warm-up
 
-    def keep(self, which: list[int]):
-        super().keep(which)
+    def on_keep(self, which: Sequence[int]):
+        super().on_keep(which)
         if self.masked_x is not None:
             self.masked_x = self.masked_x[which]
 
-    def _epoch(self, warm: bool):
+    def on_epoch(self, warm: bool):
         if not warm:
             if self.distance_epochs % self.RENEW == 0:
                 self.renew_masks()
             self.distance_epochs += 1
-        self._step(self._automatic(self.cfa_loss(warm)))
+
+    def loss(self, params: dict[str, Tensor], batch: Batch, warm: bool) -> Tensor:  # [M]
+        shape = (self.settings.hidden, self.DIRECTIONS)
+        directions = torch.randn(*shape, generator=self.shuffle, dtype=self.x.dtype)
+        passed = forward(params, batch.x, keep=batch.keep)
+        total = cross_entropy(passed.margin, batch.y)
+        if warm or 'lambda_rep' not in self.coefficients:
+            return total
+        hidden = (passed.z, self.masked_x @ params['hidden.weight'].mT)
+        distances = [class_distance(z, batch.y, batch.sens, directions) for z in hidden]
+        return total + self.coefficients['lambda_rep'] * sum(distances)
 
 # %% ../../nbs/83_study_methods.ipynb #b35e2e91
 @patch
@@ -277,49 +276,27 @@ def renew_masks(self: CFATrainer):
     kept.scatter_(2, feature.clamp(min=0)[..., None], 0.0)
     self.masked_x = torch.where((feature >= 0)[..., None], self.x * kept, self.x)
 
-# %% ../../nbs/83_study_methods.ipynb #04b183b1
-@patch
-def cfa_loss(
-    self: CFATrainer,
-    warm: bool,  # cross-entropy alone
-) -> Callable[[dict[str, Tensor]], Tensor]:  # parameters → [M]
-    "The loss of one epoch, with its own dropout masks and directions."
-    keep = self.masks.next(len(self.x))
-    shape = (self.settings.hidden, self.DIRECTIONS)
-    directions = torch.randn(*shape, generator=self.shuffle, dtype=self.x.dtype)
-
-    def loss(params: dict[str, Tensor]) -> Tensor:
-        passed = forward(params, self.x, keep=keep)
-        total = cross_entropy(passed.margin, self.y)
-        if warm or 'lambda_rep' not in self.lambdas:
-            return total
-        hidden = (passed.z, self.masked_x @ params['hidden.weight'].mT)
-        distances = [class_distance(z, self.y, self.sens, directions) for z in hidden]
-        return total + self.lambdas['lambda_rep'] * sum(distances)
-
-    return loss
-
-# %% ../../nbs/83_study_methods.ipynb #ee7aef9a
+# %% ../../nbs/83_study_methods.ipynb #16fedee7
 CFA = ExpertSpec('cfa', "CFA's loss", 'final_score', True, ('lambda_rep',), warmup=0.2)
 
-# %% ../../nbs/83_study_methods.ipynb #dd5e4cd4
+# %% ../../nbs/83_study_methods.ipynb #b123d7a9
 def cfa_network(shared: SharedConditions) -> dict[str, Population]:
     "A network trained with CFA's loss."
     return {'cfa_loss': tune_network(shared, CFA, shared.trial_budget, CFATrainer)[0]}
 
-# %% ../../nbs/83_study_methods.ipynb #9c7d36f2
+# %% ../../nbs/83_study_methods.ipynb #9a3b36ae
 def plain_logistic_regression(shared: SharedConditions) -> dict[str, object]:
     "A logistic regression on the training nodes."
     return {'logistic_regression': logistic_regression(shared.data)}
 
-# %% ../../nbs/83_study_methods.ipynb #813da5ca
+# %% ../../nbs/83_study_methods.ipynb #add7def5
 def _arrays(
     data: Data,
     mask: Tensor,  # [N] nodes wanted
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # features, labels, groups
     return data.x[mask].double().numpy(), data.y[mask].numpy(), data.sens[mask].numpy()
 
-# %% ../../nbs/83_study_methods.ipynb #a5aa29a9
+# %% ../../nbs/83_study_methods.ipynb #40cfd959
 def random_forest(shared: SharedConditions) -> dict[str, Predictor]:
     "A random forest on the training nodes."
     from sklearn.ensemble import RandomForestClassifier
@@ -332,7 +309,7 @@ def random_forest(shared: SharedConditions) -> dict[str, Predictor]:
 
     return {'random_forest': Predictor(p1, shared.data.sens, seed=shared.seed)}
 
-# %% ../../nbs/83_study_methods.ipynb #44f8faa0
+# %% ../../nbs/83_study_methods.ipynb #ead78958
 def require_fairlearn() -> tuple:  # its modules reductions, postprocessing
     "Import Fairlearn, a dependency of development only. Raises `MoEExpertError` without it."
     try:
@@ -345,7 +322,7 @@ def require_fairlearn() -> tuple:  # its modules reductions, postprocessing
         ) from err
     return reductions, postprocessing
 
-# %% ../../nbs/83_study_methods.ipynb #8c1ac475
+# %% ../../nbs/83_study_methods.ipynb #1a30d4df
 def weighted_vote(
     weights: Sequence[float],  # [k] > 0, with sum 1
     decisions: Sequence[np.ndarray],  # [k] of [n] in {0, 1}
@@ -353,13 +330,13 @@ def weighted_vote(
     "The vote, at most 1: a sum of weights can exceed 1 by rounding."
     return np.minimum(1, sum(w * np.asarray(d, dtype=float) for w, d in zip(weights, decisions)))
 
-# %% ../../nbs/83_study_methods.ipynb #ac052e93
+# %% ../../nbs/83_study_methods.ipynb #3e3a5fbc
 def _regression():
     from sklearn.linear_model import LogisticRegression
 
     return LogisticRegression(max_iter=10_000)
 
-# %% ../../nbs/83_study_methods.ipynb #b3faeac2
+# %% ../../nbs/83_study_methods.ipynb #f0c0ab6e
 def _exponentiated_gradient(
     shared: SharedConditions,
     constraint: str,  # a class of `fairlearn.reductions`
@@ -378,17 +355,17 @@ def _exponentiated_gradient(
 
     return Predictor(p1, shared.data.sens)
 
-# %% ../../nbs/83_study_methods.ipynb #022736eb
+# %% ../../nbs/83_study_methods.ipynb #8dcb6a64
 def expgrad_dp(shared: SharedConditions) -> dict[str, Predictor]:
     "Exponentiated gradient under demographic parity."
     return {'expgrad_dp': _exponentiated_gradient(shared, 'DemographicParity')}
 
-# %% ../../nbs/83_study_methods.ipynb #edcaddea
+# %% ../../nbs/83_study_methods.ipynb #e88d52bd
 def expgrad_tpr(shared: SharedConditions) -> dict[str, Predictor]:
     "Exponentiated gradient under parity of true positive rates."
     return {'expgrad_tpr': _exponentiated_gradient(shared, 'TruePositiveRateParity')}
 
-# %% ../../nbs/83_study_methods.ipynb #2a54d591
+# %% ../../nbs/83_study_methods.ipynb #d0b5fea1
 def threshold_optimizer(shared: SharedConditions) -> dict[str, Predictor]:
     "A logistic regression with a threshold per group."
     _, postprocessing = require_fairlearn()
@@ -408,7 +385,7 @@ def threshold_optimizer(shared: SharedConditions) -> dict[str, Predictor]:
 
     return {'threshold_optimizer': Predictor(p1, shared.data.sens)}
 
-# %% ../../nbs/83_study_methods.ipynb #17c8f2df
+# %% ../../nbs/83_study_methods.ipynb #8b15ce71
 def _picked_by_validation(trainer: MoETrainer) -> str:  # name of an expert
     results = {e: trainer.about[e]['result'] for e in EXPERTS}
     return max(
@@ -416,7 +393,7 @@ def _picked_by_validation(trainer: MoETrainer) -> str:  # name of an expert
         key=lambda e: (results[e]['feasible'], results[e]['best_metrics']['final_score']),
     )
 
-# %% ../../nbs/83_study_methods.ipynb #ba34e259
+# %% ../../nbs/83_study_methods.ipynb #f750e67f
 def released_mixture(shared: SharedConditions) -> dict[str, object]:
     "All stages of the released trainer, and what they are made of."
     options = dict(n_trials=shared.trials_each, epochs=shared.epochs, device='cpu')
@@ -434,7 +411,7 @@ def released_mixture(shared: SharedConditions) -> dict[str, object]:
         **{name: models[name] for name in (*EXPERTS, 'uniform_mixture')},
     }
 
-# %% ../../nbs/83_study_methods.ipynb #190e3a5f
+# %% ../../nbs/83_study_methods.ipynb #31ff62ea
 def _specs(setting: MixtureSetting) -> list[ExpertSpec]:
     "The experts of a setting, without the coefficients that it switches off."
     return [
@@ -443,14 +420,14 @@ def _specs(setting: MixtureSetting) -> list[ExpertSpec]:
         if expert in setting.experts
     ]
 
-# %% ../../nbs/83_study_methods.ipynb #39114d6e
+# %% ../../nbs/83_study_methods.ipynb #4c0626ba
 def _side_by_side(populations: Iterable[Population]) -> Population:
     "One population of all their models, in double precision."
     first, *_ = populations = list(populations)
     params = {k: torch.cat([p.params[k] for p in populations]).double() for k in first.params}
     return replace(first, params=params)
 
-# %% ../../nbs/83_study_methods.ipynb #54cbd9c8
+# %% ../../nbs/83_study_methods.ipynb #3bdb14ae
 def _tune_gate(
     shared: SharedConditions,
     experts: Population,
@@ -479,7 +456,7 @@ def _tune_gate(
     )
     return Mixture(experts, {k: v[None] for k, v in tuned.weights.items()}, settings.temperature)
 
-# %% ../../nbs/83_study_methods.ipynb #43ddbf57
+# %% ../../nbs/83_study_methods.ipynb #9852bac3
 def _stage3(
     shared: SharedConditions,
     moe: Mixture,
@@ -500,7 +477,7 @@ def _stage3(
     )
     return models[best].population if kept else moe
 
-# %% ../../nbs/83_study_methods.ipynb #73c62e9d
+# %% ../../nbs/83_study_methods.ipynb #0fec513a
 def mixture_in_setting(shared: SharedConditions) -> dict[str, object]:
     "Mixture, uniform mixture and experts in the setting of these conditions."
     setting = MIXTURE_SETTINGS[shared.setting]
