@@ -269,16 +269,16 @@ class StudyRequest:
         phase = self.runs[0].phase
         return f'StudyRequest({len(self.runs)} runs, {phase}, rows in {self.results!r})'
 
-# %% ../../nbs/84_study_runs.ipynb #103b0541
+# %% ../../nbs/84_study_runs.ipynb #e069d42b
 @patch
 def _repr_markdown_(self: StudyRequest) -> str:
     run = self.runs[0]
     pairs = len({(r.split_seed, r.seed) for r in self.runs})
     counts = {k: len({getattr(r, k) for r in self.runs}) for k in ('variant', 'method', 'setting')}
+    named = ', '.join(f'{n} {name}{"s" * (n != 1)}' for name, n in counts.items())
     return (
-        f'**{len(self.runs)} rows** of the {run.phase} phase: {counts["variant"]} variants, '
-        f'{pairs} pairs of split and seed, {counts["method"]} methods, {counts["setting"]} '
-        f'settings; {run.n_trials} trials per expert. Rows in `{self.results}`.'
+        f'**{len(self.runs)} rows** of the {run.phase} phase: {named}; pairs of split and seed: '
+        f'{pairs}; {run.n_trials} trials per expert. Rows in `{self.results}`.'
     )
 
 # %% ../../nbs/84_study_runs.ipynb #7d2d811b
