@@ -48,8 +48,8 @@ logger = logging.getLogger(__name__)
 class ExpertTuner:
     """Tunes the three experts of a data set and leaves checkpoints and result files in `cache_dir`.
 
-    Raises `DataError` for unknown or unsuitable data, `ArtifactError` when `cache_dir` cannot be used or
-    belongs to other settings, and `MoEExpertError` for settings out of range.
+    Raises `DataError` for unknown or unsuitable data, `ArtifactError` when `cache_dir` cannot be
+    used or belongs to other settings, and `MoEExpertError` for settings out of range.
     """
 
     @takes('ExpertTuner')
@@ -127,7 +127,10 @@ def _train_reference(self: ExpertTuner) -> Floor:
 
 @patch
 def floor(self: ExpertTuner) -> Floor:
-    "What a checkpoint must reach: read from the studies, or else from a reference model trained now."
+    """What a checkpoint must reach.
+
+    Read from the studies, or else from a reference model trained now.
+    """
     studies = [self.study(e) for e in EXPERTS]
     known = next((s.user_attrs['floor'] for s in studies if 'floor' in s.user_attrs), None)
     reached = Floor(**known) if known else self._train_reference()

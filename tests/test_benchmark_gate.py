@@ -14,7 +14,7 @@ from moe_expert.scores.evaluation import Evaluator
 from moe_expert.experts.losses import GroupWeights
 from moe_expert.experts.initialisation import init_population
 from moe_expert.experts.specs import GATE
-from moe_expert.mixture.gate_training import GateConfig, GateSettings, _GateTrainer, make_lesson
+from moe_expert.mixture.gate_training import GateConfig, GateSettings, GateTrainer, make_lesson
 from moe_expert.experts.training import run_training
 
 CONFIGS = [GateConfig(1e-2, 1e-3, 1e-3, seed=s) for s in (0, 1)]
@@ -35,7 +35,7 @@ def trainer(kind, taught, variants, settings=None):
 
 def test_default_settings_are_those_of_the_package(taught):
     own, _ = trainer(bench.Direct, taught, ['direct'])
-    package = _GateTrainer(taught[1], taught[2], CONFIGS, GateSettings(), 0)
+    package = GateTrainer(taught[1], taught[2], CONFIGS, GateSettings(), 0)
     for _ in range(5):
         own.epoch(False)
         package.epoch(False)

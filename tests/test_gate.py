@@ -1,4 +1,5 @@
 "The gate against captum, brute force, finite differences and scipy; what may not depend on company, order or batches."
+
 from dataclasses import replace
 
 import numpy as np
@@ -9,20 +10,38 @@ from scipy.stats import entropy
 from sklearn.metrics import roc_auc_score
 from torch import nn
 
-from moe_expert.mixture import gate_training as mixture_gate_training
-from moe_expert.mixture import gate as mixture_gate
-from moe_expert.experts import training as experts_training
-from moe_expert.errors import MoEExpertError
 from moe_expert.data.synthetic import make_synthetic
-from moe_expert.scores.evaluation import Evaluator
-from moe_expert.experts.losses import GroupWeights
-from moe_expert.experts.initialisation import init_population
-from moe_expert.scores.procedure import att_jsd
-from moe_expert.mixture.gate_training import SHARPNESS, GateConfig, GateSettings, Lesson, batches, gate_terms, make_lesson, soft_objective, soft_utility, train_gates
-from moe_expert.mixture.gate import Mixture, expert_path, gate_state, gate_weights, init_gates, mixture_attributions, uniform_mixture
-from moe_expert.errors import UndefinedScoreError
+from moe_expert.errors import MoEExpertError, UndefinedScoreError
+from moe_expert.experts import training as experts_training
 from moe_expert.experts.floor import Floor
+from moe_expert.experts.initialisation import init_population
+from moe_expert.experts.losses import GroupWeights
 from moe_expert.experts.training import TrainConfig, train_population
+from moe_expert.mixture import gate as mixture_gate
+from moe_expert.mixture.gate import (
+    Mixture,
+    expert_path,
+    gate_state,
+    gate_weights,
+    init_gates,
+    mixture_attributions,
+    uniform_mixture,
+)
+from moe_expert.mixture.gate_training import (
+    SHARPNESS,
+    GateConfig,
+    GateSettings,
+    GateTrainer,
+    Lesson,
+    gate_terms,
+    make_lesson,
+    soft_objective,
+    soft_utility,
+    train_gates,
+)
+from moe_expert.scores.attributions import gauss_legendre
+from moe_expert.scores.evaluation import Evaluator
+from moe_expert.scores.procedure import att_jsd
 
 GRAPH = ('gcn', 'sage', 'gin', 'gat')
 QUICK = GateSettings(epochs=60, val_every=20)
@@ -33,16 +52,19 @@ def data():
     return make_synthetic(300, 8, group_bias=2.0)
 
 
-def some_experts(d, backbone='mlp', size=3.):
+def some_experts(d, backbone='mlp', size=3.0):
     "Three experts whose probabilities spread."
     fresh = init_population([1, 2, 3], d, backbone=backbone)
     return replace(fresh, params={k: size * v for k, v in fresh.params.items()})
 
 
-def some_gates(d, m=2, seed=0, size=.5):
+def some_gates(d, m=2, seed=0, size=0.5):
     "Gates that are not uniform: their hidden units switch on and off."
     rng = torch.Generator().manual_seed(seed)
-    return {k: size * torch.randn(v.shape, generator=rng, dtype=torch.double) for k, v in init_gates([0] * m, d).items()}
+    return {
+        k: size * torch.randn(v.shape, generator=rng, dtype=torch.double)
+        for k, v in init_gates([0] * m, d).items()
+    }
 
 
 @pytest.fixture(scope='module')
@@ -58,28 +80,46 @@ def nodes(data):
 @pytest.fixture(scope='module')
 def trained(data):
     "Three experts that learnt something, at different rates."
-    models = train_population(data, [TrainConfig(lr=lr, seed=s) for s, lr in enumerate((1e-2, 3e-3, 3e-2))],
-                              settings=experts_training.TrainSettings(epochs=100, val_every=50))
-    return replace(models[0].population, params={k: torch.cat([m.population.params[k] for m in models]) for k in models[0].population.params})
+    models = train_population(
+        data,
+        [TrainConfig(lr=lr, seed=s) for s, lr in enumerate((1e-2, 3e-3, 3e-2))],
+        settings=experts_training.TrainSettings(epochs=100, val_every=50),
+    )
+    return replace(
+        models[0].population,
+        params={
+            k: torch.cat([m.population.params[k] for m in models])
+            for k in models[0].population.params
+        },
+    )
 
 
 class Whole(nn.Module):
     "Experts and gate as one module of ordinary layers: the definition, written a second time."
+
     def __init__(self, mixture, m, edge_index=None, frozen=None):
         super().__init__()
         self.experts = nn.ModuleList(mixture.experts.module(k) for k in range(len(mixture.experts)))
         p = {k: v[m] for k, v in mixture.gates.items()}
-        self.first = nn.Linear(p['gate.features'].shape[1] + p['gate.state'].shape[1], len(p['gate.bias'])).double()
+        self.first = nn.Linear(
+            p['gate.features'].shape[1] + p['gate.state'].shape[1], len(p['gate.bias'])
+        ).double()
         self.second = nn.Linear(len(p['gate.bias']), len(p['gate.out_bias'])).double()
         with torch.no_grad():
-            self.first.weight.copy_(torch.cat([p['gate.features'], p['gate.state']], 1)); self.first.bias.copy_(p['gate.bias'])
-            self.second.weight.copy_(p['gate.out']); self.second.bias.copy_(p['gate.out_bias'])
+            self.first.weight.copy_(torch.cat([p['gate.features'], p['gate.state']], 1))
+            self.first.bias.copy_(p['gate.bias'])
+            self.second.weight.copy_(p['gate.out'])
+            self.second.bias.copy_(p['gate.out_bias'])
         self.temperature, self.edge_index = mixture.temperature, edge_index
 
     def forward(self, x):
         p = torch.stack([e(x, self.edge_index).softmax(-1)[:, 1] for e in self.experts], -1)
-        state = torch.cat([p, 2 * (p - .5).abs(), (p.var(-1, unbiased=False, keepdim=True) + 1e-12).sqrt()], -1)
-        g = (self.second(self.first(torch.cat([x, state], -1)).relu()) / self.temperature).softmax(-1)
+        state = torch.cat(
+            [p, 2 * (p - 0.5).abs(), (p.var(-1, unbiased=False, keepdim=True) + 1e-12).sqrt()], -1
+        )
+        g = (self.second(self.first(torch.cat([x, state], -1)).relu()) / self.temperature).softmax(
+            -1
+        )
         return (g * p).sum(-1)
 
 
@@ -89,9 +129,11 @@ class Whole(nn.Module):
 def test_probabilities_and_weights_are_those_of_the_whole_module(mixture, data):
     x = data.x.double()
     for m in range(3):
-        torch.testing.assert_close(mixture.probabilities(x)[m], Whole(mixture, m)(x), rtol=0, atol=1e-12)
+        torch.testing.assert_close(
+            mixture.probabilities(x)[m], Whole(mixture, m)(x), rtol=0, atol=1e-12
+        )
     w = mixture.weights(x)
-    assert w.shape == (3, 300, 3) and (w >= 0).all() and w.std() > .05
+    assert w.shape == (3, 300, 3) and (w >= 0).all() and w.std() > 0.05
     torch.testing.assert_close(w.sum(-1), torch.ones(3, 300, dtype=torch.double))
 
 
@@ -99,16 +141,20 @@ def test_attributions_are_captums_on_the_whole_module(mixture, data, nodes):
     x = data.x.double()
     found = mixture.attributions(data.x, data.edge_index, nodes, n_steps=200, max_steps=200)
     for m in range(3):
-        expected = IntegratedGradients(Whole(mixture, m)).attribute(x[nodes], n_steps=200, method='gausslegendre')
-        torch.testing.assert_close(found[m], expected, rtol=0, atol=1e-8)  # captum's weights are single precision
+        expected = IntegratedGradients(Whole(mixture, m)).attribute(
+            x[nodes], n_steps=200, method='gausslegendre'
+        )
+        torch.testing.assert_close(
+            found[m], expected, rtol=0, atol=1e-8
+        )  # captum's weights are single precision
 
 
 @pytest.mark.parametrize('backbone', GRAPH)
 def test_attributions_of_graph_experts_sum_over_the_nodes_they_come_from(data, nodes, backbone):
-    mixture = Mixture(some_experts(8, backbone, 1.), some_gates(8, 1))
+    mixture = Mixture(some_experts(8, backbone, 1.0), some_gates(8, 1))
     x, some = data.x.double(), nodes[:3]
     found = mixture.attributions(data.x, data.edge_index, some, n_steps=64, max_steps=64)[0]
-    whole, (points, weights) = Whole(mixture, 0, data.edge_index), mixture_gate_training._gauss_legendre(64, x)
+    whole, (points, weights) = Whole(mixture, 0, data.edge_index), gauss_legendre(64, x)
     for i, node in enumerate(some):
         expected = torch.zeros(8, dtype=torch.double)
         for a, w in zip(points, weights):
@@ -119,11 +165,13 @@ def test_attributions_of_graph_experts_sum_over_the_nodes_they_come_from(data, n
 
 @pytest.mark.parametrize('backbone', ['mlp', *GRAPH, 'gat'])
 def test_attributions_are_complete(data, nodes, backbone):
-    mixture = Mixture(some_experts(8, backbone, 1.), some_gates(8, 2))
+    mixture = Mixture(some_experts(8, backbone, 1.0), some_gates(8, 2))
     found, error = mixture.attributions(data.x, data.edge_index, nodes, return_completeness=True)
-    expected = mixture.probabilities(data.x, data.edge_index, nodes) - mixture.probabilities(0 * data.x, data.edge_index, nodes)
+    expected = mixture.probabilities(data.x, data.edge_index, nodes) - mixture.probabilities(
+        0 * data.x, data.edge_index, nodes
+    )
     torch.testing.assert_close(error, (found.sum(-1) - expected).abs(), rtol=0, atol=1e-12)
-    assert error.max() < 1e-3 and found.abs().max() > .05
+    assert error.max() < 1e-3 and found.abs().max() > 0.05
 
 
 def test_the_record_of_a_mixture_tells_how_complete_its_attributions_are(mixture, data):
@@ -138,7 +186,12 @@ def test_attributions_do_not_depend_on_the_company(data, nodes):
     mixture = Mixture(some_experts(8), gates)
     together = mixture.attributions(data.x, data.edge_index, nodes)
     for m in range(4):
-        torch.testing.assert_close(mixture.select([m]).attributions(data.x, data.edge_index, nodes)[0], together[m], rtol=0, atol=1e-12)
+        torch.testing.assert_close(
+            mixture.select([m]).attributions(data.x, data.edge_index, nodes)[0],
+            together[m],
+            rtol=0,
+            atol=1e-12,
+        )
     single = torch.cat([mixture.attributions(data.x, data.edge_index, n[None]) for n in nodes], 1)
     torch.testing.assert_close(single, together, rtol=0, atol=1e-12)
 
@@ -146,71 +199,101 @@ def test_attributions_do_not_depend_on_the_company(data, nodes):
 @pytest.mark.parametrize('backbone', ['mlp', *GRAPH])
 def test_masking_is_that_of_the_nodes_own_row_everywhere(data, nodes, backbone):
     "Brute force: a graph in which the node's own row is zeroed for itself alone."
-    mixture, some = Mixture(some_experts(8, backbone, 1.), some_gates(8, 3)), nodes[:25]
+    mixture, some = Mixture(some_experts(8, backbone, 1.0), some_gates(8, 3)), nodes[:25]
     features = torch.randint(-1, 8, (3, 25), generator=torch.Generator().manual_seed(0))
     features[:, 0] = -1
     found = mixture.masked_probabilities(data.x, data.edge_index, some, features)
     for m in range(3):
         for i, node in enumerate(some):
-            f = features[m, i:i + 1]
-            one = mixture.experts.masked_probabilities(data.x, data.edge_index, node[None], f.expand(3, 1)).T
+            f = features[m, i : i + 1]
+            one = mixture.experts.masked_probabilities(
+                data.x, data.edge_index, node[None], f.expand(3, 1)
+            ).T
             row = data.x[node].double().clone()
-            if f >= 0: row[f] = 0
-            g = gate_weights(mixture.select([m]).gates, row @ mixture.gates['gate.features'][m].T, one, mixture.temperature)[0]
+            if f >= 0:
+                row[f] = 0
+            g = gate_weights(
+                mixture.select([m]).gates,
+                row @ mixture.gates['gate.features'][m].T,
+                one,
+                mixture.temperature,
+            )[0]
             assert found[m, i].item() == pytest.approx((g * one).sum().item(), abs=1e-12)
             if backbone == 'mlp' and f >= 0:  # and without our own code for masking
-                assert found[m, i].item() == pytest.approx(Whole(mixture, m)(row[None]).item(), abs=1e-12)
-    torch.testing.assert_close(found[:, 0], mixture.probabilities(data.x, data.edge_index, some[:1])[:, 0])
-    assert (found - mixture.probabilities(data.x, data.edge_index, some)).abs().max() > .01
+                assert found[m, i].item() == pytest.approx(
+                    Whole(mixture, m)(row[None]).item(), abs=1e-12
+                )
+    torch.testing.assert_close(
+        found[:, 0], mixture.probabilities(data.x, data.edge_index, some[:1])[:, 0]
+    )
+    assert (found - mixture.probabilities(data.x, data.edge_index, some)).abs().max() > 0.01
 
 
 def test_chunks_change_nothing(mixture, data, nodes, monkeypatch):
     before = mixture.probabilities(data.x), mixture.attributions(data.x, data.edge_index, nodes)
     monkeypatch.setattr(mixture_gate, '_CHUNK', 2000)
     after = mixture.probabilities(data.x), mixture.attributions(data.x, data.edge_index, nodes)
-    for a, b in zip(before, after): torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
+    for a, b in zip(before, after):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
 
 
 def test_scores_do_not_depend_on_the_numbering_of_the_nodes(data, mixture):
     order = torch.randperm(300, generator=torch.Generator().manual_seed(3))
     place = order.argsort()
     other = data.clone()
-    for name in ('x', 'y', 'sens', 'train_mask', 'val_mask', 'test_mask'): other[name] = data[name][order]
+    for name in ('x', 'y', 'sens', 'train_mask', 'val_mask', 'test_mask'):
+        other[name] = data[name][order]
     other.edge_index = place[data.edge_index]
-    for m in (mixture, Mixture(some_experts(8, 'gcn', 1.), mixture.gates)):
+    for m in (mixture, Mixture(some_experts(8, 'gcn', 1.0), mixture.gates)):
         there, here = Evaluator(other).scores(m), Evaluator(data).scores(m)
         assert here['fair_procedure'].min() > 0
-        for name in here: torch.testing.assert_close(there[name], here[name], rtol=0, atol=1e-9)
+        for name in here:
+            torch.testing.assert_close(there[name], here[name], rtol=0, atol=1e-9)
 
 
 def test_the_uniform_mixture_is_the_mean_and_every_gate_starts_there(data, mixture):
     mean = mixture.experts.probabilities(data.x).mean(0)
-    for m in (uniform_mixture(mixture.experts, 8), Mixture(mixture.experts, init_gates([5, 6], 8), 0.3)):
-        torch.testing.assert_close(m.probabilities(data.x), mean.expand(len(m), -1), rtol=0, atol=1e-14)
-        torch.testing.assert_close(m.weights(data.x), torch.full((len(m), 300, 3), 1 / 3, dtype=torch.double), rtol=0, atol=1e-14)
+    for m in (
+        uniform_mixture(mixture.experts, 8),
+        Mixture(mixture.experts, init_gates([5, 6], 8), 0.3),
+    ):
+        torch.testing.assert_close(
+            m.probabilities(data.x), mean.expand(len(m), -1), rtol=0, atol=1e-14
+        )
+        torch.testing.assert_close(
+            m.weights(data.x),
+            torch.full((len(m), 300, 3), 1 / 3, dtype=torch.double),
+            rtol=0,
+            atol=1e-14,
+        )
     a, b = init_gates([5, 6, 5], 8), init_gates([5], 8)
     assert all(torch.equal(a[k][0], a[k][2]) and torch.equal(a[k][0], b[k][0]) for k in a)
     assert not torch.equal(a['gate.features'][0], a['gate.features'][1])
-    assert a['gate.features'].abs().max() <= (8 + 7) ** -.5
+    assert a['gate.features'].abs().max() <= (8 + 7) ** -0.5
 
 
 def test_experts_that_are_sure_do_not_give_more_than_certainty(data, nodes):
     "Weights sum to 1 but for rounding; a probability may not exceed 1 for that."
     mixture = Mixture(some_experts(8, size=1e4), some_gates(8, 20))
-    masked = mixture.masked_probabilities(data.x, data.edge_index, nodes, torch.zeros(20, len(nodes), dtype=torch.long))
+    masked = mixture.masked_probabilities(
+        data.x, data.edge_index, nodes, torch.zeros(20, len(nodes), dtype=torch.long)
+    )
     for p1 in (mixture.probabilities(data.x, data.edge_index), masked):
         assert (p1 == 1).any() and ((p1 >= 0) & (p1 <= 1)).all()
     Evaluator(data).scores(mixture)  # refuses what is no probability
 
 
 def test_the_temperature_sharpens(data, mixture):
-    share = [replace(mixture, temperature=t).weights(data.x).amax(-1).mean().item() for t in (.05, 1., 50.)]
-    assert share[0] > .9 > share[1] > share[2] and share[2] == pytest.approx(1 / 3, abs=.05)
+    share = [
+        replace(mixture, temperature=t).weights(data.x).amax(-1).mean().item()
+        for t in (0.05, 1.0, 50.0)
+    ]
+    assert share[0] > 0.9 > share[1] > share[2] and share[2] == pytest.approx(1 / 3, abs=0.05)
 
 
 def test_state_is_finite_where_all_experts_agree():
-    p = torch.full((4, 3), .3, dtype=torch.double, requires_grad=True)
-    grad, = torch.autograd.grad(gate_state(p).sum(), p)
+    p = torch.full((4, 3), 0.3, dtype=torch.double, requires_grad=True)
+    (grad,) = torch.autograd.grad(gate_state(p).sum(), p)
     assert grad.isfinite().all()
 
 
@@ -222,19 +305,41 @@ def objective(experts, gates, data, nodes, temperature=1.5, n_steps=4):
     lesson = make_lesson(experts, data, nodes, n_steps)
     g = gate_weights(gates, lesson.x @ gates['gate.features'].mT, lesson.p1, temperature)
     attributions = mixture_attributions(gates, lesson.x, lesson.path, temperature)
-    return soft_objective((g * lesson.p1).sum(-1), attributions, lesson, GroupWeights.of(lesson.sens, lesson.y)).sum()
+    return soft_objective(
+        (g * lesson.p1).sum(-1), attributions, lesson.y, GroupWeights.of(lesson.sens, lesson.y)
+    ).sum()
 
 
 @pytest.mark.parametrize('backbone', ['mlp', *GRAPH, 'gat'])
 def test_gradients_are_finite_differences_for_gate_and_experts(data, nodes, backbone):
-    experts, gates, some = some_experts(8, backbone, 1.), some_gates(8, 1), nodes[:40]
+    experts, gates, some = some_experts(8, backbone, 1.0), some_gates(8, 1), nodes[:40]
     leaves = {k: v.clone().requires_grad_() for k, v in (experts.params | gates).items()}
-    parts = lambda p: (replace(experts, params={k: p[k] for k in experts.params}), {k: p[k] for k in gates})
-    grads = dict(zip(leaves, torch.autograd.grad(objective(*parts(leaves), data, some), list(leaves.values()))))
+    parts = lambda p: (
+        replace(experts, params={k: p[k] for k in experts.params}),
+        {k: p[k] for k in gates},
+    )
+    grads = dict(
+        zip(
+            leaves,
+            torch.autograd.grad(objective(*parts(leaves), data, some), list(leaves.values())),
+        )
+    )
     rng = torch.Generator().manual_seed(1)
     for name, value in leaves.items():
         direction = torch.randn(value.shape, generator=rng, dtype=torch.double)
-        def at(step): return objective(*parts({k: v.detach() + (step * direction if k == name else 0) for k, v in leaves.items()}), data, some)  # noqa: B023
+
+        def at(step):
+            return objective(
+                *parts(
+                    {
+                        k: v.detach() + (step * direction if k == name else 0)
+                        for k, v in leaves.items()
+                    }
+                ),
+                data,
+                some,
+            )  # noqa: B023
+
         h = 1e-7  # a hidden unit that switches at a quadrature point is a step; larger ones hit some
         numeric, exact = ((at(h) - at(-h)) / (2 * h)).item(), (grads[name] * direction).sum().item()
         assert exact == pytest.approx(numeric, abs=2e-6, rel=2e-4), name
@@ -244,26 +349,36 @@ def test_gradients_are_finite_differences_for_gate_and_experts(data, nodes, back
 def test_the_soft_objective_is_made_of_the_scores_it_stands_for(data, mixture, nodes):
     lesson = make_lesson(mixture.experts, data, nodes)
     y, s = lesson.y.numpy(), lesson.sens.numpy()
-    p1, attributions = mixture.probabilities(data.x, None, nodes), mixture.attributions(data.x, None, nodes)
-    found = soft_objective(p1, attributions, lesson, GroupWeights.of(lesson.sens, lesson.y))
-    without = soft_objective(p1, None, lesson, GroupWeights.of(lesson.sens, lesson.y))
+    p1, attributions = (
+        mixture.probabilities(data.x, None, nodes),
+        mixture.attributions(data.x, None, nodes),
+    )
+    found = soft_objective(p1, attributions, lesson.y, GroupWeights.of(lesson.sens, lesson.y))
+    without = soft_objective(p1, None, lesson.y, GroupWeights.of(lesson.sens, lesson.y))
     for m in range(3):
         p = p1[m].numpy()
-        soft = 1 / (1 + np.exp(-(p - .5) / SHARPNESS))
-        acc, f1 = np.where(y == 1, soft, 1 - soft).mean(), 2 * soft[y == 1].sum() / (soft.sum() + (y == 1).sum())
-        auc = np.mean([1 / (1 + np.exp(-(a - b) / SHARPNESS)) for a in p[y == 1] for b in p[y == 0]])
+        soft = 1 / (1 + np.exp(-(p - 0.5) / SHARPNESS))
+        acc, f1 = (
+            np.where(y == 1, soft, 1 - soft).mean(),
+            2 * soft[y == 1].sum() / (soft.sum() + (y == 1).sum()),
+        )
+        auc = np.mean(
+            [1 / (1 + np.exp(-(a - b) / SHARPNESS)) for a in p[y == 1] for b in p[y == 0]]
+        )
         dp = abs(soft[s == 0].mean() - soft[s == 1].mean())
         eo = abs(soft[(s == 0) & (y == 1)].mean() - soft[(s == 1) & (y == 1)].mean())
         assert without[m].item() == pytest.approx((acc + f1 + auc) / 3 - (dp + eo) / 2, abs=1e-9)
-        assert found[m].item() == pytest.approx(without[m].item() - att_jsd(attributions[m], lesson.sens).item() / 3, abs=1e-9)
+        assert found[m].item() == pytest.approx(
+            without[m].item() - att_jsd(attributions[m], lesson.sens).item() / 3, abs=1e-9
+        )
 
 
 def test_soft_auc_thinned_out_stays_near_auc():
     rng = torch.Generator().manual_seed(0)
     y = torch.randint(2, (4000,), generator=rng)
-    p = (.5 + .3 * (y - .5) + .2 * torch.randn(4000, generator=rng).double()).clamp(0, 1)[None]
-    whole, thin = soft_utility(p, y, max_pairs=10 ** 9), soft_utility(p, y, max_pairs=2 ** 14)
-    assert thin.item() == pytest.approx(whole.item(), abs=.02) and thin.item() != whole.item()
+    p = (0.5 + 0.3 * (y - 0.5) + 0.2 * torch.randn(4000, generator=rng).double()).clamp(0, 1)[None]
+    whole, thin = soft_utility(p, y, max_pairs=10**9), soft_utility(p, y, max_pairs=2**14)
+    assert thin.item() == pytest.approx(whole.item(), abs=0.02) and thin.item() != whole.item()
     sharp = torch.sigmoid((p[:, y == 1, None] - p[:, None, y == 0]) / 1e-6).mean()
     assert sharp.item() == pytest.approx(roc_auc_score(y, p[0]), abs=1e-6)
 
@@ -272,13 +387,21 @@ def test_a_batch_without_one_group_teaches_without_gaps(data, mixture, nodes):
     "No group, no gap: the objective stays finite, as the experts' losses do."
     some = nodes[data.sens[nodes] == 0]
     lesson = make_lesson(mixture.experts, data, some)
-    value = soft_objective(mixture.probabilities(data.x, None, some), mixture.attributions(data.x, None, some), lesson,
-                           GroupWeights.of(lesson.sens, lesson.y))
-    torch.testing.assert_close(value, soft_utility(mixture.probabilities(data.x, None, some), lesson.y))
+    value = soft_objective(
+        mixture.probabilities(data.x, None, some),
+        mixture.attributions(data.x, None, some),
+        lesson.y,
+        GroupWeights.of(lesson.sens, lesson.y),
+    )
+    torch.testing.assert_close(
+        value, soft_utility(mixture.probabilities(data.x, None, some), lesson.y)
+    )
 
 
 def test_entropy_and_balance_are_scipys():
-    g = torch.rand(4, 50, 3, generator=torch.Generator().manual_seed(0), dtype=torch.double).softmax(-1)
+    g = torch.rand(
+        4, 50, 3, generator=torch.Generator().manual_seed(0), dtype=torch.double
+    ).softmax(-1)
     h, kl = gate_terms(g)
     for m in range(4):
         assert h[m].item() == pytest.approx(entropy(g[m].numpy(), axis=1).mean(), abs=1e-9)
@@ -291,13 +414,15 @@ def test_entropy_and_balance_are_scipys():
 def test_the_coefficients_do_what_they_say(trained, data):
     "A large entropy bonus keeps the gate undecided, a large balance keeps its mean usage even."
     lesson = make_lesson(trained, data, data.train_mask.nonzero()[:, 0])
-    configs = [GateConfig(.03, *c) for c in ((0., 0.), (10., 0.), (0., 10.))]
+    configs = [GateConfig(0.03, *c) for c in ((0.0, 0.0), (10.0, 0.0), (0.0, 10.0))]
     settings, nodes = GateSettings(epochs=100, val_every=100), data.train_mask.nonzero()[:, 0]
-    terms = [[t.item() for t in gate_terms(m.population.weights(data.x, None, nodes))]
-             for m in train_gates(trained, lesson, configs, Evaluator(data), settings=settings)]
+    terms = [
+        [t.item() for t in gate_terms(m.population.weights(data.x, None, nodes))]
+        for m in train_gates(trained, lesson, configs, Evaluator(data), settings=settings)
+    ]
     (h, kl), (h_open, _), (_, kl_even) = terms
-    assert h < h_open and h_open == pytest.approx(np.log(3), abs=.01)
-    assert kl_even < kl and kl_even < .01 and kl > .02
+    assert h < h_open and h_open == pytest.approx(np.log(3), abs=0.01)
+    assert kl_even < kl and kl_even < 0.01 and kl > 0.02
 
 
 # --- training side by side ----------------------------------------------------------------------------------------------------------
@@ -308,17 +433,22 @@ def lesson(trained, data):
     return make_lesson(trained, data, data.train_mask.nonzero()[:, 0])
 
 
-CONFIGS = [GateConfig(10 ** -(2 + k / 10), 10 ** -(2 + k / 5), 10 ** -(4 - k / 5), seed=k) for k in range(10)]
+CONFIGS = [
+    GateConfig(10 ** -(2 + k / 10), 10 ** -(2 + k / 5), 10 ** -(4 - k / 5), seed=k)
+    for k in range(10)
+]
 
 
 def test_a_gate_does_not_depend_on_its_batch(trained, data, lesson):
     evaluator = Evaluator(data)
     together = train_gates(trained, lesson, CONFIGS, evaluator, settings=QUICK)
     for k in (0, 9):
-        alone, = train_gates(trained, lesson, CONFIGS[k:k + 1], evaluator, settings=QUICK)
+        (alone,) = train_gates(trained, lesson, CONFIGS[k : k + 1], evaluator, settings=QUICK)
         assert (alone.epoch, alone.epochs_run) == (together[k].epoch, together[k].epochs_run)
         for name in alone.population.gates:
-            torch.testing.assert_close(alone.population.gates[name], together[k].population.gates[name], rtol=0, atol=1e-5)
+            torch.testing.assert_close(
+                alone.population.gates[name], together[k].population.gates[name], rtol=0, atol=1e-5
+            )
         assert alone.score == pytest.approx(together[k].score, abs=1e-5)
     assert len({m.score for m in together}) > 5
 
@@ -326,28 +456,66 @@ def test_a_gate_does_not_depend_on_its_batch(trained, data, lesson):
 def test_what_is_selected_is_the_measured_best_validation(trained, data, lesson):
     "The checkpoint's score is the mixture's own, measured anew; no earlier or later validation was better."
     evaluator = Evaluator(data)
-    model, = train_gates(trained, lesson, [GateConfig(3e-2)], evaluator, settings=GateSettings(epochs=40, val_every=10, patience=100))
-    assert evaluator.scores(model.population)['final_score'].item() == pytest.approx(model.score, abs=1e-12)
-    scores = [train_gates(trained, lesson, [GateConfig(3e-2)], evaluator, settings=GateSettings(epochs=e, val_every=e))[0].score
-              for e in range(10, 50, 10)]
-    assert model.score == pytest.approx(max(scores), abs=1e-9) and model.epoch == 10 * (1 + int(np.argmax(scores)))
+    (model,) = train_gates(
+        trained,
+        lesson,
+        [GateConfig(3e-2)],
+        evaluator,
+        settings=GateSettings(epochs=40, val_every=10, patience=100),
+    )
+    assert evaluator.scores(model.population)['final_score'].item() == pytest.approx(
+        model.score, abs=1e-12
+    )
+    scores = [
+        train_gates(
+            trained,
+            lesson,
+            [GateConfig(3e-2)],
+            evaluator,
+            settings=GateSettings(epochs=e, val_every=e),
+        )[0].score
+        for e in range(10, 50, 10)
+    ]
+    assert model.score == pytest.approx(max(scores), abs=1e-9) and model.epoch == 10 * (
+        1 + int(np.argmax(scores))
+    )
     assert len(set(scores)) == 4
 
 
 def test_training_improves_the_objective_of_the_nodes_that_teach(trained, data, lesson):
     weights = GroupWeights.of(lesson.sens, lesson.y)
+
     def value(m):
         g = gate_weights(m.gates, lesson.x @ m.gates['gate.features'].mT, lesson.p1)
-        return soft_objective((g * lesson.p1).sum(-1), mixture_attributions(m.gates, lesson.x, lesson.path), lesson, weights).item()
-    model, = train_gates(trained, lesson, [GateConfig(1e-2, 0., 0.)], Evaluator(data), settings=GateSettings(epochs=100, val_every=100))
-    assert value(model.population) > value(uniform_mixture(trained, 8)) + .02
+        return soft_objective(
+            (g * lesson.p1).sum(-1),
+            mixture_attributions(m.gates, lesson.x, lesson.path),
+            lesson.y,
+            weights,
+        ).item()
+
+    (model,) = train_gates(
+        trained,
+        lesson,
+        [GateConfig(1e-2, 0.0, 0.0)],
+        Evaluator(data),
+        settings=GateSettings(epochs=100, val_every=100),
+    )
+    assert value(model.population) > value(uniform_mixture(trained, 8)) + 0.02
 
 
 def test_screening_changes_neither_winner_nor_history(trained, data, lesson, monkeypatch):
     "final_score ≤ utility − fair_result: where that is not better than what is kept, no explanation is made; the result is the same."
     evaluator, explained = Evaluator(data), []
     original = evaluator.scores
-    monkeypatch.setattr(evaluator, 'scores', lambda pop, procedure=True: (procedure and explained.append(len(pop)), original(pop, procedure))[1])
+    monkeypatch.setattr(
+        evaluator,
+        'scores',
+        lambda pop, procedure=True: (
+            procedure and explained.append(len(pop)),
+            original(pop, procedure),
+        )[1],
+    )
     settings = GateSettings(epochs=60, val_every=6, patience=3)
     screened = train_gates(trained, lesson, CONFIGS, evaluator, settings=settings)
     few = sum(explained)
@@ -359,76 +527,135 @@ def test_screening_changes_neither_winner_nor_history(trained, data, lesson, mon
     for a, b in zip(screened, plain):
         assert (a.epoch, a.epochs_run, a.history) == (b.epoch, b.epochs_run, b.history)
         assert a.score == pytest.approx(b.score, abs=1e-12)
-        for k in a.population.gates: torch.testing.assert_close(a.population.gates[k], b.population.gates[k], rtol=0, atol=1e-12)
+        for k in a.population.gates:
+            torch.testing.assert_close(
+                a.population.gates[k], b.population.gates[k], rtol=0, atol=1e-12
+            )
 
 
 def test_a_constant_mixture_cannot_be_selected(data):
     "Experts that say the same of everybody make a mixture that is perfectly fair and below the floor."
     blind = init_population([0, 1, 2], 8)
-    blind = replace(blind, params={k: v * (0 if k == 'hidden.weight' else 1) for k, v in blind.params.items()})
+    blind = replace(
+        blind, params={k: v * (0 if k == 'hidden.weight' else 1) for k, v in blind.params.items()}
+    )
     lesson = make_lesson(blind, data, data.train_mask.nonzero()[:, 0])
-    floor = Floor(.7, .75)
-    model, = train_gates(blind, lesson, [GateConfig()], Evaluator(data), floor, QUICK)
-    assert model.metrics['fair_result'] == 0 and model.metrics['fair_procedure'] == pytest.approx(0, abs=1e-12)
-    assert model.metrics['final_score'] > .4
+    floor = Floor(0.7, 0.75)
+    (model,) = train_gates(blind, lesson, [GateConfig()], Evaluator(data), floor, QUICK)
+    assert model.metrics['fair_result'] == 0 and model.metrics['fair_procedure'] == pytest.approx(
+        0, abs=1e-12
+    )
+    assert model.metrics['final_score'] > 0.4
     assert not model.feasible and model.constraints[1] > 0 and model.constraints[2] > 0
     assert not any(h['feasible'] for h in model.history)
 
 
 def test_floor_excludes_the_degenerate_checkpoint_of_a_good_gate(trained, data, lesson):
     "With a floor between the checkpoints' utilities the selected one is above it."
-    free, = train_gates(trained, lesson, [GateConfig(3e-2)], Evaluator(data), settings=GateSettings(epochs=100, val_every=10, patience=100))
+    (free,) = train_gates(
+        trained,
+        lesson,
+        [GateConfig(3e-2)],
+        Evaluator(data),
+        settings=GateSettings(epochs=100, val_every=10, patience=100),
+    )
     utilities = sorted(h['utility'] for h in free.history)
     assert utilities[0] < utilities[-1]
-    floor = Floor((utilities[0] + utilities[-1]) / 2, .5, 1., 1.)
-    model, = train_gates(trained, lesson, [GateConfig(3e-2)], Evaluator(data), floor, GateSettings(epochs=100, val_every=10, patience=100))
-    assert model.feasible and model.metrics['utility'] >= floor.utility and not all(h['feasible'] for h in model.history)
+    floor = Floor((utilities[0] + utilities[-1]) / 2, 0.5, 1.0, 1.0)
+    (model,) = train_gates(
+        trained,
+        lesson,
+        [GateConfig(3e-2)],
+        Evaluator(data),
+        floor,
+        GateSettings(epochs=100, val_every=10, patience=100),
+    )
+    assert (
+        model.feasible
+        and model.metrics['utility'] >= floor.utility
+        and not all(h['feasible'] for h in model.history)
+    )
 
 
-def test_minibatches_are_whole_and_lack_no_class(data, trained, lesson):
-    n, rng = len(lesson.y), torch.Generator().manual_seed(0)
-    whole, = batches(lesson, n, rng)
-    assert torch.equal(whole[0].x, lesson.x)
-    parts = [part for part, _ in batches(lesson, 40, rng)]
-    assert [len(p.y) for p in parts] == [40] * (n // 40)
-    rows = torch.cat([p.x for p in parts])
-    assert len({tuple(r) for r in rows.tolist()}) == len(rows)
-    for p in parts:
-        where = torch.tensor([int((lesson.x == r).all(1).nonzero()[0]) for r in p.x])
-        for name in ('y', 'sens', 'margins'): assert torch.equal(getattr(p, name), getattr(lesson, name)[where])
-        assert torch.equal(p.path.slopes, lesson.path.slopes[:, where]) and torch.equal(p.path.margins, lesson.path.margins[:, where])
-    assert all(0 < part.y.sum() < len(part.y) for part, _ in batches(lesson, 3, rng))
-    small, = train_gates(trained, lesson, [GateConfig(1e-2)], Evaluator(data), settings=replace(QUICK, batch_size=40))
-    assert small.error is None
+def test_a_part_of_a_lesson_is_what_its_nodes_say(lesson):
+    nodes = torch.tensor([5, 0, 40])
+    part = lesson.part(nodes)
+    for name in ('x', 'y', 'sens', 'margins'):
+        assert torch.equal(getattr(part, name), getattr(lesson, name)[nodes])
+    assert torch.equal(part.path.slopes, lesson.path.slopes[:, nodes]) and torch.equal(
+        part.path.margins, lesson.path.margins[:, nodes]
+    )
+    torch.testing.assert_close(
+        part.group_weights.group, GroupWeights.of(lesson.sens[nodes], lesson.y[nodes]).group
+    )
+
+
+@pytest.mark.parametrize('size', [3, 40])
+def test_steps_are_whole_and_lack_no_class(trained, lesson, size, monkeypatch):
+    trainer, seen = (
+        GateTrainer(trained, lesson, [GateConfig(1e-2)], replace(QUICK, batch_size=size), 0),
+        [],
+    )
+    original = trainer.loss
+    monkeypatch.setattr(
+        trainer, 'loss', lambda params, part: (seen.append(part), original(params, part))[1]
+    )
+    trainer.epoch(False)
+    assert all(len(part.y) == size and 0 < part.y.sum() < size for part in seen)
+    rows = torch.cat([part.x for part in seen]).tolist()
+    assert len({tuple(row) for row in rows}) == len(rows)
+    if size == 40:
+        assert len(seen) == len(lesson.y) // 40
 
 
 def test_errors(trained, data, lesson):
-    with pytest.raises(MoEExpertError, match='no configuration'): train_gates(trained, lesson, [], Evaluator(data))
-    with pytest.raises(MoEExpertError, match='temperature'): GateSettings(temperature=0.)
+    with pytest.raises(MoEExpertError, match='no configuration'):
+        train_gates(trained, lesson, [], Evaluator(data))
+    with pytest.raises(MoEExpertError, match='temperature'):
+        GateSettings(temperature=0.0)
     for name in ('epochs', 'val_every', 'patience', 'hidden', 'n_steps', 'batch_size'):
-        with pytest.raises(MoEExpertError, match=name): GateSettings(**{name: 0})
-    model, other = train_gates(trained, lesson, [GateConfig(1e35), GateConfig(1e-3)], Evaluator(data), settings=QUICK)
-    assert 'NaN' in model.error and model.population is None and other.error is None  # a gate that diverges takes nobody along
+        with pytest.raises(MoEExpertError, match=name):
+            GateSettings(**{name: 0})
+    (small,) = train_gates(
+        trained, lesson, [GateConfig(1e-2)], Evaluator(data), settings=replace(QUICK, batch_size=40)
+    )
+    assert small.error is None
+    model, other = train_gates(
+        trained, lesson, [GateConfig(1e35), GateConfig(1e-3)], Evaluator(data), settings=QUICK
+    )
+    assert (
+        'NaN' in model.error and model.population is None and other.error is None
+    )  # a gate that diverges takes nobody along
     empty = data.clone()
     empty.val_mask = data.val_mask & (data.sens == 0)
-    with pytest.raises(UndefinedScoreError): train_gates(trained, lesson, [GateConfig()], Evaluator(empty), settings=QUICK)
+    with pytest.raises(UndefinedScoreError):
+        train_gates(trained, lesson, [GateConfig()], Evaluator(empty), settings=QUICK)
 
 
 def test_gat_paths_are_finite_differences(data, nodes):
-    experts, x, some = some_experts(8, 'gat', 1.), data.x.double(), nodes[:10]
+    experts, x, some = some_experts(8, 'gat', 1.0), data.x.double(), nodes[:10]
     path = expert_path(experts, data.x, data.edge_index, some, 3)
     assert path.slopes.shape == (3, 10, 3, 8)
     for s, a in enumerate(path.points):
-        torch.testing.assert_close(path.margins[s], experts.margins(a * x, data.edge_index, some).T, rtol=0, atol=1e-12)
+        torch.testing.assert_close(
+            path.margins[s], experts.margins(a * x, data.edge_index, some).T, rtol=0, atol=1e-12
+        )
         for j in range(8):
             step = torch.zeros_like(x)
             step[:, j] = 1e-6 * x[:, j]
-            numeric = (experts.margins(a * x + step, data.edge_index, some) - experts.margins(a * x - step, data.edge_index, some)).T / 2e-6
+            numeric = (
+                experts.margins(a * x + step, data.edge_index, some)
+                - experts.margins(a * x - step, data.edge_index, some)
+            ).T / 2e-6
             torch.testing.assert_close(path.slopes[s, :, :, j], numeric, rtol=0, atol=1e-7)
 
 
 def test_a_lesson_holds_what_the_nodes_are(data, trained):
     nodes = data.train_mask.nonzero()[:, 0].flip(0)
     lesson = make_lesson(trained, data, nodes)
-    assert isinstance(lesson, Lesson) and torch.equal(lesson.y, data.y[nodes]) and torch.equal(lesson.sens, data.sens[nodes])
+    assert (
+        isinstance(lesson, Lesson)
+        and torch.equal(lesson.y, data.y[nodes])
+        and torch.equal(lesson.sens, data.sens[nodes])
+    )
     torch.testing.assert_close(lesson.p1.T, trained.probabilities(data.x, None, nodes))

@@ -145,7 +145,8 @@ def requeue(
     before = {t.number for t in _running(study)}
     optuna.storages.fail_stale_trials(study)
     for trial in _running(study):
-        # its worker may have been killed before the first heartbeat, which Optuna would never notice
+        # its worker may have been killed before the first heartbeat, which Optuna would never
+        # notice
         half_drawn = trial.params.keys() != space.keys()
         since = now - first_seen.setdefault(trial.number, now) if half_drawn else 0
         if _process_is_gone(trial.user_attrs.get('worker', '')) or since > storage_room.GRACE:
