@@ -1,4 +1,5 @@
 "What the benchmark's sections share."
+
 from __future__ import annotations
 
 import os

@@ -11,6 +11,7 @@ REINFORCE: every node draws an expert from its gate's weights. `reinforce` gives
 drawn minus that of expert1; `reinforce_node` gives each node the first-order effect of its own choice. Both subtract a moving average of past
 rewards. Other variants use the direct gradient through the soft mixture; `crossfit` and `val_half` are other nodes that teach.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -30,17 +31,22 @@ from scipy import stats
 from torch import Tensor
 
 from moe_expert.datasets import load_dataset
-from moe_expert.scores.evaluation import Evaluator
-from moe_expert.experts.specs import EXPERTS
 from moe_expert.experts.losses import GroupWeights, soft_gaps
-from moe_expert.scores.procedure import att_jsd
-from moe_expert.experts.specs import GATE
-from moe_expert.mixture.gate_training import GateConfig, GateSettings, Lesson, _GateTrainer, gate_terms
-from moe_expert.mixture.gate import gate_weights, mixture_attributions, uniform_mixture
-from moe_expert.tuning.settings import GATE_DEFAULTS, GATE_SPACE
-from moe_expert.trainer import MoESettings, MoETrainer
+from moe_expert.experts.specs import EXPERTS, GATE
 from moe_expert.experts.training import run_training
+from moe_expert.mixture.gate import gate_weights, mixture_attributions, uniform_mixture
+from moe_expert.mixture.gate_training import (
+    GateConfig,
+    GateSettings,
+    Lesson,
+    _GateTrainer,
+    gate_terms,
+)
+from moe_expert.scores.evaluation import Evaluator
+from moe_expert.scores.procedure import att_jsd
+from moe_expert.trainer import MoESettings, MoETrainer
 from moe_expert.tune_experts import ExpertTuner
+from moe_expert.tuning.settings import GATE_DEFAULTS, GATE_SPACE
 
 HERE = Path(__file__).resolve().parent
 WORK, RESULTS = HERE / 'work' / 'gate', HERE / 'gate_results.json'
@@ -52,28 +58,47 @@ PARTS = ('direct', 'best_start', 'reinforce', 'val_half', 'crossfit', 'single')
 @dataclass(frozen=True)
 class Setting:
     "One gate's own way of being taught; the defaults are the package's."
+
     sharpness: float = 0.1  # width of the soft step
     temperature: float = 1.0  # of the softmax over the experts
     attention: float = 1 / 3  # weight of ATT_JSD
     weight_decay: float = 0.0
-    start: float = 0.0  # head start, in logits, of the expert with the best validation `final_score`
+    start: float = (
+        0.0  # head start, in logits, of the expert with the best validation `final_score`
+    )
 
 
 @dataclass(frozen=True)
 class Trial:
     "A gate to be trained: its variant, its configuration, its setting."
+
     variant: str
     config: GateConfig
     setting: Setting = field(default_factory=Setting)
 
 
 # single settings, each tried with the default configuration and compared with the direct gate of the same configuration
-SETTINGS = {'sharpness 0.03': Setting(sharpness=0.03), 'sharpness 0.3': Setting(sharpness=0.3), 'temperature 0.5': Setting(temperature=0.5),
-            'temperature 2': Setting(temperature=2.0), 'without att_jsd': Setting(attention=0.0), 'att_jsd × 3': Setting(attention=1.0),
-            'weight decay 0.01': Setting(weight_decay=0.01), 'start at the best expert': Setting(start=2.0), 'learning rate 0.01': Setting()}
+SETTINGS = {
+    'sharpness 0.03': Setting(sharpness=0.03),
+    'sharpness 0.3': Setting(sharpness=0.3),
+    'temperature 0.5': Setting(temperature=0.5),
+    'temperature 2': Setting(temperature=2.0),
+    'without att_jsd': Setting(attention=0.0),
+    'att_jsd × 3': Setting(attention=1.0),
+    'weight decay 0.01': Setting(weight_decay=0.01),
+    'start at the best expert': Setting(start=2.0),
+    'learning rate 0.01': Setting(),
+}
 
 
-def objective(p1: Tensor, attributions: Tensor, lesson: Lesson, weights: GroupWeights, sharpness: Tensor, attention: Tensor) -> Tensor:
+def objective(
+    p1: Tensor,
+    attributions: Tensor,
+    lesson: Lesson,
+    weights: GroupWeights,
+    sharpness: Tensor,
+    attention: Tensor,
+) -> Tensor:
     "[M] as `moe_expert.gate.soft_objective`, with a width and a weight for each gate."
     soft, y = torch.sigmoid((p1 - 0.5) / sharpness[:, None]), lesson.y
     positive, negative = y == 1, y == 0
@@ -81,15 +106,24 @@ def objective(p1: Tensor, attributions: Tensor, lesson: Lesson, weights: GroupWe
     f1 = 2 * soft[:, positive].sum(-1) / (soft.sum(-1) + positive.sum())
     pairs = p1[:, positive, None] - p1[:, None, negative]
     utility = (accuracy + f1 + torch.sigmoid(pairs / sharpness[:, None, None]).mean((-1, -2))) / 3
-    return utility - soft_gaps(soft, weights) - attention * att_jsd(attributions, lesson.sens, undefined='nan')
+    return (
+        utility
+        - soft_gaps(soft, weights)
+        - attention * att_jsd(attributions, lesson.sens, undefined='nan')
+    )
 
 
 class Direct(_GateTrainer):
     "The direct gradient through the soft mixture, with settings for each gate."
 
-    def __init__(self, experts, lesson, trials: list[Trial], settings: GateSettings, seed: int, best: int):
+    def __init__(
+        self, experts, lesson, trials: list[Trial], settings: GateSettings, seed: int, best: int
+    ):
         super().__init__(experts, lesson, [t.config for t in trials], settings, seed)
-        def column(name): return torch.tensor([getattr(t.setting, name) for t in trials], dtype=torch.double)
+
+        def column(name):
+            return torch.tensor([getattr(t.setting, name) for t in trials], dtype=torch.double)
+
         self.temperatures = column('temperature')[:, None, None]
         self.coefficients |= {k: column(k) for k in ('sharpness', 'attention')}
         self.adam.weight_decay = column('weight_decay')[:, None]
@@ -98,18 +132,29 @@ class Direct(_GateTrainer):
 
     def scaled(self, params, t: Tensor) -> dict[str, Tensor]:
         "A temperature is as good as smaller weights of the last layer."
-        return params | {'gate.out': params['gate.out'] / t, 'gate.out_bias': params['gate.out_bias'] / t[:, 0]}
+        return params | {
+            'gate.out': params['gate.out'] / t,
+            'gate.out_bias': params['gate.out_bias'] / t[:, 0],
+        }
 
     def population(self, flat=None):
         mixture = super().population(flat)
-        return replace(mixture, gates=self.scaled(mixture.gates, self.temperatures if flat is not None else self.temperatures[self.running]))
+        return replace(
+            mixture,
+            gates=self.scaled(
+                mixture.gates,
+                self.temperatures if flat is not None else self.temperatures[self.running],
+            ),
+        )
 
     def loss(self, params, lesson, weights):
         c, params = self.coefficients, self.scaled(params, self.temperatures[self.running])
         g = gate_weights(params, lesson.x @ params['gate.features'].mT, lesson.p1)
         attributions = mixture_attributions(params, lesson.x, lesson.path)
         entropy, balance = gate_terms(g)
-        value = objective((g * lesson.p1).sum(-1), attributions, lesson, weights, c['sharpness'], c['attention'])
+        value = objective(
+            (g * lesson.p1).sum(-1), attributions, lesson, weights, c['sharpness'], c['attention']
+        )
         return c['lb_coeff'] * balance - c['entropy_coeff'] * entropy - value
 
 
@@ -124,9 +169,13 @@ class Reinforce(Direct):
 
     def loss(self, params, lesson, weights):
         c = self.coefficients
-        g = gate_weights(params, lesson.x @ params['gate.features'].mT, lesson.p1, self.settings.temperature)
+        g = gate_weights(
+            params, lesson.x @ params['gate.features'].mT, lesson.p1, self.settings.temperature
+        )
         m, n, k = g.shape
-        drawn = torch.multinomial(g.detach().reshape(m * n, k), 1, generator=self.draws).reshape(m, n)
+        drawn = torch.multinomial(g.detach().reshape(m * n, k), 1, generator=self.draws).reshape(
+            m, n
+        )
         reward = rewards(drawn, lesson, weights, c)
         seen = reward.mean(-1)
         if not self.met:
@@ -141,7 +190,9 @@ class Reinforce(Direct):
 def expert_attributions(lesson: Lesson) -> Tensor:
     "[n, K, d] Integrated Gradients of each expert's own probability."
     p = torch.sigmoid(lesson.path.margins)
-    return ((p * (1 - p) * lesson.path.weights[:, None, None])[..., None] * lesson.path.slopes).sum(0)
+    return ((p * (1 - p) * lesson.path.weights[:, None, None])[..., None] * lesson.path.slopes).sum(
+        0
+    )
 
 
 def rewards(drawn: Tensor, lesson: Lesson, weights: GroupWeights, c: dict[str, Tensor]) -> Tensor:
@@ -153,16 +204,34 @@ def rewards(drawn: Tensor, lesson: Lesson, weights: GroupWeights, c: dict[str, T
     value = objective(p, a, lesson, weights, c['sharpness'], c['attention'])
     to_p, to_a = torch.autograd.grad(value.sum(), (p, a))
     with torch.no_grad():
-        first = objective(p1[None, :, 0].expand(m, n), parts[None, :, 0].expand(m, n, -1), lesson, weights, c['sharpness'], c['attention'])
+        first = objective(
+            p1[None, :, 0].expand(m, n),
+            parts[None, :, 0].expand(m, n, -1),
+            lesson,
+            weights,
+            c['sharpness'],
+            c['attention'],
+        )
         node = to_p * (p - p1[:, 0]) + (to_a * (a - parts[:, 0])).sum(-1)
-        return torch.where(c['by_node'][:, None], node, (value.detach() - first)[:, None].expand(m, n))
+        return torch.where(
+            c['by_node'][:, None], node, (value.detach() - first)[:, None].expand(m, n)
+        )
 
 
 def draw_configs(k: int, n_trials: int) -> list[GateConfig]:
     "The default configuration and random draws, the same for all variants."
     rng = np.random.default_rng(k)
-    def draw(d): return float(np.exp(rng.uniform(np.log(d.low), np.log(d.high))))
-    return [GateConfig(**p, seed=100 + k) for p in [GATE_DEFAULTS, *({n: draw(d) for n, d in GATE_SPACE.items()} for _ in range(n_trials - 1))]]
+
+    def draw(d):
+        return float(np.exp(rng.uniform(np.log(d.low), np.log(d.high))))
+
+    return [
+        GateConfig(**p, seed=100 + k)
+        for p in [
+            GATE_DEFAULTS,
+            *({n: draw(d) for n, d in GATE_SPACE.items()} for _ in range(n_trials - 1)),
+        ]
+    ]
 
 
 def trials_of(part: str, k: int, n_trials: int) -> list[Trial]:
@@ -170,15 +239,27 @@ def trials_of(part: str, k: int, n_trials: int) -> list[Trial]:
     if part == 'reinforce':
         return [Trial(v, c) for v in ('reinforce', 'reinforce_node') for c in configs]
     if part == 'single':
-        return [Trial(name, replace(configs[0], gate_lr=1e-2) if name.startswith('learning') else configs[0], s) for name, s in SETTINGS.items()]
+        return [
+            Trial(
+                name,
+                replace(configs[0], gate_lr=1e-2) if name.startswith('learning') else configs[0],
+                s,
+            )
+            for name, s in SETTINGS.items()
+        ]
     return [Trial(part, c) for c in configs]
 
 
 @cache
 def prepare(name: str, k: int, n_expert_trials: int = 10):
     "Data of the development split and a folder with its tuned experts."
-    data, folder = load_dataset(name, data_dir=find_data(), split_seed=1000 + k), WORK / 'experts' / f'{name}-{k}'
-    ExpertTuner(data, 100 + k, folder, split_seed=1000 + k, device='cpu').tune_all_experts(n_expert_trials)
+    data, folder = (
+        load_dataset(name, data_dir=find_data(), split_seed=1000 + k),
+        WORK / 'experts' / f'{name}-{k}',
+    )
+    ExpertTuner(data, 100 + k, folder, split_seed=1000 + k, device='cpu').tune_all_experts(
+        n_expert_trials
+    )
     return data, folder
 
 
@@ -192,10 +273,16 @@ def references(name: str, k: int) -> dict:
     data, folder = prepare(name, k)
     trainer = MoETrainer(data, True, folder, 100 + k, device='cpu')
     both, out = [Evaluator(trainer.data, split) for split in ('val', 'test')], {}
-    for label, population in (*((e, trainer.experts.select([i])) for i, e in enumerate(EXPERTS)),
-                              ('uniform', uniform_mixture(trainer.experts, data.x.shape[1]))):
+    for label, population in (
+        *((e, trainer.experts.select([i])) for i, e in enumerate(EXPERTS)),
+        ('uniform', uniform_mixture(trainer.experts, data.x.shape[1])),
+    ):
         val, test = (_scores(e, population)[0] for e in both)
-        out[label] = {'val': val, 'test': test, 'feasible': bool((trainer.floor.constraints(both[0].scores(population)) <= 0).all())}
+        out[label] = {
+            'val': val,
+            'test': test,
+            'feasible': bool((trainer.floor.constraints(both[0].scores(population)) <= 0).all()),
+        }
     return out
 
 
@@ -204,23 +291,51 @@ def train_part(name: str, k: int, part: str, n_trials: int, settings: GateSettin
     data, folder = prepare(name, k)
     start = time.process_time()
     teachers = part if part in ('val_half', 'crossfit') else 'train'
-    trainer = MoETrainer(data, True, folder, 100 + k, device='cpu', settings=MoESettings(settings, teachers=teachers))
+    trainer = MoETrainer(
+        data, True, folder, 100 + k, device='cpu', settings=MoESettings(settings, teachers=teachers)
+    )
     trials, select = trials_of(part, k, n_trials), trainer.evaluator('select')
     best = int(select.scores(trainer.experts)['final_score'].argmax()) if part == 'single' else 0
-    gates = (Reinforce if part == 'reinforce' else Direct)(trainer.experts, trainer.lesson(), trials, settings, 100 + k, best)
+    gates = (Reinforce if part == 'reinforce' else Direct)(
+        trainer.experts, trainer.lesson(), trials, settings, 100 + k, best
+    )
     if part == 'best_start':
         with torch.no_grad():
             gates.adam.params['gate.out_bias'][:] = trainer.start()[0]
-    models = run_training(gates, trials, GATE, select, trainer.floor, settings, offer_start=part == 'best_start')
+    models = run_training(
+        gates, trials, GATE, select, trainer.floor, settings, offer_start=part == 'best_start'
+    )
     gone = [m.error for m in models if m.error]
     if gone:
         raise SystemExit(f'{name} {k} {part}: {gone}')
-    population = replace(models[0].population, gates={p: torch.cat([m.population.gates[p] for m in models]) for p in models[0].population.gates})
-    tested, usage = _scores(Evaluator(trainer.data, 'test'), population), population.weights(data.x, data.edge_index, select.nodes).mean(1)
+    population = replace(
+        models[0].population,
+        gates={
+            p: torch.cat([m.population.gates[p] for m in models])
+            for p in models[0].population.gates
+        },
+    )
+    tested, usage = (
+        _scores(Evaluator(trainer.data, 'test'), population),
+        population.weights(data.x, data.edge_index, select.nodes).mean(1),
+    )
     seconds = round(time.process_time() - start, 1)
-    return [{'variant': t.variant, 'gate_lr': t.config.gate_lr, 'entropy_coeff': t.config.entropy_coeff, 'lb_coeff': t.config.lb_coeff,
-             'val': {s: round(m.metrics[s], 5) for s in SCORES}, 'test': test, 'feasible': m.feasible, 'epoch': m.epoch, 'epochs_run': m.epochs_run,
-             'usage': [round(v, 3) for v in u.tolist()], 'part_cpu_s': seconds} for t, m, test, u in zip(trials, models, tested, usage)]
+    return [
+        {
+            'variant': t.variant,
+            'gate_lr': t.config.gate_lr,
+            'entropy_coeff': t.config.entropy_coeff,
+            'lb_coeff': t.config.lb_coeff,
+            'val': {s: round(m.metrics[s], 5) for s in SCORES},
+            'test': test,
+            'feasible': m.feasible,
+            'epoch': m.epoch,
+            'epochs_run': m.epochs_run,
+            'usage': [round(v, 3) for v in u.tolist()],
+            'part_cpu_s': seconds,
+        }
+        for t, m, test, u in zip(trials, models, tested, usage)
+    ]
 
 
 def cell(name: str, k: int, part: str, n_trials: int, settings: GateSettings):
@@ -228,11 +343,22 @@ def cell(name: str, k: int, part: str, n_trials: int, settings: GateSettings):
     path = WORK / 'cells' / f'{name}-{k}-{part}.json'
     if path.exists():
         return json.loads(path.read_text())
-    record = references(name, k) if part == 'references' else train_part(name, k, part, n_trials, settings)
+    record = (
+        references(name, k)
+        if part == 'references'
+        else train_part(name, k, part, n_trials, settings)
+    )
     path.parent.mkdir(parents=True, exist_ok=True)
     path.with_suffix('.new').write_text(json.dumps(record))
     path.with_suffix('.new').replace(path)
-    print(name, k, part, time.strftime('%H:%M:%S'), record[0]['part_cpu_s'] if part != 'references' else '', flush=True)
+    print(
+        name,
+        k,
+        part,
+        time.strftime('%H:%M:%S'),
+        record[0]['part_cpu_s'] if part != 'references' else '',
+        flush=True,
+    )
     return record
 
 
@@ -244,8 +370,13 @@ def chosen(records: list[dict]) -> dict:
 def difference(values: list[float]) -> dict:
     "Mean of paired differences with its 95 % t-interval."
     n, mean = len(values), float(np.mean(values))
-    half = float(stats.t.ppf(0.975, n - 1) * np.std(values, ddof=1) / np.sqrt(n)) if n > 1 else 0.
-    return {'n': n, 'mean': round(mean, 4), 'low': round(mean - half, 4), 'high': round(mean + half, 4)}
+    half = float(stats.t.ppf(0.975, n - 1) * np.std(values, ddof=1) / np.sqrt(n)) if n > 1 else 0.0
+    return {
+        'n': n,
+        'mean': round(mean, 4),
+        'low': round(mean - half, 4),
+        'high': round(mean + half, 4),
+    }
 
 
 def of_cell(name: str, k: int) -> dict | None:
@@ -254,13 +385,25 @@ def of_cell(name: str, k: int) -> dict | None:
     records = {p: json.loads(f.read_text()) for p, f in paths.items() if f.exists()}
     if not {'references', 'direct'} <= set(records):
         return None
-    def both(r): return {s: r[s]['final_score'] for s in ('val', 'test')}
-    refs = {label: both(r) | {'feasible': r['feasible']} for label, r in records.pop('references').items()}
+
+    def both(r):
+        return {s: r[s]['final_score'] for s in ('val', 'test')}
+
+    refs = {
+        label: both(r) | {'feasible': r['feasible']}
+        for label, r in records.pop('references').items()
+    }
     single = {r['variant']: both(r) for r in records.pop('single', [])}
     rows = [r for part in records.values() for r in part]
-    variants = {v: both(chosen([r for r in rows if r['variant'] == v])) for v in dict.fromkeys(r['variant'] for r in rows)}
+    variants = {
+        v: both(chosen([r for r in rows if r['variant'] == v]))
+        for v in dict.fromkeys(r['variant'] for r in rows)
+    }
     best = max(refs, key=lambda v: (refs[v]['feasible'], refs[v]['val']))
-    refs = {label: {s: r[s] for s in ('val', 'test')} for label, r in (refs | {'best by validation': refs[best]}).items()}
+    refs = {
+        label: {s: r[s] for s in ('val', 'test')}
+        for label, r in (refs | {'best by validation': refs[best]}).items()
+    }
     single = single and {'default': both(records['direct'][0])} | single
     return {'dataset': name, 'k': k, 'variants': variants, 'references': refs, 'single': single}
 
@@ -272,23 +415,39 @@ def summary(cells: list[dict]) -> list[dict]:
         for kind, base in (('variants', 'direct'), ('references', None), ('single', 'default')):
             own = [c for c in cells if name in (c['dataset'], 'all')]
             for other in dict.fromkeys(v for c in own for v in c[kind] if v != base):
-                some, row = [c for c in own if other in c[kind]], {'dataset': name, 'kind': kind, 'what': other}
+                some, row = (
+                    [c for c in own if other in c[kind]],
+                    {'dataset': name, 'kind': kind, 'what': other},
+                )
                 for split in ('val', 'test'):
-                    against = [(c['variants']['direct'] if base is None else c[kind][base])[split] for c in some]
-                    row[split] = difference([c[kind][other][split] - b for c, b in zip(some, against)])
+                    against = [
+                        (c['variants']['direct'] if base is None else c[kind][base])[split]
+                        for c in some
+                    ]
+                    row[split] = difference(
+                        [c[kind][other][split] - b for c, b in zip(some, against)]
+                    )
                 rows += [row] if len(some) > 1 else []
     return rows
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument('--datasets', nargs='+', default=DATASETS)
     parser.add_argument('--seeds', type=int, default=5)
-    parser.add_argument('--trials', type=int, default=3, help='gate configurations of every variant')
+    parser.add_argument(
+        '--trials', type=int, default=3, help='gate configurations of every variant'
+    )
     parser.add_argument('--epochs', type=int, default=600, help='of every gate, at most')
     parser.add_argument('--parts', nargs='+', default=('references', *PARTS))
     parser.add_argument('--only', nargs='+', type=int, help='these k only')
-    parser.add_argument('--summary', action='store_true', help='compute nothing, write gate_results.json from what is there')
+    parser.add_argument(
+        '--summary',
+        action='store_true',
+        help='compute nothing, write gate_results.json from what is there',
+    )
     args = parser.parse_args()
     settings = GateSettings(epochs=args.epochs)
     torch.set_num_threads(1)
@@ -299,9 +458,23 @@ def main():
                     cell(name, k, part, args.trials, settings)
     cells = [c for name in DATASETS for k in range(args.seeds) if (c := of_cell(name, k))]
     if cells:
-        result = {'trials': args.trials, 'settings': {k: getattr(settings, k) for k in ('epochs', 'val_every', 'patience', 'temperature')},
-                  'split_seeds': '1000 + k', 'seeds': '100 + k', 'expert_trials': 10, 'summary': summary(cells), 'cells': cells}
-        RESULTS.write_text(json.dumps(result, indent=None, separators=(',', ':')).replace('{"dataset"', '\n{"dataset"') + '\n')
+        result = {
+            'trials': args.trials,
+            'settings': {
+                k: getattr(settings, k) for k in ('epochs', 'val_every', 'patience', 'temperature')
+            },
+            'split_seeds': '1000 + k',
+            'seeds': '100 + k',
+            'expert_trials': 10,
+            'summary': summary(cells),
+            'cells': cells,
+        }
+        RESULTS.write_text(
+            json.dumps(result, indent=None, separators=(',', ':')).replace(
+                '{"dataset"', '\n{"dataset"'
+            )
+            + '\n'
+        )
         print(f'{len(cells)} cells in {RESULTS.name}')
 
 

@@ -284,7 +284,7 @@ def tune(
     if not trained:
         dataset, message = (
             destination.files.dataset,
-            '%s of %s: all %d trials exist; none was trained',
+            '%s of %s: all %d trials exist; nothing was trained',
         )
         logger.info(message, name, dataset, count)
     best = result['best_score'] if result['feasible'] else None
