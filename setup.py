@@ -1,4 +1,5 @@
 "Install `moe_expert`; everything is read from settings.ini, as nbdev 2 does."
+
 from configparser import ConfigParser
 from pathlib import Path
 
@@ -26,9 +27,16 @@ setup(
     include_package_data=False,
     entry_points={'console_scripts': cfg['console_scripts'].split()},
     install_requires=cfg['requirements'].split(),
-    extras_require={'dev': cfg['dev_requirements'].split(), 'ann': cfg['ann_requirements'].split(),
-                    'parquet': cfg['parquet_requirements'].split(),
-                    'postgres': cfg['postgres_requirements'].split()},
-    classifiers=['Development Status :: 3 - Alpha', 'Intended Audience :: Science/Research', 'Programming Language :: Python :: 3'],
+    extras_require={
+        'dev': cfg['dev_requirements'].split(),
+        'ann': cfg['ann_requirements'].split(),
+        'parquet': cfg['parquet_requirements'].split(),
+        'postgres': cfg['postgres_requirements'].split(),
+    },
+    classifiers=[
+        'Development Status :: 3 - Alpha',
+        'Intended Audience :: Science/Research',
+        'Programming Language :: Python :: 3',
+    ],
     zip_safe=False,
 )

@@ -3,6 +3,7 @@
 Only the standard library: this runs before anything is installed. A .venv that is whole and was made from this
 settings.ini and setup.py is left alone (a tenth of a second); one that is broken, half made or moved is made anew.
 """
+
 import configparser
 import hashlib
 import json
@@ -16,7 +17,9 @@ VENV = os.path.join(ROOT, '.venv')
 BIN = os.path.join(VENV, 'Scripts' if os.name == 'nt' else 'bin')
 PYTHON = os.path.join(BIN, 'python')
 STAMP = os.path.join(VENV, 'moe_expert-ready.json')
-BUSY = os.path.join(VENV, 'moe_expert-installing')  # there while an installation is under way, and after one that was killed
+BUSY = os.path.join(
+    VENV, 'moe_expert-installing'
+)  # there while an installation is under way, and after one that was killed
 OLD = VENV + '.old'
 
 # Run by the venv's own python: every distribution asked for is there, and so is the first file of its package.
@@ -39,8 +42,10 @@ def settings():
 
 def check_python(minimum):
     if sys.version_info[:2] < tuple(int(n) for n in minimum.split('.')):
-        sys.exit(f'moe_expert needs Python {minimum} or newer, and {sys.executable} is Python {sys.version.split()[0]}.\n'
-                 'Name a newer one, for example: make tune PYTHON=python3.12')
+        sys.exit(
+            f'moe_expert needs Python {minimum} or newer, and {sys.executable} is Python {sys.version.split()[0]}.\n'
+            'Name a newer one, for example: make tune PYTHON=python3.12'
+        )
 
 
 def key():
@@ -62,7 +67,9 @@ def stamps():
 
 def names(kind, cfg):
     "Names of the distributions that the kind of environment needs, without version bounds and extras."
-    wanted = cfg['requirements'].split() + (cfg['dev_requirements'].split() if kind == 'dev' else [])
+    wanted = cfg['requirements'].split() + (
+        cfg['dev_requirements'].split() if kind == 'dev' else []
+    )
     cut = str.maketrans({c: ' ' for c in '<>=!~[;'})
     return [w.translate(cut).split()[0] for w in wanted] + [cfg['lib_name']]
 
@@ -70,7 +77,11 @@ def names(kind, cfg):
 def whole(kind, cfg):
     "Does the environment start, and has it all its packages?"
     try:
-        done = subprocess.run([PYTHON, '-c', PROBE] + names(kind, cfg), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        done = subprocess.run(
+            [PYTHON, '-c', PROBE] + names(kind, cfg),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
     except OSError:
         return False
     return done.returncode == 0
@@ -83,7 +94,9 @@ def usable():
     try:
         with open(os.path.join(BIN, 'pip')) as f:
             here = PYTHON in f.read(4096)  # the scripts name their python by its full path
-        done = subprocess.run([PYTHON, '-m', 'pip', '--version'], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        done = subprocess.run(
+            [PYTHON, '-m', 'pip', '--version'], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
     except OSError:
         return False
     return here and done.returncode == 0
@@ -98,17 +111,24 @@ def create():
     print(f'Making .venv with {sys.executable}', flush=True)
     shutil.rmtree(OLD, ignore_errors=True)
     if os.path.lexists(VENV):
-        os.rename(VENV, OLD)  # in one step: a kill during the slow deletion leaves no half environment
+        os.rename(
+            VENV, OLD
+        )  # in one step: a kill during the slow deletion leaves no half environment
     os.mkdir(VENV)
     mark()
     shutil.rmtree(OLD, ignore_errors=True)
     if subprocess.run([sys.executable, '-m', 'venv', VENV]).returncode:
-        sys.exit('Python could not make a virtual environment (see above). On Debian and Ubuntu: apt install python3-venv')
+        sys.exit(
+            'Python could not make a virtual environment (see above). On Debian and Ubuntu: apt install python3-venv'
+        )
 
 
 def install(kind):
     what = ROOT + ('[dev]' if kind == 'dev' else '')
-    print(f'Installing moe_expert and what it needs into .venv ({kind}; about 3 minutes the first time)', flush=True)
+    print(
+        f'Installing moe_expert and what it needs into .venv ({kind}; about 3 minutes the first time)',
+        flush=True,
+    )
     mark()
     done = subprocess.run([PYTHON, '-m', 'pip', 'install', '--quiet', '--editable', what])
     os.remove(BUSY)
@@ -135,7 +155,9 @@ def main(kind):
     finished = stamps().get(kind) == now
     if finished and whole(kind, cfg):
         return
-    fresh = finished or not usable()  # finished, yet not whole: damaged. Not finished: changed requirements, pip sees to them
+    fresh = (
+        finished or not usable()
+    )  # finished, yet not whole: damaged. Not finished: changed requirements, pip sees to them
     if fresh:
         create()
     install(kind)

@@ -1,4 +1,5 @@
 "The pages of the documentation: links lead somewhere, every page can be found, nothing claims that a model is fair. Their code: tests/docs."
+
 import ast
 import json
 import re
@@ -6,7 +7,9 @@ import re
 import pytest
 from conftest import ROOT
 
-PAGES = sorted([*ROOT.glob('*.md'), *ROOT.glob('docs/*.md'), ROOT / 'moe_expert' / 'EXPERT_TUNING_README.md'])
+PAGES = sorted(
+    [*ROOT.glob('*.md'), *ROOT.glob('docs/*.md'), ROOT / 'moe_expert' / 'EXPERT_TUNING_README.md']
+)
 NOTEBOOKS = sorted(ROOT.glob('nbs/*.ipynb'))
 
 
@@ -20,7 +23,8 @@ def anchors(path):
 def test_links_lead_somewhere(path):
     prose = re.sub(r'```.*?```', '', path.read_text(encoding='utf-8'), flags=re.S)
     for link in re.findall(r'\]\(([^)\s]+)\)', prose):
-        if re.match(r'https?://', link): continue
+        if re.match(r'https?://', link):
+            continue
         name, _, anchor = link.partition('#')
         target = (path.parent / name).resolve() if name else path
         assert target.exists(), f'{path.name}: {link}'
@@ -29,7 +33,11 @@ def test_links_lead_somewhere(path):
 
 def test_every_page_of_docs_is_found_from_its_index():
     index = (ROOT / 'docs' / 'README.md').read_text(encoding='utf-8')
-    missing = [p.name for p in ROOT.glob('docs/*.md') if p.name != 'README.md' and f']({p.name})' not in index]
+    missing = [
+        p.name
+        for p in ROOT.glob('docs/*.md')
+        if p.name != 'README.md' and f']({p.name})' not in index
+    ]
     assert not missing, f'docs/README.md has no link to {missing}'
 
 
@@ -42,10 +50,16 @@ def test_every_numbered_notebook_is_found_from_how_it_works():
 # --- How results are talked about. As Fairlearn's guide has it: say what differs, among whom, how uncertain; never that a model is fair.
 
 VERDICT = r'(?:fair|unbiased|bias-free|free of (?:bias|discrimination)|non-discriminatory|debiased|discrimination-free)'
-CLAIM = re.compile(rf'\b(?:is|are|was|were|be|being|becomes?|stays?|remains?|makes? \w+(?: \w+)?|guarantees?|ensures?)\s+'
-                   rf'(?:now|more|truly|really|provably|completely|both)?\s*{VERDICT}\b|'
-                   rf'\b{VERDICT} (?:models?(?! explanations)|classifiers?|experts?|predictors?|decisions?)\b', re.I)
-DENIED = re.compile(r'\b(?:not|no|never|nor|none|cannot|trivially|instead of|whether)\b|n\'t\b|"the model is fair"', re.I)
+CLAIM = re.compile(
+    rf'\b(?:is|are|was|were|be|being|becomes?|stays?|remains?|makes? \w+(?: \w+)?|guarantees?|ensures?)\s+'
+    rf'(?:now|more|truly|really|provably|completely|both)?\s*{VERDICT}\b|'
+    rf'\b{VERDICT} (?:models?(?! explanations)|classifiers?|experts?|predictors?|decisions?)\b',
+    re.I,
+)
+DENIED = re.compile(
+    r'\b(?:not|no|never|nor|none|cannot|trivially|instead of|whether)\b|n\'t\b|"the model is fair"',
+    re.I,
+)
 UNDER_A_DENIAL = {  # sentences whose denial is in the heading above them
     'that a model is fair.': 'What this report cannot tell',
 }
@@ -55,19 +69,26 @@ def claims(text):
     "Sentences that say of a model that it is fair, and do not deny it."
     plain = re.sub(r'[*`_]', '', text)
     sentences = re.split(r'(?<=[.!?])\s|\n\s*\n|\n\s*[-|#>]', plain)
-    found = [' '.join(s.split()).strip('- ') for s in sentences if CLAIM.search(s) and not DENIED.search(s)]
+    found = [
+        ' '.join(s.split()).strip('- ')
+        for s in sentences
+        if CLAIM.search(s) and not DENIED.search(s)
+    ]
     return [s for s in found if s not in UNDER_A_DENIAL]
 
 
 def texts():
     "(where, text) of everything that people read: pages, notebooks' prose, and the strings of the package."
-    for path in PAGES: yield path.name, path.read_text(encoding='utf-8')
+    for path in PAGES:
+        yield path.name, path.read_text(encoding='utf-8')
     for path in NOTEBOOKS:
         for c in json.loads(path.read_text(encoding='utf-8'))['cells']:
-            if c['cell_type'] == 'markdown': yield path.name, ''.join(c['source'])
+            if c['cell_type'] == 'markdown':
+                yield path.name, ''.join(c['source'])
     for path in sorted((ROOT / 'moe_expert').glob('*.py')):
         for node in ast.walk(ast.parse(path.read_text(encoding='utf-8'))):
-            if isinstance(node, ast.Constant) and isinstance(node.value, str): yield path.name, node.value
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                yield path.name, node.value
 
 
 def test_nothing_claims_that_a_model_is_fair():
@@ -77,10 +98,22 @@ def test_nothing_claims_that_a_model_is_fair():
     assert all(heading in notebooks for heading in UNDER_A_DENIAL.values())
 
 
-@pytest.mark.parametrize('text, wrong', [
-    ('The mixture is fair.', True), ('expert2 is *provably fair* to both groups.', True), ('A fair classifier came out.', True),
-    ('The gate makes the model fair.', True), ('All three experts are unbiased', True), ('a debiased model', True),
-    ('A small difference does not make a model fair.', False), ('It is trivially "fair".', False), ('fair_result is 0.04', False),
-    ('No sentence says that a model *is fair*.', False), ('result fairness', False), ('the fairest point', False)])
+@pytest.mark.parametrize(
+    'text, wrong',
+    [
+        ('The mixture is fair.', True),
+        ('expert2 is *provably fair* to both groups.', True),
+        ('A fair classifier came out.', True),
+        ('The gate makes the model fair.', True),
+        ('All three experts are unbiased', True),
+        ('a debiased model', True),
+        ('A small difference does not make a model fair.', False),
+        ('It is trivially "fair".', False),
+        ('fair_result is 0.04', False),
+        ('No sentence says that a model *is fair*.', False),
+        ('result fairness', False),
+        ('the fairest point', False),
+    ],
+)
 def test_the_search_for_claims_finds_them(text, wrong):
     assert bool(claims(text)) == wrong

@@ -2,6 +2,7 @@
 
 Nothing here writes into the working tree: export and cleaning are done on a copy and compared.
 """
+
 import ast
 import json
 import os
@@ -14,12 +15,16 @@ from conftest import ROOT
 
 NOTEBOOKS = sorted(ROOT.glob('nbs/*.ipynb'))
 NUMBERED = [p for p in NOTEBOOKS if p.name[0].isdigit()]
-MODULES = sorted(p for p in ROOT.glob('moe_expert/*.py') if p.name not in ('__init__.py', '_modidx.py'))
+MODULES = sorted(
+    p for p in ROOT.glob('moe_expert/*.py') if p.name not in ('__init__.py', '_modidx.py')
+)
 PAPERMILL = ['tune.ipynb', 'moe.ipynb', 'study.ipynb']  # run by papermill with parameters
 
 
 def cells(path, kind='code'):
-    return [c for c in json.loads(path.read_text(encoding='utf-8'))['cells'] if c['cell_type'] == kind]
+    return [
+        c for c in json.loads(path.read_text(encoding='utf-8'))['cells'] if c['cell_type'] == kind
+    ]
 
 
 def exports_to(path):
@@ -32,7 +37,9 @@ def exports_to(path):
 
 
 def nbdev(command, folder):
-    script = shutil.which(command, path=os.pathsep.join([os.path.dirname(sys.executable), os.environ.get('PATH', '')]))
+    script = shutil.which(
+        command, path=os.pathsep.join([os.path.dirname(sys.executable), os.environ.get('PATH', '')])
+    )
     assert script, f'{command} is not installed: run `make env-dev`'
     subprocess.run([script], cwd=folder, check=True, capture_output=True, text=True, timeout=300)
 
@@ -57,7 +64,9 @@ def test_exported_modules_are_in_sync(copy):
     left_over = sorted(here.keys() - fresh.keys())
     assert not left_over, f'no notebook exports {left_over}: delete them'
     differ = sorted(n for n in fresh if here.get(n) != fresh[n])
-    assert not differ, f'{differ} differ from what the notebooks export: run `make export` (and edit notebooks, never moe_expert/*.py)'
+    assert not differ, (
+        f'{differ} differ from what the notebooks export: run `make export` (and edit notebooks, never moe_expert/*.py)'
+    )
 
 
 def test_notebooks_are_clean(copy):
@@ -77,7 +86,9 @@ def test_no_outputs_are_saved(path):
 def test_opens_with_title_and_subtitle(path):
     first = json.loads(path.read_text(encoding='utf-8'))['cells'][0]
     lines = [x for x in ''.join(first['source']).splitlines() if x.strip()]
-    assert first['cell_type'] == 'markdown' and lines[0].startswith('# ') and lines[1].startswith('> ')
+    assert (
+        first['cell_type'] == 'markdown' and lines[0].startswith('# ') and lines[1].startswith('> ')
+    )
 
 
 @pytest.mark.parametrize('path', NUMBERED, ids=lambda p: p.name)
@@ -89,7 +100,9 @@ def test_numbered_notebook_exports_the_module_of_its_name(path):
 def test_papermill_parameters_are_tagged(name):
     path = ROOT / 'nbs' / name
     tagged = [c for c in cells(path) if 'parameters' in c['metadata'].get('tags', [])]
-    assert len(tagged) == 1, 'exactly one cell carries the tag `parameters`; without it papermill -p changes nothing'
+    assert len(tagged) == 1, (
+        'exactly one cell carries the tag `parameters`; without it papermill -p changes nothing'
+    )
 
 
 def top_level_imports(path):
@@ -103,19 +116,26 @@ def top_level_imports(path):
 
 def test_each_module_imports_only_what_stands_above_it():
     place = {exports_to(p): i for i, p in enumerate(NUMBERED)}
-    wrong = [f'{m.stem} imports {name}' for m in MODULES for name in top_level_imports(m)
-             if place.get(name, -1) >= place.get(m.stem, len(place))]
+    wrong = [
+        f'{m.stem} imports {name}'
+        for m in MODULES
+        for name in top_level_imports(m)
+        if place.get(name, -1) >= place.get(m.stem, len(place))
+    ]
     assert not wrong, wrong
 
 
 def test_importing_the_package_is_light():
     code = "import sys, moe_expert; print([m for m in ('torch', 'numpy', 'pandas', 'optuna') if m in sys.modules])"
-    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True, cwd=ROOT)
+    done = subprocess.run(
+        [sys.executable, '-c', code], capture_output=True, text=True, check=True, cwd=ROOT
+    )
     assert done.stdout.strip() == '[]'
 
 
 def test_unknown_names_are_attribute_errors():
     import moe_expert
+
     with pytest.raises(AttributeError, match='no attribute'):
         _ = moe_expert.nothing_of_that_name
     assert 'ExpertTuner' in dir(moe_expert)
