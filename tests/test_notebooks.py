@@ -20,8 +20,9 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-sys.path.insert(0, str(ROOT / '.ci'))
+sys.path[:0] = [str(ROOT / '.ci'), str(ROOT / 'docs')]
 import chapters
+import rooms
 
 PACKAGE = 'moe_expert'
 NOTEBOOKS = sorted(ROOT.glob('nbs/*.ipynb'))
@@ -309,7 +310,7 @@ def test_private_names_of_libraries_are_used_in_their_one_room():
 
 def test_no_list_of_private_names_is_longer_than_its_use():
     used = {n.attr for m in ORDER for n in ast.walk(tree(m)) if isinstance(n, ast.Attribute)}
-    optuna = {n for n, (rooms, _) in FOREIGN_PRIVATE.items() if rooms == (OPTUNA_ROOM,)}
+    optuna = {n for n, (where, _) in FOREIGN_PRIVATE.items() if where == (OPTUNA_ROOM,)}
     assert set(FOREIGN_PRIVATE) - optuna <= used
 
 
@@ -321,31 +322,15 @@ def test_rooms_are_drawn_as_they_import_each_other():
     )
 
 
-ROOM_OF_DOOR = {
-    'datasets': 'data',
-    'metrics': 'scores',
-    'explain': 'scores',
-    'tune_experts': 'tuning',
-    'trainer': 'mixture',
-    'run_expert_tuning': 'commands',
-    'run_moe': 'commands',
-    'cli': 'commands',
-}
-
-
-def room_of(module):
-    "The box of the drawing that a module belongs to; a door belongs to the room behind it."
-    first = module.split('.')[0]
-    return ROOM_OF_DOOR.get(first, first)
-
-
 def rooms_imported():
     "Arrows between rooms that do not follow from others; `errors` and `parameters` are below all."
     arrows = {
-        (room_of(m), room_of(name))
+        (rooms.room_of(m), rooms.room_of(name))
         for m in ORDER
         for name, _ in imports(m, tree(m))
-        if name and room_of(m) != room_of(name) and room_of(name) not in ('errors', 'parameters')
+        if name
+        and rooms.room_of(m) != rooms.room_of(name)
+        and rooms.room_of(name) not in ('errors', 'parameters')
     }
     edges = {}
     for a, b in arrows:
