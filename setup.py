@@ -20,7 +20,7 @@ setup(
     license='Apache-2.0',
     keywords=cfg['keywords'],
     python_requires='>=' + cfg['min_python'],
-    # The notebooks that papermill runs travel with the wheel as moe_expert/notebooks: data, never imported.
+    # Notebooks that papermill runs are shipped as moe_expert/notebooks: data, never imported.
     packages=find_packages(include=['moe_expert', 'moe_expert.*']) + ['moe_expert.notebooks'],
     package_dir={'moe_expert.notebooks': 'nbs'},
     package_data={'moe_expert': ['*.md'], 'moe_expert.notebooks': ['tune.ipynb', 'moe.ipynb']},

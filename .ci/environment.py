@@ -1,7 +1,10 @@
-"""Make .venv, or mend it: `python3 .ci/environment.py run` (what `make tune` needs) or `dev` (what `make test` needs).
+"""Make .venv, or mend it: `python3 .ci/environment.py run` or `dev`.
 
-Only the standard library: this runs before anything is installed. A .venv that is whole and was made from this
-settings.ini and setup.py is left alone (a tenth of a second); one that is broken, half made or moved is made anew.
+`run` installs what `make tune` needs, `dev` also what `make test` needs.
+
+Only the standard library: this runs before anything is installed. A .venv that is whole and was
+made from this settings.ini and setup.py is left alone (a tenth of a second); one that is broken,
+half made or moved is made anew.
 """
 
 import configparser
@@ -22,7 +25,7 @@ BUSY = os.path.join(
 )  # there while an installation is under way, and after one that was killed
 OLD = VENV + '.old'
 
-# Run by the venv's own python: every distribution asked for is there, and so is the first file of its package.
+# Run by the venv's own python: is each distribution installed, with its package's first file?
 PROBE = """
 import importlib.metadata as m, sys
 if sys.prefix == sys.base_prefix: sys.exit('not a virtual environment')
@@ -43,7 +46,8 @@ def settings():
 def check_python(minimum):
     if sys.version_info[:2] < tuple(int(n) for n in minimum.split('.')):
         sys.exit(
-            f'moe_expert needs Python {minimum} or newer, and {sys.executable} is Python {sys.version.split()[0]}.\n'
+            f'moe_expert needs Python {minimum} or newer, and {sys.executable} is Python '
+            f'{sys.version.split()[0]}.\n'
             'Name a newer one, for example: make tune PYTHON=python3.12'
         )
 
@@ -66,7 +70,7 @@ def stamps():
 
 
 def names(kind, cfg):
-    "Names of the distributions that the kind of environment needs, without version bounds and extras."
+    "Distributions that the kind of environment needs, without version bounds and extras."
     wanted = cfg['requirements'].split() + (
         cfg['dev_requirements'].split() if kind == 'dev' else []
     )
@@ -119,14 +123,16 @@ def create():
     shutil.rmtree(OLD, ignore_errors=True)
     if subprocess.run([sys.executable, '-m', 'venv', VENV]).returncode:
         sys.exit(
-            'Python could not make a virtual environment (see above). On Debian and Ubuntu: apt install python3-venv'
+            'Python could not make a virtual environment (see above). '
+            'On Debian and Ubuntu: apt install python3-venv'
         )
 
 
 def install(kind):
     what = ROOT + ('[dev]' if kind == 'dev' else '')
     print(
-        f'Installing moe_expert and what it needs into .venv ({kind}; about 3 minutes the first time)',
+        f'Installing moe_expert and what it needs into .venv ({kind}; '
+        'about 3 minutes the first time)',
         flush=True,
     )
     mark()
@@ -137,7 +143,7 @@ def install(kind):
 
 
 def lock():
-    "Hold a lock for as long as this process lives: two commands started together do not install over each other."
+    "Lock for as long as this process lives: no two commands install over each other."
     try:
         import fcntl
     except ImportError:  # not on this system: go on without

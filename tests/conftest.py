@@ -21,10 +21,13 @@ def find_data_dir():
 
 @pytest.fixture(scope='session')
 def data_dir():
-    "Folder of the four benchmark data sets; without it the test is skipped loudly, or fails where `CI` is set."
+    "Folder of the benchmark data; without it a test is skipped loudly, or fails if `CI` is set."
     found = find_data_dir()
     if found is None:
-        why = 'the benchmark files are not here: set MOE_EXPERT_DATA to the folder with bail/, german/, math/, por/ and facts.json'
+        why = (
+            'the benchmark files are missing: set MOE_EXPERT_DATA to the folder with '
+            'bail/, german/, math/, por/ and facts.json'
+        )
         if os.environ.get('CI'):
             pytest.fail(why)
         warnings.warn(why, stacklevel=1)
@@ -40,7 +43,7 @@ def repo_root():
 
 @pytest.fixture
 def refused(capsys):
-    "Calls a script's `main` with wrong arguments: it must exit with 2, one line, and nothing on stdout."
+    "Call a script's `main` with wrong arguments: exit code 2, one line, nothing on stdout."
 
     def call(main, wrong, says):
         with pytest.raises(SystemExit) as end:
@@ -59,7 +62,7 @@ def refused(capsys):
 
 @pytest.fixture
 def fails_in_one_line(capsys, tmp_path):
-    "Calls a script's `main` with what only our own errors can answer: it must return 1 with one line."
+    "Call a script's `main` with what raises an error of the package: it returns 1 with one line."
 
     def call(main, few):
         for wrong, says in (

@@ -1,6 +1,7 @@
 """tune.ipynb as a person meets it: JupyterLab in a browser, Run All, until the plots are there.
 
-Needs Chromium and its driver, so it is not part of `make test`: `.ci/browser` installs them and runs this with `-m browser`.
+Needs Chromium and its driver, so it is not part of `make test`: `.ci/browser` installs them and
+runs this with `-m browser`.
 Screenshots are left in the folder named by MOE_EXPERT_SCREENSHOTS, for a person to look at.
 """
 
@@ -154,8 +155,10 @@ PROMPTS = (
 )
 PROGRESS = """return [...document.querySelectorAll('.jp-OutputArea-output')].map(e => e.textContent)
     .filter(t => /^(preparing|expert\\d: .* trials|Done in|STOPPED)/.test(t.trim()))"""
-PICTURES = "return [...document.querySelectorAll('.jp-OutputArea-output img')].map(i => [i.naturalWidth, i.getBoundingClientRect().width])"
-ERRORS = """return ['error', 'stderr'].flatMap(kind => [...document.querySelectorAll(`[data-mime-type="application/vnd.jupyter.${kind}"]`)])
+PICTURES = """return [...document.querySelectorAll('.jp-OutputArea-output img')].map(
+    i => [i.naturalWidth, i.getBoundingClientRect().width])"""
+ERRORS = """return ['error', 'stderr'].flatMap(kind => [
+    ...document.querySelectorAll(`[data-mime-type="application/vnd.jupyter.${kind}"]`)])
     .map(e => e.textContent)"""
 
 

@@ -1,8 +1,9 @@
-"""Every ```bash and ```python block of README, CONTRIBUTING, EXPERT_TUNING_README and docs/ is run, in a copy of the repository.
+"""Every ```bash and ```python block of README, CONTRIBUTING, EXPERT_TUNING_README and docs/ runs.
 
-The blocks of one page run from top to bottom: bash each in a shell of its own, python in one namespace per page. What a reader would wait
-for is made small by the substitutions below, each with its reason. A substitution that no block needs any more fails, and so does a block in
-a language that is neither run nor listed as data. `.ci/docs` runs this with `-m docs`.
+They run in a copy of the repository. The blocks of one page run from top to bottom: each bash block
+in its own shell, python in one namespace per page. The substitutions below shorten what a reader
+would wait for, each with its reason. A substitution that no block needs fails, and so does a block
+in a language that is neither run nor listed as data. `.ci/docs` runs this with `-m docs`.
 """
 
 import os
@@ -65,7 +66,8 @@ SUBSTITUTIONS = [  # (language, pattern, replacement, why)
     ('bash', r'--n_trials \d+', '--n_trials 2', 'seconds in place of minutes'),
     (
         'bash',
-        r'((?:moe-expert (?:tune|train|report)|python (?:moe_expert/|-m moe_expert\.)run_\w+(?:\.py)?) [^#\n]*)',
+        r'((?:moe-expert (?:tune|train|report)'
+        r'|python (?:moe_expert/|-m moe_expert\.)run_\w+(?:\.py)?) [^#\n]*)',
         r'\1 --n_trials 2 --epochs 100 ',
         'seconds in place of minutes',
     ),
@@ -129,7 +131,7 @@ def small(language, code):
 
 @pytest.fixture
 def place(tmp_path):
-    "A copy of the repository as it would be committed, for one page, and an environment with its command."
+    "A copy of the repository as it would be committed, for one page; and its environment."
     folder = tmp_path
     files = subprocess.run(
         ['git', 'ls-files', '-co', '--exclude-standard', '-z'],
@@ -213,7 +215,7 @@ def test_every_substitution_is_needed():
 
 
 @pytest.mark.docs
-@pytest.mark.parametrize('script', ['api.py', 'study_tables.py'])
+@pytest.mark.parametrize('script', ['rooms.py', 'study_tables.py'])
 def test_pages_are_what_code_and_rows_say(repo_root, script):
     done = subprocess.run(
         [sys.executable, f'docs/{script}', '--check'], cwd=repo_root, capture_output=True, text=True

@@ -1,8 +1,8 @@
-"""The golden values: scores of small runs of every stage, as they came out before the code was rearranged.
+"""The golden values: scores of small runs of every stage, made before the code was rearranged.
 
 `python tests/golden/recompute.py` computes them again and says what differs by more than 1e-12.
-`python tests/golden/recompute.py --write` replaces them: only in a commit of its own, which lists each changed number
-and why it changed.
+`python tests/golden/recompute.py --write` replaces them: only in a commit of its own, which lists
+each changed number and why it changed.
 """
 
 import argparse
@@ -21,7 +21,8 @@ os.environ.setdefault(
 ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = Path(__file__).with_name('golden.json')
 TOLERANCE = 1e-12  # where the arithmetic is that of the golden values
-ELSEWHERE = 1e-6  # on another processor or with another PyTorch: sums are rounded otherwise, and training amplifies that
+# On a different processor or PyTorch sums are rounded differently, and training amplifies that.
+ELSEWHERE = 1e-6
 RESULT_KEYS = (
     'best_trial',
     'best_epoch',

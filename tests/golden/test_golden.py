@@ -1,4 +1,4 @@
-"Every stage still gives the golden values, to 1e-12. `.ci/golden` runs this; `make test` leaves it out."
+"Every stage still gives the golden values, to 1e-12. `.ci/golden` runs this, not `make test`."
 
 import copy
 import json
@@ -16,7 +16,8 @@ def test_golden_values_hold(section):
         golden[section], recompute.compute(section), section, recompute.tolerance(golden)
     )
     assert not differ, (
-        f'{len(differ)} values differ, the first ones: {differ[:5]}. A changed definition regenerates them: see CONTRIBUTING'
+        f'{len(differ)} values differ, the first ones: {differ[:5]}. '
+        'If a definition changed, regenerate them: see CONTRIBUTING'
     )
 
 
