@@ -204,14 +204,11 @@ def make(path, check):
     "Run one chapter; what went wrong, or an empty text."
     try:
         notebook = run(path)
-    except Exception as err:  # noqa: BLE001  (any failure of a cell is reported, and the other chapters run)
+    except Exception as err:  # noqa: BLE001  (reported; the other chapters run)
         return f'{path.name} fails:\n' + re.sub(r'\x1b\[[0-9;]*m', '', str(err))
     if check:
-        return (
-            '\n'.join([f'{path.name} differs:', *found[:20]])
-            if (found := differences(read(path), notebook))
-            else ''
-        )
+        found = differences(read(path), notebook)
+        return '\n'.join([f'{path.name} differs:', *found[:20]]) if found else ''
     write(notebook, path)
     size = path.stat().st_size
     return f'{path.name} has {size:,} bytes, over {LARGEST:,}' if size > LARGEST else ''

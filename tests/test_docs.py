@@ -48,6 +48,10 @@ def test_every_page_of_docs_is_found_from_its_index():
     assert not missing, f'docs/README.md has no link to {missing}'
 
 
+def test_readme_is_short():
+    assert len((ROOT / 'README.md').read_text(encoding='utf-8').split()) <= 1200
+
+
 def test_every_numbered_notebook_is_found_from_how_it_works():
     page = (ROOT / 'docs' / 'how_it_works.md').read_text(encoding='utf-8')
     missing = [p.name for p in NOTEBOOKS if p.name[0].isdigit() and f'../nbs/{p.name}' not in page]
