@@ -44,9 +44,15 @@ SUBSTITUTIONS = [  # (language, pattern, replacement, why)
     ),
     (
         'bash',
-        r'^make (test|export|env-dev|bench)\b.*$',
+        r'^make (test|export|env-dev|bench|format|chapters|docs|site)\b.*$',
         r'make -n \1 > /dev/null',
         'installs for minutes; .ci/run does it. Here: the target exists',
+    ),
+    (
+        'bash',
+        r'^python tests/golden/recompute\.py --write$',
+        'test -s tests/golden/recompute.py',
+        'takes a minute, and needs the benchmark data; .ci/golden runs it',
     ),
     (
         'bash',
