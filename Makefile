@@ -56,7 +56,7 @@ export: env-dev  ## write moe_expert/ from the notebooks, and clean the notebook
 	$(VENV)/bin/nbdev_clean
 	@if [ -e .ci/parameters.py ]; then $(PY) .ci/parameters.py; fi
 
-chapters: env-dev  ## run the chapters and keep their outputs in the notebooks (ARGS=20_metrics.ipynb, ARGS=--stale)
+chapters: env-dev  ## run the chapters and keep their outputs in the notebooks (ARGS=00_errors.ipynb, ARGS=--stale)
 	$(PY) .ci/chapters.py $(ARGS)
 
 docs: env-dev  ## write the list of chapters, and the tables of docs/study.md from the study's rows

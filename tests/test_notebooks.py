@@ -40,7 +40,7 @@ LONGEST, MEDIAN = 40, 20  # non-blank lines of an exported cell
 LONG_CELLS = {}
 
 # The only room that may use private names of Optuna, which says beside each of them why.
-OPTUNA_ROOM = 'tuning.storage'
+OPTUNA_ROOM = 'tuning.trials'
 # Private names of other libraries: name -> (the rooms that use it, reason).
 FOREIGN_PRIVATE = {
     **dict.fromkeys(
