@@ -36,7 +36,7 @@ c.InlineBackend.print_figure_kwargs = {'bbox_inches': 'tight', 'metadata': {'Sof
 # (pattern, what stands in its place), for what differs from run to run or from machine to machine.
 SCRUB = [
     (r'/tmp/ipykernel_\d+/\d+\.py:\d+', 'cell'),
-    (r'(?:/[\w.+-]+)+/(?:site|dist)-packages/', ''),
+    (r'[\w./+-]*/(?:site|dist)-packages/', ''),
     (r'/(?:tmp|var/folders)/[\w./+-]*?tmp\w{8}', 'folder'),
     (r'(<[^<>\n]*?) at 0x[0-9a-f]+', r'\1'),
     (r'\b0x[0-9a-f]{8,}\b', '0x…'),
@@ -151,6 +151,7 @@ def environment(folder):
         'XDG_CACHE_HOME': str(folder / 'cache'),
         'PYTHONPATH': str(ROOT),
         'COLUMNS': '100',
+        'PYTHONWARNINGS': 'ignore:IProgress not found',  # tqdm misses a widget that we do not use
     }
     for name in ('MPLBACKEND', 'MOE_EXPERT_DATA', 'MOE_EXPERT_STORAGE'):
         env.pop(name, None)
