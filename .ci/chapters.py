@@ -101,8 +101,8 @@ def scrubbed(text, ids):
     for pattern, new in SCRUB:
         text = re.sub(pattern, new, text)
     text = re.sub(r'\bT_[0-9a-f]{5}', lambda m: ids.setdefault(m[0], f'T_{len(ids):05x}'), text)
-    lines = text.split('\n')
-    return '\n'.join(line.rstrip('\r').rsplit('\r', 1)[-1] for line in lines)  # a bar's last state
+    last = (line.rstrip('\r').rsplit('\r', 1)[-1] for line in text.split('\n'))  # of progress bars
+    return '\n'.join(last)
 
 
 def lines(text):

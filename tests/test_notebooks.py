@@ -581,3 +581,22 @@ def test_cleaning_keeps_outputs_and_strips_noise(tmp_path, copy):
     (cell,) = clean['cells']
     assert cell['execution_count'] is None and cell['metadata'] == {}
     assert cell['outputs'] == [output | {'execution_count': None}]
+
+
+@pytest.mark.parametrize(
+    'raw, kept',
+    [
+        (f'{ROOT}/.venv/lib/python3.11/site-packages/tqdm/auto.py:21: W', 'tqdm/auto.py:21: W'),
+        ('/tmp/ipykernel_12/345.py:3: UserWarning', 'cell: UserWarning'),
+        ('saved in /tmp/tmpab12cd34/x.json', 'saved in folder/x.json'),
+        ('<Figure at 0x7f00aa11bb22>', '<Figure>'),
+        (
+            '<style>#T_1a2b3 {}</style><table id="T_1a2b3">',
+            '<style>#T_00000 {}</style><table id="T_00000">',
+        ),
+        ('10%\r55%\r100%', '100%'),
+        ('\x1b[31mred\x1b[0m', 'red'),
+    ],
+)
+def test_what_differs_between_runs_is_taken_out(raw, kept):
+    assert chapters.scrubbed(raw, {}) == kept
