@@ -387,14 +387,16 @@ def test_list_of_long_cells_is_short_and_true():
 
 
 def wide(text, prose=False):
-    "(line number, length) of lines over the width; in prose tables, outputs and URLs are free."
-    found, fence = [], ''
+    "(line number, length) of lines over the width; in prose not tables, formulas, URLs."
+    found, fence, formula = [], '', False
     for i, line in enumerate(text.splitlines(), 1):
         stripped = line.lstrip()
         if prose and stripped.startswith('```'):
             fence = '' if fence else (stripped[3:].strip() or 'text')
+        displayed = formula or stripped.startswith('$$')
+        formula ^= not fence and line.count('$$') % 2 == 1
         unbroken = len(stripped.split()) <= 2 or 'http' in line
-        free = stripped.startswith(('|', '![')) or fence == 'text' or unbroken
+        free = stripped.startswith(('|', '![')) or fence == 'text' or unbroken or displayed
         if len(line) > WIDTH and not (prose and free) and not line.rstrip().endswith('# fmt: skip'):
             found.append((i, len(line)))
     return found
@@ -529,6 +531,8 @@ def test_a_wide_line_is_seen():
     assert wide(words) and wide(words, prose=True) and wide(f'```python\n{words}\n```', prose=True)
     assert not wide(f'| {words} |\n```text\n{words}\n```\n{"x" * 120}', prose=True)
     assert not wide(f'x = [{words}]  # fmt: skip')
+    assert not wide(f'$${words}$$\n$$\n{words}\n$$', prose=True)
+    assert wide(f'$${words}$$\n{words}', prose=True) == [(2, len(words))]
 
 
 def test_an_arrow_too_many_or_too_few_is_seen():
