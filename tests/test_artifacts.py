@@ -65,7 +65,7 @@ def names(folder):
     return sorted(p.name for p in Path(folder).iterdir() if p.suffix != '.lock')
 
 
-# ---- whole or not at all --------------------------------------------------------------------------------------------------
+# ---- whole or not at all -------------------------------------------------------------------------
 
 
 def fail_with(number):
@@ -264,7 +264,7 @@ def test_sweep_leaves_young_and_foreign_files(tmp_path):
     )
 
 
-# ---- strict JSON ----------------------------------------------------------------------------------------------------------
+# ---- strict JSON ---------------------------------------------------------------------------------
 
 text = st.text(st.characters(exclude_categories=['Cs']), max_size=10)
 scalars = (
@@ -379,7 +379,7 @@ def test_plain_converts_what_the_package_computes():
         pytest.raises(ArtifactError, tuning_artifacts.plain, [bad])
 
 
-# ---- checkpoints ----------------------------------------------------------------------------------------------------------
+# ---- checkpoints ---------------------------------------------------------------------------------
 
 
 def test_checkpoint_round_trip(tmp_path):
@@ -540,7 +540,7 @@ def test_a_view_does_not_drag_its_population_along(tmp_path):
     assert (tmp_path / 'c.pt').stat().st_size < 10_000
 
 
-# ---- names ----------------------------------------------------------------------------------------------------------------
+# ---- names ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -622,7 +622,7 @@ def test_no_data_sets_files_are_anothers():
     assert not [(a, b) for a, b in product(ends, ends) if a != b and a.endswith(b)]
 
 
-# ---- whose files ----------------------------------------------------------------------------------------------------------
+# ---- whose files ---------------------------------------------------------------------------------
 
 
 def fill(files):

@@ -200,7 +200,7 @@ def test_gradients_of_gat_against_finite_differences():
         assert g.abs().max() > 1e-3
 
 
-# --- messages -----------------------------------------------------------------------------------------------------------------------
+# --- messages -------------------------------------------------------------------------------------
 
 
 def test_messages_and_samples_against_a_loop():
@@ -229,7 +229,7 @@ def test_samples_are_uniform_without_replacement():
     assert ((seen[1:] / 2000 - 3 / 8).abs() < 0.05).all()  # 4.6 standard deviations
 
 
-# --- training and tuning ------------------------------------------------------------------------------------------------------------
+# --- training and tuning --------------------------------------------------------------------------
 
 
 @pytest.fixture(scope='module')

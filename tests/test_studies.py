@@ -45,7 +45,7 @@ def test_weights_survive_the_storage_to_the_bit():
     assert all(torch.equal(v.float(), single[k]) for k, v in unpack(pack(single)).items())
 
 
-# --- whose trial it is, and which count -----------------------------------------------------------------------------------------------
+# --- whose trial it is, and which count -----------------------------------------------------------
 
 SPACE = dict(x=FloatDistribution(-3.0, 3.0), y=FloatDistribution(-3.0, 3.0))
 
@@ -259,7 +259,7 @@ def test_fewer_trials_than_are_owed(study, whole):
     ) == 12
 
 
-# --- many workers ---------------------------------------------------------------------------------------------------------------------
+# --- many workers ---------------------------------------------------------------------------------
 
 WORKER = """
 import json, sys, time
@@ -323,7 +323,7 @@ def test_a_live_worker_with_a_long_batch_is_not_robbed(address):
     assert slow.returncode == 0 and states(study) == ['COMPLETE'] * 4
 
 
-# --- training that fails --------------------------------------------------------------------------------------------------------------
+# --- training that fails --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -383,7 +383,7 @@ def test_what_is_not_a_number_fails(study, score, constraint):
         winner(bare(study), False)
 
 
-# --- storages that fail ---------------------------------------------------------------------------------------------------------------
+# --- storages that fail ---------------------------------------------------------------------------
 
 
 def test_a_storage_that_fails_for_a_moment_loses_nothing(study, whole, monkeypatch):

@@ -126,7 +126,7 @@ def no_training(monkeypatch):
         monkeypatch.setattr(module, name, fail)
 
 
-# --- loading experts ----------------------------------------------------------------------------------------------------------------
+# --- loading experts ------------------------------------------------------------------------------
 
 
 def test_what_the_tuner_wrote_is_what_is_loaded(experts, data):
@@ -323,7 +323,7 @@ def test_settings_out_of_range(cache, data):
         one.evaluate('everything')
 
 
-# --- the gate's study ---------------------------------------------------------------------------------------------------------------
+# --- the gate's study -----------------------------------------------------------------------------
 
 
 def test_files_are_named_as_the_contract_says(done):
@@ -505,7 +505,7 @@ def test_a_killed_study_goes_on_to_the_same_bits(
     assert (cache / GATE).read_bytes() == (whole / GATE).read_bytes()
 
 
-# --- test labels --------------------------------------------------------------------------------------------------------------------
+# --- test labels ----------------------------------------------------------------------------------
 
 
 def test_no_test_label_is_read_before_the_test(done, data, tmp_path):
@@ -527,7 +527,7 @@ def test_no_test_label_is_read_before_the_test(done, data, tmp_path):
         assert wrong[m]['acc']['value'] == pytest.approx(1 - scores['acc']['value']), m
 
 
-# --- which nodes teach --------------------------------------------------------------------------------------------------------------
+# --- which nodes teach ----------------------------------------------------------------------------
 
 
 def test_halves_are_even_and_reproducible(data):
@@ -605,7 +605,7 @@ def test_the_floor_is_the_experts(cache, data):
     assert moe(data, cache).floor == expected
 
 
-# --- fine-tuning --------------------------------------------------------------------------------------------------------------------
+# --- fine-tuning ----------------------------------------------------------------------------------
 
 
 def test_fine_tuning_that_helps_is_kept(cache, data):
@@ -791,7 +791,7 @@ def test_fine_tuning_in_batches_sets_aside_what_is_left_over(cache, data):
     assert found['metrics'] and 'NaN' not in found['why'] and found['epochs_run'] == 10
 
 
-# --- mixtures on disk ---------------------------------------------------------------------------------------------------------------
+# --- mixtures on disk -----------------------------------------------------------------------------
 
 
 def test_save_and_load_give_the_same_to_the_bit(done, data, tmp_path):
@@ -855,7 +855,7 @@ def test_a_damaged_mixture_is_refused(done, data, tmp_path, how):
         moe(data, folder).load(path)
 
 
-# --- new people ---------------------------------------------------------------------------------------------------------------------
+# --- new people -----------------------------------------------------------------------------------
 
 
 def raw_table(data):
@@ -917,7 +917,7 @@ def test_graphs_that_do_not_fit(done, data):
         predict_proba(done[1].mixture, raw_table(data))
 
 
-# --- the test -----------------------------------------------------------------------------------------------------------------------
+# --- the test -------------------------------------------------------------------------------------
 
 
 def test_the_table_is_that_of_other_libraries(done, data):
@@ -1059,7 +1059,7 @@ def test_linear_models_against_scikit_learn_and_captum(data):
     )
 
 
-# --- other backbones, real data -----------------------------------------------------------------------------------------------------
+# --- other backbones, real data -------------------------------------------------------------------
 
 
 @pytest.mark.parametrize('backbone', ['gcn', 'sage', 'gin', 'gat'])

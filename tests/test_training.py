@@ -43,7 +43,7 @@ def assert_close(a, b, tolerance=1e-5):
     for k in PARAMETERS: torch.testing.assert_close(a.population.params[k], b.population.params[k], rtol=0, atol=tolerance)
 
 
-# --- Adam -----------------------------------------------------------------------------------------------------------------------------
+# --- Adam -----------------------------------------------------------------------------------------
 
 
 @settings(deadline=None, max_examples=25)
@@ -83,7 +83,7 @@ def test_stacked_adam_copies_what_it_is_given():
     assert (start['w'] == 1).all() and (adam.params['w'] < 1).all() and adam.params['w'].requires_grad
 
 
-# --- dropout --------------------------------------------------------------------------------------------------------------------------
+# --- dropout --------------------------------------------------------------------------------------
 
 
 def test_dropout_masks_do_not_depend_on_neighbours():
@@ -116,7 +116,7 @@ def test_dropout_and_initial_parameters_are_different_streams(seed):
     assert 0.4 < agree < 0.6
 
 
-# --- minibatches and threads -----------------------------------------------------------------------------------------------------------
+# --- minibatches and threads ----------------------------------------------------------------------
 
 
 @settings(deadline=None, max_examples=100)
@@ -177,7 +177,7 @@ def test_written_gradients_and_automatic_ones_train_the_same_models(data, evalua
     assert issubclass(Automatic, Trainer)
 
 
-# --- the whole path against a plain loop ----------------------------------------------------------------------------------------------
+# --- the whole path against a plain loop ----------------------------------------------------------
 
 
 def plain_loss(model, x, y, sens, config, warm):
@@ -269,7 +269,7 @@ def test_training_leaves_the_data_alone(data):
     assert all(torch.equal(v, data[k]) for k, v in before.items())
 
 
-# --- neighbours, seeds ----------------------------------------------------------------------------------------------------------------
+# --- neighbours, seeds ----------------------------------------------------------------------------
 
 
 def mixed_configs(n=30):
@@ -314,7 +314,7 @@ def test_same_seed_same_bits_other_seed_other_model(data, evaluator):
         assert a.metrics != c.metrics
 
 
-# --- failures -------------------------------------------------------------------------------------------------------------------------
+# --- failures -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize('bad', [TrainConfig(math.nan), TrainConfig(math.inf), TrainConfig(1e-3, lambda_fair=math.nan),
@@ -351,7 +351,7 @@ def test_wrong_settings_are_refused(data):
     assert resolve_device('auto').type == ('cuda' if torch.cuda.is_available() else 'cpu') and resolve_device('cpu').type == 'cpu'
 
 
-# --- selection ------------------------------------------------------------------------------------------------------------------------
+# --- selection ------------------------------------------------------------------------------------
 
 
 def oracle(offers, maximize, patience):
@@ -444,7 +444,7 @@ def test_progress_is_told_at_every_validation(data, evaluator):
     assert [r for e, r in seen if e < 200] == [sum(end > e for end in ends) for e, _ in seen if e < 200]
 
 
-# --- the floor ------------------------------------------------------------------------------------------------------------------------
+# --- the floor ------------------------------------------------------------------------------------
 
 
 def test_reference_floor_is_the_plain_models(data, evaluator):
@@ -480,7 +480,7 @@ def test_a_penalty_that_makes_constants_does_not_win(data, evaluator):
     assert held.feasible == (held.metrics['utility'] >= floor.utility and held.metrics['auc'] >= floor.auc)
 
 
-# --- warm-up --------------------------------------------------------------------------------------------------------------------------
+# --- warm-up --------------------------------------------------------------------------------------
 
 
 def test_fairness_terms_act_before_selection(data, evaluator):
@@ -514,7 +514,7 @@ def test_warm_up_is_cross_entropy_alone(data, evaluator):
         assert not torch.equal(penalised.population.params[k], plain.population.params[k])
 
 
-# --- minibatches ----------------------------------------------------------------------------------------------------------------------
+# --- minibatches ----------------------------------------------------------------------------------
 
 
 def test_rows_of_a_step():
@@ -567,7 +567,7 @@ def test_every_node_is_used_in_the_course_of_the_epochs(data, evaluator):
         assert not same_bits(run(changed), before)  # moving one node's features moves the result
 
 
-# --- effects --------------------------------------------------------------------------------------------------------------------------
+# --- effects --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize('world', [0, 1])
@@ -603,7 +603,7 @@ def test_adversaries_make_the_group_harder_to_guess():
     assert (much < none).sum() >= 5
 
 
-# --- what explanations are made for ----------------------------------------------------------------------------------------------------
+# --- what explanations are made for ---------------------------------------------------------------
 
 
 class Listening(Evaluator):

@@ -113,7 +113,7 @@ def no_training(monkeypatch):
     monkeypatch.setattr(tune_experts, 'reference_floor', fail)
 
 
-# --- what is written ------------------------------------------------------------------------------------------------------------------
+# --- what is written ------------------------------------------------------------------------------
 
 
 def test_files_are_named_as_the_contract_says(tuned):
@@ -273,7 +273,7 @@ def test_optuna_knows_the_constraints(tuned, data):
             )
 
 
-# --- again, more, other ---------------------------------------------------------------------------------------------------------------
+# --- again, more, other ---------------------------------------------------------------------------
 
 
 def test_the_same_call_again_trains_nothing_and_says_so(tuned, data, no_training, caplog):
@@ -425,7 +425,7 @@ def test_a_storage_elsewhere_serves_as_well(tuned, data, tmp_path):
         tuner(data, tmp_path / 'd', storage='postgresql://nobody@127.0.0.1:1/none')
 
 
-# --- wrong calls ----------------------------------------------------------------------------------------------------------------------
+# --- wrong calls ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize('n_trials', [0, -3, 'x', True, 2.0, None])
@@ -452,7 +452,7 @@ def test_unknown_names_are_refused(small, data, tmp_path):
         load_expert(tmp_path, NAME, 'expert1')
 
 
-# --- the floor ------------------------------------------------------------------------------------------------------------------------
+# --- the floor ------------------------------------------------------------------------------------
 
 
 def test_a_feasible_trial_beats_a_better_infeasible_one(tuned):
@@ -485,7 +485,7 @@ def test_without_a_feasible_trial_the_least_violating_is_kept_and_marked(
         print(one.study('expert2').best_trial)  # Optuna has none either
 
 
-# --- interruptions --------------------------------------------------------------------------------------------------------------------
+# --- interruptions --------------------------------------------------------------------------------
 
 
 def interrupt(monkeypatch, name, at):
@@ -580,7 +580,7 @@ def test_a_trial_killed_between_its_parameters_is_drawn_again_whole(tuned, data,
     assert bare(one.tune_expert('expert2', n_trials=12)) == bare(tuned[1]['expert2'])
 
 
-# --- failures -------------------------------------------------------------------------------------------------------------------------
+# --- failures -------------------------------------------------------------------------------------
 
 
 def failing(monkeypatch, which):
@@ -626,7 +626,7 @@ def test_when_all_trials_fail_the_first_error_is_raised(data, tmp_path, monkeypa
     assert one.tune_expert('expert1', n_trials=5)['n_trials'] == 5
 
 
-# --- damaged files --------------------------------------------------------------------------------------------------------------------
+# --- damaged files --------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -690,7 +690,7 @@ def test_a_summary_that_a_killed_process_did_not_write_is_made_up_for(data, tmp_
     assert entry['n_trials'] == 12 and entry['checkpoint_sha256'] == result['checkpoint_sha256']
 
 
-# --- whose labels matter --------------------------------------------------------------------------------------------------------------
+# --- whose labels matter --------------------------------------------------------------------------
 
 
 def with_shuffled_labels(data, mask):
@@ -726,7 +726,7 @@ def test_validation_and_training_labels_have(tuned, data, tmp_path):
         assert other['trials'][0]['metrics'] != tuned[1]['expert1']['trials'][0]['metrics']
 
 
-# --- the benchmarks -------------------------------------------------------------------------------------------------------------------
+# --- the benchmarks -------------------------------------------------------------------------------
 
 
 @pytest.mark.slow
