@@ -1,4 +1,5 @@
-"""Files survive kills, full disks and rubbish; nothing foreign is executed; two settings never share a data set's files."""
+"""Files survive kills, full disks and rubbish; nothing foreign is executed; two settings never
+share a data set's files."""
 
 import errno
 import json
@@ -97,7 +98,10 @@ def test_a_failing_disk_leaves_the_old_file(tmp_path, monkeypatch, call, number,
 
 
 def test_order_of_the_steps(tmp_path, monkeypatch):
-    "Content to the disk, then the name, then the folder: any other order can lose both files in a power cut."
+    """Content to the disk, then the name, then the folder.
+
+    Any other order can lose both files in a power cut.
+    """
     done, fsync, replace = [], os.fsync, os.replace
     monkeypatch.setattr(
         os,
@@ -463,7 +467,10 @@ def test_other_content_than_a_dict(tmp_path):
 
 
 def test_truncation_and_flipped_bytes_are_noticed(tmp_path):
-    "Whatever damage: our own error, or (bytes that carry no content) the very same payload; never other numbers."
+    """Whatever damage.
+
+    Our own error, or (bytes that carry no content) the very same payload; never other numbers.
+    """
     tuning_artifacts.save_checkpoint(tmp_path / 'c.pt', PAYLOAD)
     data = (tmp_path / 'c.pt').read_bytes()
     rng = np.random.default_rng(0)
@@ -617,7 +624,10 @@ def test_everything_lists_every_name_once():
 
 
 def test_no_data_sets_files_are_anothers():
-    "Not even for a data set called bail_expert1 or bail_moe: no ending is `_something` before another ending."
+    """Not even for a data set called bail_expert1 or bail_moe.
+
+    No ending is `_something` before another ending.
+    """
     ends = [p.name.removeprefix('bail') for p in tuning_folder.everything(ExpertFiles('w', 'bail'))]
     assert not [(a, b) for a, b in product(ends, ends) if a != b and a.endswith(b)]
 

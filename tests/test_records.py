@@ -1,4 +1,7 @@
-"One record of a tuned thing: a lost storage is told everywhere alike, and files of version 0.1 go on."
+"""One record of a tuned thing.
+
+A lost storage is told everywhere alike, and files of version 0.1 go on.
+"""
 
 import tarfile
 from pathlib import Path
@@ -18,9 +21,7 @@ from moe_expert.tuning.records import load_expert
 from moe_expert.tuning.trade_off import load_pareto, search_pareto
 
 ARCHIVE = Path(__file__).parent / 'compat' / 'version_0.1.tar.xz'
-SMALL = MoESettings(
-    GateSettings(epochs=40, val_every=20), FineTuneSettings(epochs=10, val_every=5)
-)
+SMALL = MoESettings(GateSettings(epochs=40, val_every=20), FineTuneSettings(epochs=10, val_every=5))
 KINDS = ('expert1', 'gate', 'trade-off')
 
 

@@ -1,4 +1,8 @@
-"Stages 2 and 3: what is loaded and refused, what is written and kept, that test labels wait for the test, and the table against other libraries."
+"""Stages 2 and 3.
+
+What is loaded and refused, what is written and kept, that test labels wait for the test, and the
+table against other libraries.
+"""
 
 import copy
 import dataclasses
@@ -36,7 +40,7 @@ from moe_expert.mixture.checkpoints import load_experts, load_mixture, predict_p
 from moe_expert.mixture.comparison import Linear, logistic_regression, majority_class
 from moe_expert.mixture.gate import Mixture, init_gates
 from moe_expert.mixture.gate_training import GateConfig, GateSettings, start_biases
-from moe_expert.mixture.integration import FineTuneSettings, FineTuner, fine_tuned
+from moe_expert.mixture.integration import FineTuner, FineTuneSettings, fine_tuned
 from moe_expert.mixture.teachers import crossfit_lesson, halves
 from moe_expert.scores.evaluation import Evaluator
 from moe_expert.trainer import MoESettings, MoETrainer
@@ -509,7 +513,10 @@ def test_a_killed_study_goes_on_to_the_same_bits(
 
 
 def test_no_test_label_is_read_before_the_test(done, data, tmp_path):
-    "Labels of the test nodes that are no labels at all: experts, gate and fine-tuned mixture are the same to the bit. The test then sees labels."
+    """Labels of the test nodes that are no labels at all.
+
+    Experts, gate and fine-tuned mixture are the same to the bit. The test then sees labels.
+    """
     folder, _, results = done
     test, other = data.test_mask.nonzero()[:, 0], data.clone()
     other.y[test] = 7
@@ -631,7 +638,10 @@ def test_fine_tuning_that_helps_is_kept(cache, data):
 
 
 def test_fine_tuning_that_does_not_help_says_so_and_leaves_no_file(cache, data):
-    "After one that was kept, another gate's fine-tuning that is not: the old file goes, the mixture is the gate's."
+    """After one that was kept, another gate's fine-tuning that is not.
+
+    The old file goes, the mixture is the gate's.
+    """
     one = moe(data, cache, settings=UNIFORM)
     one.tune_gate(1)
     assert one.fine_tune()['kept'] and (cache / FINETUNED).exists()

@@ -1,4 +1,8 @@
-"The tuner: files, caching, continuing, interruptions, failures, and that only training and validation labels matter."
+"""The tuner.
+
+Files, caching, continuing, interruptions, failures, and that only training and validation labels
+matter.
+"""
 
 import dataclasses
 import hashlib
@@ -78,7 +82,10 @@ def strict(path):
 
 
 def bare(result):
-    "What must not depend on when, where and how often something was run: numbers, parameters, scores, order."
+    """What must not depend on when, where and how often something was run.
+
+    Numbers, parameters, scores, order.
+    """
     keys = (
         'number',
         'params',
@@ -95,7 +102,10 @@ def bare(result):
 
 
 def assert_same(found, expected):
-    "The same study up to the rounding that batches of another size bring; draws, epochs and verdicts without any."
+    """The same study up to the rounding that batches of another size bring.
+
+    Draws, epochs and verdicts without any.
+    """
     assert len(found) == len(expected)
     for a, b in zip(found, expected):
         for k in ('params', 'feasible', 'epoch', 'epochs_run', 'state', 'error'):
@@ -190,7 +200,10 @@ def test_the_winner_is_the_best_feasible_trial_in_its_direction(tuned, expert):
 
 @pytest.mark.parametrize('expert', EXPERTS)
 def test_the_checkpoint_is_the_winner(tuned, expert):
-    "Evaluated on fresh data it gives the recorded scores; trained again, the winning configuration gives the same weights."
+    """Evaluated on fresh data it gives the recorded scores.
+
+    Trained again, the winning configuration gives the same weights.
+    """
     folder, results = tuned
     population, payload = load_expert(folder, NAME, expert)
     data, result = make_synthetic(300, 8, group_bias=2.0), results[expert]
@@ -541,7 +554,8 @@ from moe_expert.tuning.settings import TuneSettings
 def die(p):
     if p.trials == 10 and p.epoch == 100: os._exit(9)
 ExpertTuner(make_synthetic(300, 8, group_bias=2.0), cache_dir=sys.argv[1], progress=die,
-            settings=TuneSettings(TrainSettings(epochs=150, val_every=50), utility_fraction=0.7, auc_fraction=0.3)).tune_expert('expert2', 12)
+            settings=TuneSettings(TrainSettings(epochs=150, val_every=50), utility_fraction=0.7,
+                                  auc_fraction=0.3)).tune_expert('expert2', 12)
 """
 
 
