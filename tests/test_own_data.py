@@ -347,7 +347,11 @@ def test_nothing_to_impute_from(whole):
             dict(drop=['income', 'debts', 'job', 'owner', 'sex']),
             'no column is left to learn from',
         ),
-        (lambda f: f, dict(drop='origin'), "'origin' is the sensitive: sensitive_as_feature"),
+        (
+            lambda f: f,
+            dict(drop='origin'),
+            "'origin' is the sensitive attribute; sensitive_as_feature",
+        ),
         (lambda f: f, dict(drop='jobs'), "no column 'jobs' .drop.. Did you mean 'job'"),
         (lambda f: f, dict(edges=[[0, 240]]), 'edges: line 1 .*numbered 0 to 239'),
         (lambda f: f, dict(edges='no.txt'), 'edge list no.txt does not exist'),

@@ -108,7 +108,7 @@ def _scaled(
         recipe={'columns': columns, 'x_min': x_min.tolist(), 'x_max': x_max.tolist()},
     )
 
-# %% ../../nbs/09_assembly.ipynb #1e26ea40
+# %% ../../nbs/09_assembly.ipynb #d974f838
 def assemble(
     table: Table,
     key: np.ndarray,  # undirected edges as keys
@@ -129,17 +129,17 @@ def assemble(
     split = split or standard_split(table.y, spec.label_number, split_seed)
     check_split(table.y, table.sens, split, {'label': spec.label, 'sens': spec.sens}, split_seed)
     return Data(
-        **_scaled(table, spec, split[0], scale_on, columns),
         edge_index=edge_tensor(key, len(table.y)),
         y=torch.from_numpy(table.y),
         sens=torch.from_numpy(table.sens),
+        **_masks(split, len(table.y)),
+        **_names(table, spec),
         split_seed='given' if split_seed is None else split_seed,
         edition=edition,
         source=source,
         fingerprint=_fingerprint(table, key),
         drop=list(drop),
-        **_masks(split, len(table.y)),
-        **_names(table, spec),
+        **_scaled(table, spec, split[0], scale_on, columns),
         **more,
     )
 

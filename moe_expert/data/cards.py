@@ -95,7 +95,7 @@ def check_own_name(
         )
     return name
 
-# %% ../../nbs/11_cards.ipynb #500cbc4c
+# %% ../../nbs/11_cards.ipynb #29bb138a
 def _check_roles(card: Card) -> None:
     "`DataError` for a column with two roles, or groups without two names."
     check_own_name(card.name)
@@ -105,8 +105,8 @@ def _check_roles(card: Card) -> None:
         raise DataError(f'drop: {card.label!r} is the label; it is never a feature')
     if card.sensitive in card.drop:
         raise DataError(
-            f'drop: {card.sensitive!r} is the sensitive: sensitive_as_feature: false keeps it '
-            'from the models'
+            f'drop: {card.sensitive!r} is the sensitive attribute; sensitive_as_feature: false '
+            'keeps it from the models'
         )
     names = card.group_names
     if names is not None and (isinstance(names, str) or len(set(names)) != 2):

@@ -175,12 +175,12 @@ def find_files(
     table = _download(spec.table, spec, tried, dead, CONNECT_SECONDS)
     return table, table and _download(spec.edges, spec, tried, dead, CONNECT_SECONDS), tried
 
-# %% ../../nbs/10_sources.ipynb #6109cb4e
-def _not_found(spec: DatasetSpec, tried: list[str], what: str) -> DataError:
+# %% ../../nbs/10_sources.ipynb #eb08d89a
+def _not_found(spec: DatasetSpec, tried: list[str], what: str, why: str = '') -> DataError:
     "The error that lists all places where a file was looked for, and the cure."
     places = '\n  - '.join(tried)
     return DataError(
-        f'{spec.name}: {what} was not found. Looked for it in\n  - {places}\n'
+        f'{spec.name}: {what} was not found{why}. Looked for it in\n  - {places}\n'
         f'Put {spec.table.name} and {spec.edges.name} into a folder {spec.name}/ and give the '
         'folder above it as data_dir= or MOE_EXPERT_DATA, or connect to the network once'
     )
@@ -226,7 +226,7 @@ def _offline_bail() -> pd.DataFrame:
     frame.insert(0, 'WHITE', 1 - recid['black'])
     return frame.assign(RECID=1 - recid['cens'])
 
-# %% ../../nbs/10_sources.ipynb #3362a034
+# %% ../../nbs/10_sources.ipynb #f1b60263
 def load_offline(
     spec: DatasetSpec,
     tried: list[str],  # places where the full edition was looked for
@@ -237,7 +237,7 @@ def load_offline(
     "The embedded edition, announced by a warning; or the error that says why there is none."
     if edition == 'full' or spec.name != 'bail':
         why = ' (and edition="full" refuses the embedded edition)' if spec.name == 'bail' else ''
-        raise _not_found(spec, tried, spec.table.name + why)
+        raise _not_found(spec, tried, spec.table.name, why)
     if edition == 'auto':
         log.info('bail.csv was looked for in: %s', '; '.join(tried))
         warnings.warn(
