@@ -1,4 +1,5 @@
 "From records to RESULTS.md and its plots."
+
 from __future__ import annotations
 
 import re
@@ -8,10 +9,9 @@ from pathlib import Path
 import matplotlib
 
 matplotlib.use('agg')
+import curves
 import matplotlib.pyplot as plt
 import numpy as np
-
-import curves
 import samplers as study
 
 COLOURS = {'expert1': '#0072B2', 'expert2': '#D55E00', 'expert3': '#009E73'}  # Okabe-Ito
@@ -53,11 +53,16 @@ def _loads(records: list[dict]) -> str:
 
 
 def _mb(size: float) -> str:
-    return f'{size / 2 ** 20:,.0f} MB'
+    return f'{size / 2**20:,.0f} MB'
 
 
 def _table(head: list[str], rows: list[list[str]]) -> list[str]:
-    return ['| ' + ' | '.join(head) + ' |', '|' + '---|' * len(head), *('| ' + ' | '.join(r) + ' |' for r in rows), '']
+    return [
+        '| ' + ' | '.join(head) + ' |',
+        '|' + '---|' * len(head),
+        *('| ' + ' | '.join(r) + ' |' for r in rows),
+        '',
+    ]
 
 
 def _figure(path: Path, fig):
@@ -75,33 +80,77 @@ def _axes(width=6.4, height=4.0):
 
 # ---------------------------------------------------------------- sections
 
+
 def whole(records: list[dict], folder: Path) -> list[str]:
-    names = sorted({r['dataset'] for r in records}, key=lambda n: DATASETS.index(n) if n in DATASETS else 9)
+    names = sorted(
+        {r['dataset'] for r in records}, key=lambda n: DATASETS.index(n) if n in DATASETS else 9
+    )
     rows, medians = [], {}
     for n in names:
         mine = [r for r in records if r['dataset'] == n]
         seconds = [r['seconds'] for r in mine]
         medians[n] = {e: _median([r['experts'][e]['seconds'] for r in mine]) for e in COLOURS}
         trials = sum(e['trials'] for e in mine[0]['experts'].values())
-        rows.append([f'{n} ({mine[0]["nodes"]:,} nodes)', str(trials), f'**{_s(_median(seconds))}**', _range(seconds),
-                     f'**{_s(_median(r["cpu"] for r in mine))}**', _loads(mine),
-                     ' / '.join(_s(medians[n][e]) for e in COLOURS), _peak(mine),
-                     f'≤ {TARGETS[n]} s' if n in TARGETS and mine[0]['n_trials'] == 30 else '—',
-                     f'{PUBLISHED_MINUTES[n]} min' if n in PUBLISHED_MINUTES and mine[0]['n_trials'] == 30 else '—'])
+        rows.append(
+            [
+                f'{n} ({mine[0]["nodes"]:,} nodes)',
+                str(trials),
+                f'**{_s(_median(seconds))}**',
+                _range(seconds),
+                f'**{_s(_median(r["cpu"] for r in mine))}**',
+                _loads(mine),
+                ' / '.join(_s(medians[n][e]) for e in COLOURS),
+                _peak(mine),
+                f'≤ {TARGETS[n]} s' if n in TARGETS and mine[0]['n_trials'] == 30 else '—',
+                f'{PUBLISHED_MINUTES[n]} min'
+                if n in PUBLISHED_MINUTES and mine[0]['n_trials'] == 30
+                else '—',
+            ]
+        )
     r = records[0]
-    out = ['## The whole command', '',
-           f'`tune_all_experts({r["n_trials"]})` on {r["device"]}: load the data, train the reference, run {r["n_trials"]} trials of '
-           f'each of the three experts in an empty `cache_dir` (at most {r["epochs"]:,} epochs, default settings), write checkpoints and '
-           f'results. Seconds after the imports; median of {len(records) // len(names)} runs in fresh processes; peak memory of the '
-           'process (in brackets: after the imports). CPU time is that of all threads: on a machine with other work it says more than '
-           'the clock, and on a free one it is close to it, because most of the work is one thread\'s.', '']
-    out += _table(['data', 'trials', 'median', 'range', 'CPU time', 'load', 'expert1 / 2 / 3',
-                   'peak memory', 'target', 'published code, **elsewhere**'], rows)
+    out = [
+        '## The whole command',
+        '',
+        f'`tune_all_experts({r["n_trials"]})` on {r["device"]}: load the data, train the '
+        f'reference, run {r["n_trials"]} trials of '
+        f'each of the three experts in an empty `cache_dir` (at most {r["epochs"]:,} epochs, '
+        'default settings), write checkpoints and '
+        f'results. Seconds after the imports; median of {len(records) // len(names)} runs in fresh '
+        'processes; peak memory of the '
+        'process (in brackets: after the imports). CPU time is that of all threads: on a machine '
+        'with other work it says more than '
+        "the clock, and on a free one it is close to it, because most of the work is one thread's.",
+        '',
+    ]
+    out += _table(
+        [
+            'data',
+            'trials',
+            'median',
+            'range',
+            'CPU time',
+            'load',
+            'expert1 / 2 / 3',
+            'peak memory',
+            'target',
+            'published code, **elsewhere**',
+        ],
+        rows,
+    )
     if missing := [n for n in DATASETS if n not in names]:
-        out += [f'Skipped: {", ".join(missing)} (the data files were not there, or these runs were not asked for).', '']
-    out += ['The last column is context and was **not measured in this run**: others timed the published code, patched to run on a CPU '
-            'with its logic unchanged, on 2 cores of another machine. No ratio to it is given for that reason; the sections below '
-            'compare methods within one run.', '']
+        out += [
+            f'Skipped: {", ".join(missing)} (the data files were not there, or these runs were not '
+            'asked for).',
+            '',
+        ]
+    out += [
+        'The last column is context and was **not measured in this run**: others timed the '
+        'published code, patched to run on a CPU '
+        'with its logic unchanged, on 2 cores of another machine. No ratio to it is given for that '
+        'reason; the sections below '
+        'compare methods within one run.',
+        '',
+    ]
     fig, ax = _axes(6.4, 0.55 * len(names) + 1.2)
     left = np.zeros(len(names))
     for e, colour in COLOURS.items():
@@ -119,31 +168,91 @@ def graphlime(records: list[dict], folder: Path) -> list[str]:
     r = records[0]
     per_model, single = _median(r['population_s']) / r['models'], _median(r['single_s'])
     total = sum(s['nodes'] * s['mean_s'] for s in r['strata'])
-    error = sum(s['nodes'] ** 2 * s['sd_s'] ** 2 / s['sampled'] * (1 - s['sampled'] / s['nodes']) for s in r['strata']) ** 0.5
+    error = (
+        sum(
+            s['nodes'] ** 2 * s['sd_s'] ** 2 / s['sampled'] * (1 - s['sampled'] / s['nodes'])
+            for s in r['strata']
+        )
+        ** 0.5
+    )
     drawn = np.array(r['sample'])
-    out = ['## GraphLIME', '',
-           f'Explanations of all {r["nodes"]:,} validation nodes of {r["dataset"]} ({r["features"]} features), for a population of '
-           f'{r["models"]} '
-           f'trained models; median of {r["repeats"]}. scikit-learn\'s `LassoLars` was run node by node on {len(drawn)} of the same '
-           'nodes for one '
-           'of the models, drawn at random within strata of neighbourhood size (powers of two, every one sampled), and **extrapolated**: '
-           'Σ nodes of a stratum × its mean, ± 1.96 standard errors of that sampling. No validation node is left out; the largest '
-           'neighbourhood of one has '
-           f'{r["largest"]:,} members' + (f' (the graph\'s largest hub, {r["largest_of_graph"]:,}, is not a validation node)'
-                                         if r['largest_of_graph'] > r['largest'] else '') + '.', '']
-    cpu = {'lars': total * r['lars_cpu_per_s'], 'single': r['single_cpu'], 'per_model': r['population_cpu'] / r['models']}
-    out += _table(['', 'per model', 'ratio', 'CPU time', 'ratio'], [
-        ['per-node `LassoLars`, extrapolated', f'{_s(total)} ± {_s(1.96 * error)}', '1', _s(cpu['lars']), '1'],
-        ['`GraphLIME`, one model by itself', _s(single), f'{total / single:,.0f}×', _s(cpu['single']), f'{cpu["lars"] / cpu["single"]:,.0f}×'],
-        [f'`GraphLIME`, {r["models"]} models together', _s(per_model), f'**{total / per_model:,.0f}×**', _s(cpu['per_model']),
-         f'**{cpu["lars"] / cpu["per_model"]:,.0f}×**']])
-    out += [f'Made once per data set, not counted above: {_s(_median(r["setup_s"]))}. Peak memory {_peak([r])}. On the sampled nodes the '
-            f'lasso objective of `GraphLIME` was at most {max(0, r["objective_above"]):.0e} above that of `LassoLars`; the most '
-            f'important feature differed on {r["top1_differs"]}.', '']
+    out = [
+        '## GraphLIME',
+        '',
+        f'Explanations of all {r["nodes"]:,} validation nodes of {r["dataset"]} ({r["features"]} '
+        'features), for a population of '
+        f'{r["models"]} '
+        f"trained models; median of {r['repeats']}. scikit-learn's `LassoLars` was run node by "
+        f'node on {len(drawn)} of the same '
+        'nodes for one '
+        'of the models, drawn at random within strata of neighbourhood size (powers of two, every '
+        'one sampled), and **extrapolated**: '
+        'Σ nodes of a stratum × its mean, ± 1.96 standard errors of that sampling. No validation '
+        'node is left out; the largest '
+        'neighbourhood of one has '
+        f'{r["largest"]:,} members'
+        + (
+            f" (the graph's largest hub, {r['largest_of_graph']:,}, is not a validation node)"
+            if r['largest_of_graph'] > r['largest']
+            else ''
+        )
+        + '.',
+        '',
+    ]
+    cpu = {
+        'lars': total * r['lars_cpu_per_s'],
+        'single': r['single_cpu'],
+        'per_model': r['population_cpu'] / r['models'],
+    }
+    out += _table(
+        ['', 'per model', 'ratio', 'CPU time', 'ratio'],
+        [
+            [
+                'per-node `LassoLars`, extrapolated',
+                f'{_s(total)} ± {_s(1.96 * error)}',
+                '1',
+                _s(cpu['lars']),
+                '1',
+            ],
+            [
+                '`GraphLIME`, one model by itself',
+                _s(single),
+                f'{total / single:,.0f}×',
+                _s(cpu['single']),
+                f'{cpu["lars"] / cpu["single"]:,.0f}×',
+            ],
+            [
+                f'`GraphLIME`, {r["models"]} models together',
+                _s(per_model),
+                f'**{total / per_model:,.0f}×**',
+                _s(cpu['per_model']),
+                f'**{cpu["lars"] / cpu["per_model"]:,.0f}×**',
+            ],
+        ],
+    )
+    out += [
+        f'Made once per data set, not counted above: {_s(_median(r["setup_s"]))}. Peak memory '
+        f'{_peak([r])}. On the sampled nodes the '
+        f'lasso objective of `GraphLIME` was at most {max(0, r["objective_above"]):.0e} above that '
+        'of `LassoLars`; the most '
+        f'important feature differed on {r["top1_differs"]}.',
+        '',
+    ]
     fig, ax = _axes()
-    ax.loglog(drawn[:, 0], drawn[:, 1] + drawn[:, 2], 'o', ms=4, color=ORANGE, mec='none', alpha=0.7, label='LassoLars, one node each')
-    for value, style, label in ((single / r['nodes'], '--', 'GraphLIME, one model (mean over nodes)'),
-                                (per_model / r['nodes'], '-', f'GraphLIME, {r["models"]} models (mean over nodes)')):
+    ax.loglog(
+        drawn[:, 0],
+        drawn[:, 1] + drawn[:, 2],
+        'o',
+        ms=4,
+        color=ORANGE,
+        mec='none',
+        alpha=0.7,
+        label='LassoLars, one node each',
+    )
+    for value, style, label in (
+        (single / r['nodes'], '--', 'GraphLIME, one model (mean over nodes)'),
+        (per_model / r['nodes'], '-', f'GraphLIME, {r["models"]} models (mean over nodes)'),
+    ):
         ax.axhline(value, color=BLUE, ls=style, label=label)
     ax.set_xlabel('members of the neighbourhood')
     ax.set_ylabel('seconds per node and model')
@@ -154,16 +263,33 @@ def graphlime(records: list[dict], folder: Path) -> list[str]:
 
 def attributions(records: list[dict], folder: Path) -> list[str]:
     r = records[0]
-    captum, one, many = _median(r['captum_s']), _median(r['closed_s']), _median(r['population_s']) / r['models']
-    out = ['## Attributions', '',
-           f'Integrated Gradients of all {r["nodes"]:,} validation nodes of {r["dataset"]}, same trained model, double precision; median '
-           f'of {r["repeats"]}.', '']
-    out += _table(['', 'per model', 'ratio'], [
-        [f'captum `IntegratedGradients`, {r["steps"]} steps', _s(captum), '1'],
-        ['closed form, one model by itself', _s(one), f'{captum / one:,.0f}×'],
-        [f'closed form, {r["models"]} models together', _s(many), f'{captum / many:,.0f}×']])
-    return out + [f'Largest difference between the two: {r["largest_difference"]:.0e}. Peak memory {_peak([r])}: captum\'s, which holds '
-                  'all steps of all nodes.', '']
+    captum, one, many = (
+        _median(r['captum_s']),
+        _median(r['closed_s']),
+        _median(r['population_s']) / r['models'],
+    )
+    out = [
+        '## Attributions',
+        '',
+        f'Integrated Gradients of all {r["nodes"]:,} validation nodes of {r["dataset"]}, same '
+        'trained model, double precision; median '
+        f'of {r["repeats"]}.',
+        '',
+    ]
+    out += _table(
+        ['', 'per model', 'ratio'],
+        [
+            [f'captum `IntegratedGradients`, {r["steps"]} steps', _s(captum), '1'],
+            ['closed form, one model by itself', _s(one), f'{captum / one:,.0f}×'],
+            [f'closed form, {r["models"]} models together', _s(many), f'{captum / many:,.0f}×'],
+        ],
+    )
+    return out + [
+        f'Largest difference between the two: {r["largest_difference"]:.0e}. Peak memory '
+        f"{_peak([r])}: captum's, which holds "
+        'all steps of all nodes.',
+        '',
+    ]
 
 
 def training(records: list[dict], folder: Path) -> list[str]:
@@ -171,36 +297,106 @@ def training(records: list[dict], folder: Path) -> list[str]:
     for x in sorted(records, key=lambda x: x['expert']):
         alone, side = _median(x['alone_s']), _median(x['together_s'])
         pairs = [a / b for a, b in zip(x['alone_s'], x['together_s'])]
-        rows.append([x['expert'], f'{x["epochs_run"]:,}', _s(alone), _s(side), f'**{_median(pairs):.1f}×**',
-                     f'{x["largest_difference"]:.0e}', _peak([x])])
-    return ['## Training alone and side by side', '',
-            f'{r["n"]} random configurations of each expert on {r["dataset"]}: one call after another, and all in one call of '
-            f'`train_population`; validation included, at most {r["epochs"]:,} epochs, device {r["device"]}; median of {r["repeats"]}, '
-            'in turns.', '',
-            *_table(['', 'epochs run', f'{r["n"]} × alone', 'side by side', 'ratio', 'largest difference of a score', 'peak memory'], rows)]
+        rows.append(
+            [
+                x['expert'],
+                f'{x["epochs_run"]:,}',
+                _s(alone),
+                _s(side),
+                f'**{_median(pairs):.1f}×**',
+                f'{x["largest_difference"]:.0e}',
+                _peak([x]),
+            ]
+        )
+    return [
+        '## Training alone and side by side',
+        '',
+        f'{r["n"]} random configurations of each expert on {r["dataset"]}: one call after another, '
+        'and all in one call of '
+        f'`train_population`; validation included, at most {r["epochs"]:,} epochs, device '
+        f'{r["device"]}; median of {r["repeats"]}, '
+        'in turns.',
+        '',
+        *_table(
+            [
+                '',
+                'epochs run',
+                f'{r["n"]} × alone',
+                'side by side',
+                'ratio',
+                'largest difference of a score',
+                'peak memory',
+            ],
+            rows,
+        ),
+    ]
 
 
 def scaling(records: list[dict], folder: Path) -> list[str]:
     records = sorted(records, key=lambda r: r['nodes'])
     r, n = records[0], np.array([r['nodes'] for r in records])
-    per_trial = lambda what: {e: np.array([r['experts'][e][what] / r['experts'][e]['trials'] for r in records]) for e in COLOURS}
+    per_trial = lambda what: {
+        e: np.array([r['experts'][e][what] / r['experts'][e]['trials'] for r in records])
+        for e in COLOURS
+    }
     each, cpu = per_trial('seconds'), per_trial('cpu')
     step = lambda r: 'all' if r['rows'] == r['train'] else f'{r["rows"]:,}'
-    rows = [[f'{r["nodes"]:,}', f'{r["edges"]:,}', f'{r["train"]:,}', f'{r["val"]:,}', step(r), *(_s(each[e][i]) for e in COLOURS),
-             _s(r['data_s']), _s(r['plan_s']), _s(r['floor_s']), _s(sum(x['seconds'] for x in r['experts'].values())), _peak([r]),
-             _loads([r])] for i, r in enumerate(records)]
-    out = ['## Scaling', '',
-           f'`synthetic` graphs with {r["features"]} features (half of them continuous) and {2 * r["edges"] / r["nodes"]:.0f} neighbours '
-           f'per node, device {r["device"]}; each expert tuned with {r["n_trials"]} trials of {r["epochs"]} epochs; GraphLIME over all '
-           'validation nodes. Seconds per trial: those of `tune_expert`, divided by its trials. Made once per data set: the data, the '
-           'model-independent part of GraphLIME, the reference model. One run per size.', '']
-    out += _table(['nodes', 'edges (undirected)', 'training nodes', 'validation nodes', 'rows per step',
-                   *(f'{e}, per trial' for e in COLOURS), 'data', 'GraphLIME plan', 'reference', 'three experts', 'peak memory', 'load'], rows)
+    rows = [
+        [
+            f'{r["nodes"]:,}',
+            f'{r["edges"]:,}',
+            f'{r["train"]:,}',
+            f'{r["val"]:,}',
+            step(r),
+            *(_s(each[e][i]) for e in COLOURS),
+            _s(r['data_s']),
+            _s(r['plan_s']),
+            _s(r['floor_s']),
+            _s(sum(x['seconds'] for x in r['experts'].values())),
+            _peak([r]),
+            _loads([r]),
+        ]
+        for i, r in enumerate(records)
+    ]
+    out = [
+        '## Scaling',
+        '',
+        f'`synthetic` graphs with {r["features"]} features (half of them continuous) and '
+        f'{2 * r["edges"] / r["nodes"]:.0f} neighbours '
+        f'per node, device {r["device"]}; each expert tuned with {r["n_trials"]} trials of '
+        f'{r["epochs"]} epochs; GraphLIME over all '
+        'validation nodes. Seconds per trial: those of `tune_expert`, divided by its trials. Made '
+        'once per data set: the data, the '
+        'model-independent part of GraphLIME, the reference model. One run per size.',
+        '',
+    ]
+    out += _table(
+        [
+            'nodes',
+            'edges (undirected)',
+            'training nodes',
+            'validation nodes',
+            'rows per step',
+            *(f'{e}, per trial' for e in COLOURS),
+            'data',
+            'GraphLIME plan',
+            'reference',
+            'three experts',
+            'peak memory',
+            'load',
+        ],
+        rows,
+    )
     if len(n) > 1:
         power = lambda s, i: f'{np.log(s[-1] / s[i]) / np.log(n[-1] / n[i]):.2f}'
         show = lambda of, i: ', '.join(f'{power(s, i)} ({e})' for e, s in of.items())
-        out += [f'From {n[0]:,} to {n[-1]:,} nodes the cost per trial grows as nodes to the power of {show(each, 0)} by the clock, '
-                f'{show(cpu, 0)} in CPU time; over the last step, from {n[-2]:,} nodes, {show(cpu, -2)} in CPU time. Linear is 1.', '']
+        out += [
+            f'From {n[0]:,} to {n[-1]:,} nodes the cost per trial grows as nodes to the power of '
+            f'{show(each, 0)} by the clock, '
+            f'{show(cpu, 0)} in CPU time; over the last step, from {n[-2]:,} nodes, '
+            f'{show(cpu, -2)} in CPU time. Linear is 1.',
+            '',
+        ]
     fig, ax = _axes()
     for e, s in each.items():
         ax.loglog(n, s, marker=MARKS[e], color=COLOURS[e], label=e)
@@ -211,38 +407,87 @@ def scaling(records: list[dict], folder: Path) -> list[str]:
     ax.set_ylabel('seconds per trial')
     ax.legend(frameon=False, loc='center left', bbox_to_anchor=(1, 0.5))
     _figure(folder / 'scaling.svg', fig)
-    return out + ['![Seconds per trial against nodes, both axes logarithmic](plots/scaling.svg)', '']
+    return out + [
+        '![Seconds per trial against nodes, both axes logarithmic](plots/scaling.svg)',
+        '',
+    ]
 
 
 def graph(records: list[dict], folder: Path) -> list[str]:
     records = sorted(records, key=lambda r: (r['method'] != 'exact', r['rows']))
     exact = {r['rows']: r['edges'] for r in records if r['method'] == 'exact'}
-    how = lambda r: 'exact' if r['method'] == 'exact' else f'approximate, {r["n_neighbors"]} neighbours'
+    how = lambda r: (
+        'exact' if r['method'] == 'exact' else f'approximate, {r["n_neighbors"]} neighbours'
+    )
     part = lambda r: f'{100 * r["edges"] / exact[r["rows"]]:.1f} %' if r['rows'] in exact else '—'
     r = records[0]
-    return ['## The similarity graph', '',
-            f'Tables of {r["columns"]} columns, half normal, half binary, threshold {r["threshold"]}. The approximate search compiles itself at its '
-            'first call (some 20 s), included here.', '',
-            *_table(['rows', 'method', 'seconds', 'CPU time', 'edges', 'share of the exact graph', 'peak memory', 'load'],
-                    [[f'{r["rows"]:,}', how(r), _s(r['seconds']), _s(r['cpu']), f'{r["edges"]:,}', part(r), _peak([r]), _loads([r])]
-                     for r in records])]
+    return [
+        '## The similarity graph',
+        '',
+        f'Tables of {r["columns"]} columns, half normal, half binary, threshold {r["threshold"]}. '
+        'The approximate search compiles itself at its '
+        'first call (some 20 s), included here.',
+        '',
+        *_table(
+            [
+                'rows',
+                'method',
+                'seconds',
+                'CPU time',
+                'edges',
+                'share of the exact graph',
+                'peak memory',
+                'load',
+            ],
+            [
+                [
+                    f'{r["rows"]:,}',
+                    how(r),
+                    _s(r['seconds']),
+                    _s(r['cpu']),
+                    f'{r["edges"]:,}',
+                    part(r),
+                    _peak([r]),
+                    _loads([r]),
+                ]
+                for r in records
+            ],
+        ),
+    ]
 
 
 def epochs(records: list[dict], folder: Path) -> list[str]:
     r = records[0]
     rules, caps = curves.tables(r)
-    out = ['## Stopping earlier, training longer', '',
-           f'{r["n"]} configurations (the default and random ones) for each of {r["seeds"]} seeds, trained to the end without early stopping; what '
-           f'a rule would have stopped follows from the curves. {len({(x["dataset"], x["expert"]) for x in r["rules"]})} pairs of data set '
-           'and expert together (of bail only expert1); epochs run are a share of '
-           f'{curves.CAP:,} each, and the objective lost is that of the study\'s winner.', '', *_table(curves.RULE_HEAD, rules),
-           'And what a larger cap would buy expert1: best feasible utility of the study, mean over seeds (in brackets: how many of its '
-           f'{r["n"]} configurations were feasible).', '', *_table(['epochs', *(f'{c:,}' for c in curves.CAPS)], caps)]
+    out = [
+        '## Stopping earlier, training longer',
+        '',
+        f'{r["n"]} configurations (the default and random ones) for each of {r["seeds"]} seeds, '
+        'trained to the end without early stopping; what '
+        'a rule would have stopped follows from the curves. '
+        f'{len({(x["dataset"], x["expert"]) for x in r["rules"]})} pairs of data set '
+        'and expert together (of bail only expert1); epochs run are a share of '
+        f"{curves.CAP:,} each, and the objective lost is that of the study's winner.",
+        '',
+        *_table(curves.RULE_HEAD, rules),
+        'And what a larger cap would buy expert1: best feasible utility of the study, mean over '
+        'seeds (in brackets: how many of its '
+        f'{r["n"]} configurations were feasible).',
+        '',
+        *_table(['epochs', *(f'{c:,}' for c in curves.CAPS)], caps),
+    ]
     fig, ax = _axes(5.5, 3.4)
-    for colour, dataset in zip((BLUE, ORANGE, '#009E73', '#CC79A7'), dict.fromkeys(c['dataset'] for c in r['caps'])):
+    for colour, dataset in zip(
+        (BLUE, ORANGE, '#009E73', '#CC79A7'), dict.fromkeys(c['dataset'] for c in r['caps'])
+    ):
         rows = [c for c in r['caps'] if c['dataset'] == dataset]
-        ax.plot([c['cap'] for c in rows], [np.nanmean(c['best']) if np.isfinite(c['best']).any() else np.nan for c in rows], 'o-', color=colour,
-                label=dataset)
+        ax.plot(
+            [c['cap'] for c in rows],
+            [np.nanmean(c['best']) if np.isfinite(c['best']).any() else np.nan for c in rows],
+            'o-',
+            color=colour,
+            label=dataset,
+        )
     ax.axvline(curves.CAP, color=GREY, lw=1, ls=':')
     ax.set_xscale('log', base=2)
     ax.set_xticks(curves.CAPS, [f'{c:,}' for c in curves.CAPS])
@@ -256,20 +501,38 @@ def epochs(records: list[dict], folder: Path) -> list[str]:
 def samplers(records: list[dict], folder: Path) -> list[str]:
     r = records[0]
     _sampler_plot(r['analysis'], folder / 'samplers.svg')
-    return ['## Samplers', '',
-            f'Best feasible validation objective after {r["n_trials"]} trials, {r["seeds"]} seeds. The default configuration is '
-            'everyone\'s first trial, and all but the Sobol sequence share nine random ones. Differences to random are paired by seed; '
-            'positive is better; 95 % t-intervals.', '', study.table(r['analysis']), '', '![Gain over random by sampler, with 95 % '
-            'intervals](plots/samplers.svg)', '']
+    return [
+        '## Samplers',
+        '',
+        f'Best feasible validation objective after {r["n_trials"]} trials, {r["seeds"]} seeds. The '
+        'default configuration is '
+        "everyone's first trial, and all but the Sobol sequence share nine random ones. "
+        'Differences to random are paired by seed; '
+        'positive is better; 95 % t-intervals.',
+        '',
+        study.table(r['analysis']),
+        '',
+        '![Gain over random by sampler, with 95 % intervals](plots/samplers.svg)',
+        '',
+    ]
 
 
 def _sampler_plot(analysis: dict, path: Path):
     problems, columns = analysis['problems'], 3
-    keys = [k for k in study.STRATEGIES if k != study.RANDOM and any(k in p['rows'] for p in problems)]
+    keys = [
+        k for k in study.STRATEGIES if k != study.RANDOM and any(k in p['rows'] for p in problems)
+    ]
     lines = -(-len(problems) // columns)
-    fig, axes = plt.subplots(lines, columns, figsize=(9, 0.27 * len(keys) * lines + 1.6), sharey=True, squeeze=False)
+    fig, axes = plt.subplots(
+        lines, columns, figsize=(9, 0.27 * len(keys) * lines + 1.6), sharey=True, squeeze=False
+    )
     for ax, p in zip(axes.flat, problems):
-        gain, half = (np.array([p['rows'][k]['over'][study.RANDOM][f] if k in p['rows'] else np.nan for k in keys]) for f in ('gain', 'half'))
+        gain, half = (
+            np.array(
+                [p['rows'][k]['over'][study.RANDOM][f] if k in p['rows'] else np.nan for k in keys]
+            )
+            for f in ('gain', 'half')
+        )
         ax.axvline(0, color=GREY, lw=1)
         ax.errorbar(gain, range(len(keys)), xerr=half, fmt='o', color=BLUE, ms=4, capsize=2, lw=1)
         ax.set_yticks(range(len(keys)), [study.STRATEGIES[k].title for k in keys])
@@ -277,7 +540,7 @@ def _sampler_plot(analysis: dict, path: Path):
         ax.tick_params(labelsize=8)
         ax.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(3))
         ax.spines[['top', 'right']].set_visible(False)
-    for ax in axes.flat[len(problems):]:
+    for ax in axes.flat[len(problems) :]:
         ax.set_visible(False)
     axes[0, 0].invert_yaxis()
     fig.supxlabel('gain in best feasible objective over random (right is better)', fontsize=9)
@@ -287,20 +550,31 @@ def _sampler_plot(analysis: dict, path: Path):
 
 # ---------------------------------------------------------------- document
 
+
 def _machine(records: list[dict]) -> list[str]:
     m, loads = records[0]['machine'], [x for r in records for x in r['load']]
     gpus = sorted({r['gpu'] for r in records if r.get('gpu')})
     same = all(r['machine'] == m for r in records)
-    return [f'Machine: {m["cpu"]}, {m["cores"]} cores, {m["memory"] / 2 ** 30:.0f} GB, {m["system"]}; {", ".join(gpus) or "no GPU"}. '
-            f'Python {m["python"]}, {", ".join(f"{k} {v}" for k, v in m["versions"].items())}; torch threads: '
-            f'{", ".join(sorted({str(r["torch_threads"]) for r in records}))}. One-minute load average before and after the jobs: '
-            f'{min(loads):.1f} to {max(loads):.1f}.'
-            + ('' if same else ' **Not all records come from this machine.**'), '']
+    return [
+        f'Machine: {m["cpu"]}, {m["cores"]} cores, {m["memory"] / 2**30:.0f} GB, {m["system"]}; '
+        f'{", ".join(gpus) or "no GPU"}. '
+        f'Python {m["python"]}, {", ".join(f"{k} {v}" for k, v in m["versions"].items())}; torch '
+        'threads: '
+        f'{", ".join(sorted({str(r["torch_threads"]) for r in records}))}. One-minute load average '
+        'before and after the jobs: '
+        f'{min(loads):.1f} to {max(loads):.1f}.'
+        + ('' if same else ' **Not all records come from this machine.**'),
+        '',
+    ]
 
 
 def _versions(records: dict[str, list[dict]]) -> list[str]:
     codes = {r['code'] for s, rs in records.items() if s not in ('epochs', 'samplers') for r in rs}
-    return ['**The records come from different states of the code; run the command again.**', ''] if len(codes) > 1 else []
+    return (
+        ['**The records come from different states of the code; run the command again.**', '']
+        if len(codes) > 1
+        else []
+    )
 
 
 def _load(rs: list[dict]) -> str:
@@ -308,14 +582,19 @@ def _load(rs: list[dict]) -> str:
     return f'<sub>Load average during these jobs: {min(loads):.1f} to {max(loads):.1f}.</sub>'
 
 
-KEPT = '*Kept from an earlier run of this command, perhaps with an older state of the code; its records are not here.*'
+KEPT = (
+    '*Kept from an earlier run of this command, perhaps with an older state of the code; '
+    'its records are not here.*'
+)
 
 
 def _sections(path: Path) -> dict[str, str]:
     "Sections of an earlier RESULTS.md: long studies are not repeated because a short one was."
     if not path.exists():
         return {}
-    found = re.findall(r'^<!-- (\w+) -->\n(.*?)\n<!-- end of \1 -->', path.read_text(encoding='utf-8'), re.S | re.M)
+    found = re.findall(
+        r'^<!-- (\w+) -->\n(.*?)\n<!-- end of \1 -->', path.read_text(encoding='utf-8'), re.S | re.M
+    )
     return dict(found)
 
 
@@ -323,7 +602,13 @@ def write(records: dict[str, list[dict]], out: Path) -> Path:
     "RESULTS.md and plots/*.svg in the folder `out`."
     folder = out / 'plots'
     folder.mkdir(parents=True, exist_ok=True)
-    text = ['# Benchmarks', '', 'Written by `make bench` (`python benchmarks/run.py`); see [README.md](README.md). Do not edit.', '']
+    text = [
+        '# Benchmarks',
+        '',
+        'Written by `make bench` (`python benchmarks/run.py`); see [README.md](README.md). Do not '
+        'edit.',
+        '',
+    ]
     there = {s: rs for s, rs in records.items() if rs}
     kept = _sections(out / 'RESULTS.md')
     if not there and not kept:
@@ -332,9 +617,19 @@ def write(records: dict[str, list[dict]], out: Path) -> Path:
         text += _machine([r for rs in there.values() for r in rs]) + _versions(there)
     for section, rs in records.items():
         if rs:
-            text += [f'<!-- {section} -->', *globals()[section](rs, folder), _load(rs), f'<!-- end of {section} -->', '']
+            text += [
+                f'<!-- {section} -->',
+                *globals()[section](rs, folder),
+                _load(rs),
+                f'<!-- end of {section} -->',
+                '',
+            ]
         elif section in kept:
-            body = kept[section] if KEPT in kept[section] else kept[section].replace('\n\n', f'\n\n{KEPT}\n\n', 1)
+            body = (
+                kept[section]
+                if KEPT in kept[section]
+                else kept[section].replace('\n\n', f'\n\n{KEPT}\n\n', 1)
+            )
             text += [f'<!-- {section} -->', body, f'<!-- end of {section} -->', '']
     if there and (missing := [s for s in records if s not in there and s not in kept]):
         text += [f'Not measured: {", ".join(missing)}.', '']

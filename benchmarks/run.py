@@ -1,14 +1,16 @@
 """Measure and write RESULTS.md.
 
-    python benchmarks/run.py                        # everything that is missing, then RESULTS.md (make bench)
+    python benchmarks/run.py                        # all that is missing, then RESULTS.md
     python benchmarks/run.py --only whole graphlime # some sections
-    python benchmarks/run.py --quick                # minutes: small sizes, to see that it works; written to work/quick, not here
-    python benchmarks/run.py --render               # RESULTS.md and plots from what was measured before
+    python benchmarks/run.py --quick                # small sizes, in work/quick: does it work?
+    python benchmarks/run.py --render               # RESULTS.md and plots from earlier records
 
-Every job runs in a process of its own (its peak memory is its own), and its record is kept in the work folder: a run that was interrupted
-goes on where it stopped. Records of another state of the code are measured anew (not those of the two studies, which ask about
-scores, not about time: `--fresh` renews all).
+Every job runs in a process of its own (its peak memory is its own), and its record is kept in the
+work folder: an interrupted run continues where it stopped. Records of another state of the
+code are measured anew (not those of the two studies, which ask about scores, not about time:
+`--fresh` renews all).
 """
+
 from __future__ import annotations
 
 import argparse
@@ -21,12 +23,15 @@ import subprocess
 import sys
 from pathlib import Path
 
-from common import ROOT, find_data
+from common import ROOT, find_data, read_json, write_json
 
 HERE = Path(__file__).resolve().parent
-SECTIONS = ('whole', 'graphlime', 'attributions', 'training', 'scaling', 'graph', 'epochs', 'samplers')
-STUDIES = ('epochs', 'samplers')  # of scores, not of time: kept from one state of the code to the next
-MODULES = ('datasets', 'metrics', 'explain', 'evaluation', 'experts', 'training', 'artifacts', 'studies', 'tune_experts')  # what is measured
+SECTIONS = (
+    *('whole', 'graphlime', 'attributions', 'training'),
+    *('scaling', 'graph', 'epochs', 'samplers'),
+)
+STUDIES = ('epochs', 'samplers')  # of scores, not of time: kept when the code changes
+MEASURED = ('data', 'scores', 'experts', 'tuning', 'datasets.py', 'tune_experts.py')
 DATASETS = ('bail', 'german', 'math', 'por')
 SIZES = (10_000, 30_000, 100_000, 300_000, 1_000_000)
 
@@ -35,95 +40,178 @@ def jobs(a) -> list[tuple[str, str, dict, int]]:
     "(section, name, arguments, repeats in fresh processes)."
     data = {'data_dir': str(a.data_dir)} if a.data_dir else {}
     files = a.data_dir and not a.quick
-    real = lambda name: {'dataset': name, **data} if files else {'dataset': 'synthetic', 'n_nodes': 1000 if a.quick else 20_000}
+    real = lambda name: (
+        {'dataset': name, **data}
+        if files
+        else {'dataset': 'synthetic', 'n_nodes': 1000 if a.quick else 20_000}
+    )
     small, device = ({'epochs': 40} if a.quick else {}), {'device': a.device}
     names = DATASETS if files else ('synthetic',)
-    out = [('whole', n, {**real(n), **device, **small, 'n_trials': 4 if a.quick else 30}, a.repeats) for n in names]
+    out = [
+        ('whole', n, {**real(n), **device, **small, 'n_trials': 4 if a.quick else 30}, a.repeats)
+        for n in names
+    ]
     few = {'models': 3, 'repeats': 1, **small} if a.quick else {}
-    out.append(('graphlime', 'graphlime', {**real('bail'), **few, **({'per_stratum': 2} if a.quick else {})}, 1))
+    out.append(
+        (
+            'graphlime',
+            'graphlime',
+            {**real('bail'), **few, **({'per_stratum': 2} if a.quick else {})},
+            1,
+        )
+    )
     out.append(('attributions', 'attributions', {**real('bail'), **few}, 1))
-    out += [('training', f'training-{e}', {**real('bail'), 'expert': e, **({'n': 3, 'repeats': 1, **small} if a.quick else {})}, 1)
-            for e in ('expert1', 'expert2', 'expert3')]
+    out += [
+        (
+            'training',
+            f'training-{e}',
+            {**real('bail'), 'expert': e, **({'n': 3, 'repeats': 1, **small} if a.quick else {})},
+            1,
+        )
+        for e in ('expert1', 'expert2', 'expert3')
+    ]
     sizes = a.sizes or ((1000, 2000) if a.quick else SIZES)
-    out += [('scaling', f'scaling-{n}', {'n_nodes': n, **device, **(small and {'epochs': 10, 'n_trials': 2})}, 1) for n in sizes]
-    out += [('graph', f'graph-{method}-{n}', {'rows': n, 'method': method}, 1)
-            for method, n in ([('exact', 2000)] if a.quick else [('exact', 10_000), ('exact', 100_000), ('approximate', 100_000)])]
+    out += [
+        (
+            'scaling',
+            f'scaling-{n}',
+            {'n_nodes': n, **device, **(small and {'epochs': 10, 'n_trials': 2})},
+            1,
+        )
+        for n in sizes
+    ]
+    out += [
+        ('graph', f'graph-{method}-{n}', {'rows': n, 'method': method}, 1)
+        for method, n in (
+            [('exact', 2000)]
+            if a.quick
+            else [('exact', 10_000), ('exact', 100_000), ('approximate', 100_000)]
+        )
+    ]
     if files:
         out.append(('epochs', 'epochs', {**data, 'work': str(a.work / 'curves')}, 1))
-        out.append(('samplers', 'samplers', {**data, 'work': str(a.work / 'samplers'), 'strategies': a.strategies}, 1))
+        out.append(
+            (
+                'samplers',
+                'samplers',
+                {**data, 'work': str(a.work / 'samplers'), 'strategies': a.strategies},
+                1,
+            )
+        )
     return [j for j in out if j[0] in a.only]
 
 
 def code_version() -> str:
-    "Of the modules that are measured."
+    "Of the rooms that are measured."
     digest = hashlib.sha256()
-    for m in MODULES:
-        digest.update((ROOT / 'moe_expert' / f'{m}.py').read_bytes())
+    for place in (ROOT / 'moe_expert' / name for name in MEASURED):
+        for path in sorted(place.glob('*.py')) if place.is_dir() else [place]:
+            digest.update(path.read_bytes())
     return digest.hexdigest()[:12]
 
 
 def peak_memory() -> int:
     "Largest resident memory of this process so far, bytes."
     import resource
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == 'darwin' else 1024)
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (
+        1 if sys.platform == 'darwin' else 1024
+    )
 
 
 def machine() -> dict:
     "What the numbers depend on."
     model = platform.processor()
     if Path('/proc/cpuinfo').exists():
-        model = next((x.split(':')[1].strip() for x in Path('/proc/cpuinfo').read_text().splitlines() if x.startswith('model name')), model)
-    versions = {n: importlib.metadata.version(n) for n in ('torch', 'numpy', 'scipy', 'scikit-learn', 'optuna', 'captum')}
-    return {'cpu': model or 'unknown', 'cores': len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count(),
-            'memory': os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES'), 'system': f'{platform.system()} {platform.machine()}',
-            'python': platform.python_version(), 'versions': versions}
+        model = next(
+            (
+                x.split(':')[1].strip()
+                for x in Path('/proc/cpuinfo').read_text().splitlines()
+                if x.startswith('model name')
+            ),
+            model,
+        )
+    versions = {
+        n: importlib.metadata.version(n)
+        for n in ('torch', 'numpy', 'scipy', 'scikit-learn', 'optuna', 'captum')
+    }
+    return {
+        'cpu': model or 'unknown',
+        'cores': len(os.sched_getaffinity(0))
+        if hasattr(os, 'sched_getaffinity')
+        else os.cpu_count(),
+        'memory': os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES'),
+        'system': f'{platform.system()} {platform.machine()}',
+        'python': platform.python_version(),
+        'versions': versions,
+    }
 
 
 def do_job(section: str, arguments: dict, result: Path):
     "In the job's own process."
     import sections
+
     sections.warm(section)
     import torch
+
     if section in STUDIES:
         torch.set_num_threads(1)
     before, load = peak_memory(), os.getloadavg()
     record = getattr(sections, section)(**arguments)
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    record |= {'peak': peak_memory(), 'peak_imports': before, 'load': [load[0], os.getloadavg()[0]],
-               'torch_threads': torch.get_num_threads(), 'gpu': gpu}
+    record |= {
+        'peak': peak_memory(),
+        'peak_imports': before,
+        'load': [load[0], os.getloadavg()[0]],
+        'torch_threads': torch.get_num_threads(),
+        'gpu': gpu,
+    }
     if gpu:
         record['gpu_peak'] = torch.cuda.max_memory_allocated()
-    _write(result, record)
-
-
-def _write(path: Path, record: dict):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix('.part')
-    part.write_text(json.dumps(record, indent=1), encoding='utf-8')
-    part.replace(path)
+    write_json(result, record, indent=1)
 
 
 def measure(a) -> list[str]:
     "Run the jobs that are missing; returns those that failed."
     failed, version = [], code_version()
-    env = {**os.environ, 'PYTHONPATH': os.pathsep.join([str(ROOT), *filter(None, [os.environ.get('PYTHONPATH')])])}
+    env = {
+        **os.environ,
+        'PYTHONPATH': os.pathsep.join([str(ROOT), *filter(None, [os.environ.get('PYTHONPATH')])]),
+    }
     for section, name, arguments, repeats in jobs(a):
         for i in range(repeats):
             path = a.work / 'results' / f'{section}.{name}.{i}.json'
-            there = json.loads(path.read_text(encoding='utf-8')) if path.exists() else None
-            stays = there and there['arguments'] == arguments and (section in STUDIES or there['code'] == version) and not a.fresh
+            there = read_json(path) if path.exists() else None
+            stays = (
+                there
+                and there['arguments'] == arguments
+                and (section in STUDIES or there['code'] == version)
+                and not a.fresh
+            )
             if stays and section not in STUDIES:  # a study itself knows what is missing
                 continue
-            print(f'{section}: {name}, run {i + 1} of {repeats} (load {os.getloadavg()[0]:.1f})', flush=True)
+            print(
+                f'{section}: {name}, run {i + 1} of {repeats} (load {os.getloadavg()[0]:.1f})',
+                flush=True,
+            )
             part = path.with_suffix('.new')
-            command = [sys.executable, str(Path(__file__).resolve()), '--job', section, json.dumps(arguments), str(part)]
+            command = [
+                sys.executable,
+                str(Path(__file__).resolve()),
+                '--job',
+                section,
+                json.dumps(arguments),
+                str(part),
+            ]
             done = subprocess.run(command, env=env)
             if done.returncode:
                 failed.append(f'{section}.{name}')
                 print(f'  failed (exit status {done.returncode})', file=sys.stderr)
                 break
-            record = json.loads(part.read_text(encoding='utf-8'))
-            _write(path, {'section': section, 'name': name, 'arguments': arguments, 'code': version, 'machine': machine(), **record})
+            record = read_json(part)
+            about = {'section': section, 'name': name, 'arguments': arguments}
+            about |= {'code': version, 'machine': machine()}
+            write_json(path, about | record, indent=1)
             part.unlink()
     return failed
 
@@ -132,23 +220,40 @@ def load_records(work: Path) -> dict[str, list[dict]]:
     "Section -> its records, in a fixed order."
     out = {s: [] for s in SECTIONS}
     for path in sorted((work / 'results').glob('*.json')):
-        record = json.loads(path.read_text(encoding='utf-8'))
+        record = read_json(path)
         out[record['section']].append(record)
     return out
 
 
 def parse(argv=None):
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument('--only', type=lambda s: s.replace(',', ' ').split(), nargs='+', default=[list(SECTIONS)], metavar='SECTION',
-                   help='some of: ' + ' '.join(SECTIONS))
+    p = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    p.add_argument(
+        '--only',
+        type=lambda s: s.replace(',', ' ').split(),
+        nargs='+',
+        default=[list(SECTIONS)],
+        metavar='SECTION',
+        help='some of: ' + ' '.join(SECTIONS),
+    )
     p.add_argument('--quick', action='store_true', help='small sizes and synthetic data')
     p.add_argument('--render', action='store_true', help='measure nothing')
     p.add_argument('--fresh', action='store_true', help='measure also what is there')
     p.add_argument('--repeats', type=int, help='of the whole command (default 3)')
     p.add_argument('--sizes', type=int, nargs='+', help='nodes of the scaling section')
-    p.add_argument('--strategies', nargs='+', help='of the sampler study: compute these only; what is there is shown in any case')
+    p.add_argument(
+        '--strategies',
+        nargs='+',
+        help='of the sampler study: compute these only; what is there is shown in any case',
+    )
     p.add_argument('--device', default='auto', help='of whole and scaling')
-    p.add_argument('--data-dir', type=Path, default=find_data(), help='benchmark files (default: MOE_EXPERT_DATA, or ../shared/data)')
+    p.add_argument(
+        '--data-dir',
+        type=Path,
+        default=find_data(),
+        help='benchmark files (default: MOE_EXPERT_DATA, or ../shared/data)',
+    )
     p.add_argument('--work', type=Path, help='records (default: benchmarks/work, ignored by git)')
     p.add_argument('--out', type=Path, help='folder of RESULTS.md and plots (default: benchmarks)')
     p.add_argument('--job', nargs=3, help=argparse.SUPPRESS)
@@ -168,9 +273,14 @@ def main(argv=None) -> int:
         do_job(a.job[0], json.loads(a.job[1]), Path(a.job[2]))
         return 0
     if a.data_dir is None:
-        print('The benchmark files are not here (set MOE_EXPERT_DATA): synthetic data instead, no sampler study.', file=sys.stderr)
+        print(
+            'The benchmark files are not here (set MOE_EXPERT_DATA): synthetic data instead, no '
+            'sampler study.',
+            file=sys.stderr,
+        )
     failed = [] if a.render else measure(a)
     import render  # imports matplotlib: only now, a job's memory would start with this process's
+
     path = render.write(load_records(a.work), a.out)
     print(path.read_text(encoding='utf-8'))
     print(f'written: {path}', file=sys.stderr)

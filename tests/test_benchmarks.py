@@ -1,4 +1,5 @@
 "The benchmarks run and render; how long anything takes is not asserted."
+
 import json
 import subprocess
 import sys
@@ -16,15 +17,30 @@ import samplers
 import sections
 
 from moe_expert.data.synthetic import make_synthetic
-from moe_expert.scores.evaluation import Evaluator
 from moe_expert.experts.specs import EXPERTS
-from moe_expert.experts.training import TrainSettings
+from moe_expert.experts.trainers import TrainSettings
+from moe_expert.scores.evaluation import Evaluator
 from moe_expert.tune_experts import ExpertTuner
 from moe_expert.tuning.settings import TuneSettings
 
-MACHINE = {'cpu': 'a', 'cores': 2, 'memory': 2 ** 34, 'system': 'b', 'python': '3', 'versions': {'torch': '2'}}
-COMMON = {'machine': MACHINE, 'load': [0.1, 0.2], 'torch_threads': 2, 'peak': 2e9, 'peak_imports': 3e8, 'gpu': None,
-          'code': 'x', 'device': 'cpu'}
+MACHINE = {
+    'cpu': 'a',
+    'cores': 2,
+    'memory': 2**34,
+    'system': 'b',
+    'python': '3',
+    'versions': {'torch': '2'},
+}
+COMMON = {
+    'machine': MACHINE,
+    'load': [0.1, 0.2],
+    'torch_threads': 2,
+    'peak': 2e9,
+    'peak_imports': 3e8,
+    'gpu': None,
+    'code': 'x',
+    'device': 'cpu',
+}
 TRAIN = TrainSettings(epochs=20, val_every=10)
 
 
@@ -37,22 +53,53 @@ def quiet():
 
 
 def experts(seconds):
-    return {e: {'seconds': seconds, 'cpu': seconds, 'trials': 30, 'feasible': 30, 'best': 0.5, 'epochs': 100} for e in EXPERTS}
+    return {
+        e: {
+            'seconds': seconds,
+            'cpu': seconds,
+            'trials': 30,
+            'feasible': 30,
+            'best': 0.5,
+            'epochs': 100,
+        }
+        for e in EXPERTS
+    }
 
 
 def test_one_command_measures_and_renders(tmp_path):
-    subprocess.run([sys.executable, str(ROOT / 'benchmarks' / 'run.py'), '--quick', '--only', 'attributions', '--work', str(tmp_path)],
-                   check=True, capture_output=True, text=True, timeout=120, cwd=tmp_path)
+    subprocess.run(
+        [
+            sys.executable,
+            str(ROOT / 'benchmarks' / 'run.py'),
+            '--quick',
+            '--only',
+            'attributions',
+            '--work',
+            str(tmp_path),
+        ],
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        cwd=tmp_path,
+    )
     text = (tmp_path / 'RESULTS.md').read_text(encoding='utf-8')
-    assert '## Attributions' in text and 'captum' in text and 'Not measured: whole, graphlime' in text
-    record, = run.load_records(tmp_path)['attributions']
+    assert (
+        '## Attributions' in text and 'captum' in text and 'Not measured: whole, graphlime' in text
+    )
+    (record,) = run.load_records(tmp_path)['attributions']
     assert record['largest_difference'] < 1e-6 and record['peak'] >= record['peak_imports'] > 0
-    assert run.main(['--quick', '--render', '--work', str(tmp_path), '--out', str(tmp_path / 'again')]) == 0
+    assert (
+        run.main(['--quick', '--render', '--work', str(tmp_path), '--out', str(tmp_path / 'again')])
+        == 0
+    )
     assert (tmp_path / 'again' / 'RESULTS.md').read_text(encoding='utf-8') == text
 
 
 def test_sections_that_were_not_measured_again_are_kept_and_say_so(tmp_path):
-    (tmp_path / 'RESULTS.md').write_text('# Benchmarks\n\n<!-- scaling -->\n## Scaling\n\nan old table\n<!-- end of scaling -->\n')
+    (tmp_path / 'RESULTS.md').write_text(
+        '# Benchmarks\n\n<!-- scaling -->\n## Scaling\n\nan old table\n<!-- end of scaling -->\n'
+    )
     for _ in range(2):
         text = render.write({s: [] for s in run.SECTIONS}, tmp_path).read_text(encoding='utf-8')
         assert text.count('an old table') == text.count(render.KEPT) == text.count('## ') == 1
@@ -61,29 +108,89 @@ def test_sections_that_were_not_measured_again_are_kept_and_say_so(tmp_path):
 def test_the_whole_command_is_measured_whole():
     record = sections.whole('synthetic', n_trials=1, epochs=20, n_nodes=400)
     parts = record['experts'].values()
-    assert [e['trials'] for e in parts] == [1, 1, 1] and sum(e['seconds'] for e in parts) < record['seconds']
+    assert [e['trials'] for e in parts] == [1, 1, 1] and sum(e['seconds'] for e in parts) < record[
+        'seconds'
+    ]
     assert sum(e['cpu'] for e in parts) < record['cpu']  # the data and the reference count too
 
 
 def test_records_of_whole_training_graphlime_and_scaling_render(tmp_path):
-    whole = {**COMMON, 'dataset': 'bail', 'nodes': 100, 'n_trials': 30, 'epochs': 2000, 'experts': experts(10.), 'cpu': 7.}
-    strata = [{'low': 1, 'high': 2, 'nodes': 100, 'sampled': 10, 'mean_s': 0.01, 'sd_s': 0.}]
-    lime = {**COMMON, 'dataset': 'bail', 'nodes': 100, 'models': 10, 'features': 18, 'repeats': 3, 'setup_s': [0.1],
-            'population_s': [.2, .1, .3], 'single_s': [0.1], 'population_cpu': 0.1,
-            'single_cpu': 0.1, 'lars_cpu_per_s': 0.5, 'sample': [[2, 0.005, 0.005]], 'strata': strata,
-            'largest': 2, 'largest_of_graph': 9, 'top1_differs': 0,
-            'objective_above': -1e-12}
-    train = {**COMMON, 'dataset': 'bail', 'expert': 'expert1', 'n': 10, 'epochs': 2000, 'epochs_run': 20000, 'repeats': 1, 'alone_s': [8.],
-             'together_s': [2.], 'largest_difference': 0.}
-    scale = [{**COMMON, 'nodes': n, 'edges': 10 * n, 'features': 20, 'train': n // 2, 'val': n // 4, 'rows': min(n // 2, 8192),
-              'n_trials': 5, 'epochs': 200, 'data_s': 1., 'plan_s': 1., 'floor_s': 1.,
-              'experts': experts(n / 1000)} for n in (10_000, 100_000)]
-    records = {'whole': [{**whole, 'seconds': s} for s in (3., 1., 2.)], 'graphlime': [lime], 'attributions': [], 'training': [train],
-               'scaling': scale, 'samplers': []}
+    whole = {
+        **COMMON,
+        'dataset': 'bail',
+        'nodes': 100,
+        'n_trials': 30,
+        'epochs': 2000,
+        'experts': experts(10.0),
+        'cpu': 7.0,
+    }
+    strata = [{'low': 1, 'high': 2, 'nodes': 100, 'sampled': 10, 'mean_s': 0.01, 'sd_s': 0.0}]
+    lime = {
+        **COMMON,
+        'dataset': 'bail',
+        'nodes': 100,
+        'models': 10,
+        'features': 18,
+        'repeats': 3,
+        'setup_s': [0.1],
+        'population_s': [0.2, 0.1, 0.3],
+        'single_s': [0.1],
+        'population_cpu': 0.1,
+        'single_cpu': 0.1,
+        'lars_cpu_per_s': 0.5,
+        'sample': [[2, 0.005, 0.005]],
+        'strata': strata,
+        'largest': 2,
+        'largest_of_graph': 9,
+        'top1_differs': 0,
+        'objective_above': -1e-12,
+    }
+    train = {
+        **COMMON,
+        'dataset': 'bail',
+        'expert': 'expert1',
+        'n': 10,
+        'epochs': 2000,
+        'epochs_run': 20000,
+        'repeats': 1,
+        'alone_s': [8.0],
+        'together_s': [2.0],
+        'largest_difference': 0.0,
+    }
+    scale = [
+        {
+            **COMMON,
+            'nodes': n,
+            'edges': 10 * n,
+            'features': 20,
+            'train': n // 2,
+            'val': n // 4,
+            'rows': min(n // 2, 8192),
+            'n_trials': 5,
+            'epochs': 200,
+            'data_s': 1.0,
+            'plan_s': 1.0,
+            'floor_s': 1.0,
+            'experts': experts(n / 1000),
+        }
+        for n in (10_000, 100_000)
+    ]
+    records = {
+        'whole': [{**whole, 'seconds': s} for s in (3.0, 1.0, 2.0)],
+        'graphlime': [lime],
+        'attributions': [],
+        'training': [train],
+        'scaling': scale,
+        'samplers': [],
+    }
     text = render.write(records, tmp_path).read_text(encoding='utf-8')
     assert '**2 s** | 1 s – 3 s' in text and '276 min' in text  # median and range; context
-    assert '| `GraphLIME`, 10 models together | 20 ms | **50×** | 10 ms | **50×** |' in text  # 100 nodes × 0.01 s against 0.2 s for 10 models
-    assert '**4.0×**' in text and 'power of 1.00 (expert1)' in text and '**7 s** | 0.1 – 0.2' in text
+    assert (
+        '| `GraphLIME`, 10 models together | 20 ms | **50×** | 10 ms | **50×** |' in text
+    )  # 100 nodes × 0.01 s against 0.2 s for 10 models
+    assert (
+        '**4.0×**' in text and 'power of 1.00 (expert1)' in text and '**7 s** | 0.1 – 0.2' in text
+    )
     assert all(p.stat().st_size < 60_000 for p in (tmp_path / 'plots').iterdir())
 
 
@@ -91,15 +198,37 @@ def test_sampler_study_draws_what_the_tuner_draws_and_resumes(tmp_path):
     data, said = make_synthetic(400), []
     tuner = ExpertTuner(data, seed=3, cache_dir=tmp_path / 'tuner', settings=TuneSettings(TRAIN))
     theirs = tuner.tune_expert('expert1', 12)['trials']
-    _, mine = samplers.units(data, Evaluator(data, 'val'), EXPERTS['expert1'], [5, 3], 12, TRAIN,
-                             {k: samplers.STRATEGIES[k] for k in (samplers.TUNER, samplers.RANDOM, 'qmc')})
+    _, mine = samplers.units(
+        data,
+        Evaluator(data, 'val'),
+        EXPERTS['expert1'],
+        [5, 3],
+        12,
+        TRAIN,
+        {k: samplers.STRATEGIES[k] for k in (samplers.TUNER, samplers.RANDOM, 'qmc')},
+    )
     same = mine['studies'][samplers.TUNER]
-    assert [t['params'] for t in theirs] == [t['params'] for t in same], 'samplers.TUNER is not what the tuner does'
+    assert [t['params'] for t in theirs] == [t['params'] for t in same], (
+        'samplers.TUNER is not what the tuner does'
+    )
     assert [t['score'] for t in theirs] == pytest.approx([t['score'] for t in same])
     assert mine['studies'][samplers.RANDOM][:10] == mine['studies'][samplers.TUNER][:10]
     few = {k: samplers.STRATEGIES[k] for k in (samplers.TUNER, samplers.RANDOM)}
-    for strategies in (few, few, {**few, 'qmc': samplers.STRATEGIES['qmc']}):  # new, all there, one more strategy
-        samplers.compute(tmp_path / 'work', [data], ['expert2'], 2, 4, 20, strategies=strategies, say=lambda *a, **k: said.append(a))
+    for strategies in (
+        few,
+        few,
+        {**few, 'qmc': samplers.STRATEGIES['qmc']},
+    ):  # new, all there, one more strategy
+        samplers.compute(
+            tmp_path / 'work',
+            [data],
+            ['expert2'],
+            2,
+            4,
+            20,
+            strategies=strategies,
+            say=lambda *a, **k: said.append(a),
+        )
     assert len(said) == 2
     units = samplers.load_units(tmp_path / 'work', 4, 20)
     assert len(units) == 2 and all(set(u['studies']) == {*few, 'qmc'} for u in units)
@@ -109,32 +238,77 @@ def test_sampler_study_draws_what_the_tuner_draws_and_resumes(tmp_path):
 def test_gains_are_paired_signed_and_tell_infeasible_studies(tmp_path):
     def trial(score, feasible=True):
         return {'score': score, 'feasible': feasible}
-    units = [{'dataset': 'd', 'expert': 'expert2', 'seed': s, 'studies': {
-        samplers.RANDOM: [trial(0.2 + s / 10), trial(0.01, False)], samplers.TUNER: [trial(0.1 + s / 10), trial(0.3)],
-        'qmc': [trial(0.1, False), trial(0.1, s == 0)]}} for s in range(3)]
+
+    units = [
+        {
+            'dataset': 'd',
+            'expert': 'expert2',
+            'seed': s,
+            'studies': {
+                samplers.RANDOM: [trial(0.2 + s / 10), trial(0.01, False)],
+                samplers.TUNER: [trial(0.1 + s / 10), trial(0.3)],
+                'qmc': [trial(0.1, False), trial(0.1, s == 0)],
+            },
+        }
+        for s in range(3)
+    ]
     analysis = samplers.analyse(units)
     rows = analysis['problems'][0]['rows']
     mine = rows[samplers.TUNER]['over'][samplers.RANDOM]
     assert mine['gain'] == pytest.approx(0.1)  # a lower fair_result is better: positive
     assert mine['half'] == pytest.approx(0, abs=1e-12) and mine['better'] == 3
-    assert rows['qmc']['infeasible'] == 2 and rows['qmc']['over'][samplers.RANDOM]['gain'] == pytest.approx(0.1)
-    assert analysis['overall'][samplers.RANDOM][samplers.TUNER]['gain'] == pytest.approx(1)  # random's bests are 0.2, 0.3, 0.4: sd 0.1
-    record = {**COMMON, 'seeds': 3, 'n_trials': 2, 'epochs': 20, 'analysis': json.loads(json.dumps(analysis))}
+    assert rows['qmc']['infeasible'] == 2 and rows['qmc']['over'][samplers.RANDOM][
+        'gain'
+    ] == pytest.approx(0.1)
+    assert analysis['overall'][samplers.RANDOM][samplers.TUNER]['gain'] == pytest.approx(
+        1
+    )  # random's bests are 0.2, 0.3, 0.4: sd 0.1
+    record = {
+        **COMMON,
+        'seeds': 3,
+        'n_trials': 2,
+        'epochs': 20,
+        'analysis': json.loads(json.dumps(analysis)),
+    }
     text = render.write({'samplers': [record]}, tmp_path).read_text(encoding='utf-8')
     assert 'is better than random over all problems (+1.00' in text
 
 
 def test_what_a_rule_would_have_stopped():
     nan = np.nan
-    objective = np.array([[nan, .3, .2, .2, .25, .25, .1, .1], [.5, .4, .4, .4, .4, .4, .4, .0], [nan] * 8])  # lower is better
-    violation = np.where(np.isnan(objective), .1, 0.)
-    assert curves.stops_of_patience(objective, violation, False).tolist() == [6, 5, 8]  # the third without gain; never feasible: never
-    assert curves.outcome(objective, np.array([8, 8, 8]), False) == (1, 0.) and curves.outcome(objective, np.array([8, 5, 8]), False) == (0, .1)
+    objective = np.array(
+        [
+            [nan, 0.3, 0.2, 0.2, 0.25, 0.25, 0.1, 0.1],
+            [0.5, 0.4, 0.4, 0.4, 0.4, 0.4, 0.4, 0.0],
+            [nan] * 8,
+        ]
+    )  # lower is better
+    violation = np.where(np.isnan(objective), 0.1, 0.0)
+    assert curves.stops_of_patience(objective, violation, False).tolist() == [
+        6,
+        5,
+        8,
+    ]  # the third without gain; never feasible: never
+    assert curves.outcome(objective, np.array([8, 8, 8]), False) == (1, 0.0) and curves.outcome(
+        objective, np.array([8, 5, 8]), False
+    ) == (0, 0.1)
     assert curves.outcome(objective[2:], np.array([8]), False)[0] == -1
-    assert curves.stops_of_halving(objective, violation, False, (2,)).tolist() == [6, 5, 2]  # two of three go on
+    assert curves.stops_of_halving(objective, violation, False, (2,)).tolist() == [
+        6,
+        5,
+        2,
+    ]  # two of three go on
     assert curves.stops_of_halving(objective, violation, False, (2, 4)).tolist() == [6, 4, 2]
-    assert curves.stops_of_floor(objective, violation, False, rung=4, most=.05).tolist() == [6, 5, 4]
-    assert curves.stops_of_floor(objective, violation, False, rung=4, most=.2).tolist() == [6, 5, 8]
+    assert curves.stops_of_floor(objective, violation, False, rung=4, most=0.05).tolist() == [
+        6,
+        5,
+        4,
+    ]
+    assert curves.stops_of_floor(objective, violation, False, rung=4, most=0.2).tolist() == [
+        6,
+        5,
+        8,
+    ]
 
 
 @pytest.mark.parametrize('expert', list(EXPERTS))
@@ -142,14 +316,30 @@ def test_curves_are_the_objectives_that_the_engine_selects_from(expert, monkeypa
     monkeypatch.setattr(curves, 'CAP', 400)
     data, spec = make_synthetic(400), EXPERTS[expert]
     found = curves.curves(data, spec, 2, 3, 400, TRAIN)
-    assert {k: v.shape for k, v in found.items()} == {'objective': (6, 4), 'violation': (6, 4), 'utility': (6, 4), 'lr': (6,)}
+    assert {k: v.shape for k, v in found.items()} == {
+        'objective': (6, 4),
+        'violation': (6, 4),
+        'utility': (6, 4),
+        'lr': (6,),
+    }
     from moe_expert.experts.training import reference_floor, train_population
-    floor = reference_floor(data, 1, settings=curves.replace(TRAIN, epochs=curves.CAP, val_every=curves.EVERY))
-    alone = train_population(data, curves.configurations(spec, 3, 1), spec, floor=floor,
-                             settings=curves.replace(TRAIN, epochs=400, val_every=curves.EVERY, patience=9))
+
+    floor = reference_floor(
+        data, 1, settings=curves.replace(TRAIN, epochs=curves.CAP, val_every=curves.EVERY)
+    )
+    alone = train_population(
+        data,
+        curves.configurations(spec, 3, 1),
+        spec,
+        floor=floor,
+        settings=curves.replace(TRAIN, epochs=400, val_every=curves.EVERY, patience=9),
+    )
     for row, m in zip(found['objective'][3:], alone):
         assert bool(np.isfinite(row).any()) == m.feasible
-        if m.feasible: assert (np.nanmax(row) if spec.maximize else np.nanmin(row)) == pytest.approx(m.score, abs=1e-9)
+        if m.feasible:
+            assert (np.nanmax(row) if spec.maximize else np.nanmin(row)) == pytest.approx(
+                m.score, abs=1e-9
+            )
 
 
 def test_arguments():

@@ -1,4 +1,5 @@
 "The loop behind every study: the storage, the draws, whose trial it is, many workers, failures, who wins."
+
 import json
 import logging
 import math
@@ -15,25 +16,38 @@ from optuna.distributions import FloatDistribution
 from optuna.exceptions import StorageInternalError
 from optuna.trial import TrialState
 
-from moe_expert.tuning import studies as tuning_studies
+from moe_expert.errors import ArtifactError, MoEExpertError
 from moe_expert.tuning import storage as tuning_storage
-from moe_expert.errors import ArtifactError
-from moe_expert.errors import MoEExpertError
-from moe_expert.tuning.studies import Outcome, finished, is_out_of_memory, run_study, tell, trial_record, winner
+from moe_expert.tuning import studies as tuning_studies
+from moe_expert.tuning import trials as tuning_trials
 from moe_expert.tuning.storage import open_storage, open_study, pack, unpack
+from moe_expert.tuning.studies import (
+    Draws,
+    Outcome,
+    finished,
+    is_out_of_memory,
+    run_study,
+    tell,
+    trial_record,
+    winner,
+)
 
 
 def test_weights_survive_the_storage_to_the_bit():
-    state = {'hidden.weight': torch.randn(4, 7, dtype=torch.float64) * 1e-30, 'out.weight': torch.randn(2, 4, dtype=torch.float64)}
+    state = {
+        'hidden.weight': torch.randn(4, 7, dtype=torch.float64) * 1e-30,
+        'out.weight': torch.randn(2, 4, dtype=torch.float64),
+    }
     again = unpack(json.loads(json.dumps(pack(state))))
-    for k, v in state.items(): assert torch.equal(again[k], v) and again[k].dtype == torch.float64
+    for k, v in state.items():
+        assert torch.equal(again[k], v) and again[k].dtype == torch.float64
     single = {k: v.float() for k, v in state.items()}
     assert all(torch.equal(v.float(), single[k]) for k, v in unpack(pack(single)).items())
 
 
-# --- whose trial it is, and which count -----------------------------------------------------------------------------------------------
+# --- whose trial it is, and which count -----------------------------------------------------------
 
-SPACE = dict(x=FloatDistribution(-3., 3.), y=FloatDistribution(-3., 3.))
+SPACE = dict(x=FloatDistribution(-3.0, 3.0), y=FloatDistribution(-3.0, 3.0))
 
 
 def parabola(batch):
@@ -41,7 +55,15 @@ def parabola(batch):
 
 
 def run(study, train=parabola, n_trials=12, **more):
-    return run_study(study, SPACE, train, **dict(seed=0, label='parabola', default=dict(x=0., y=0.), n_trials=n_trials, batch_size=4) | more)
+    return run_study(
+        study,
+        SPACE,
+        train,
+        **dict(
+            seed=0, label='parabola', default=dict(x=0.0, y=0.0), n_trials=n_trials, batch_size=4
+        )
+        | more,
+    )
 
 
 @pytest.fixture
@@ -51,18 +73,21 @@ def address(tmp_path):
 
 @pytest.fixture
 def study(address):
-    return open_study(open_storage(address, None), 'parabola', maximize=False)
+    return open_study(open_storage(address, None), 'parabola', False)
 
 
 def bare(study):
     "Trials apart from times and Optuna's numbers."
-    return [{k: v for k, v in trial_record(t, i).items() if k not in ('seconds', 'optuna_number')} for i, t in enumerate(finished(study))]
+    return [
+        {k: v for k, v in trial_record(t, i).items() if k not in ('seconds', 'optuna_number')}
+        for i, t in enumerate(finished(study))
+    ]
 
 
 @pytest.fixture(scope='module')
 def whole():
     "Twelve trials that nothing interrupted."
-    study = open_study(optuna.storages.InMemoryStorage(), 'parabola', maximize=False)
+    study = open_study(optuna.storages.InMemoryStorage(), 'parabola', False)
     run(study)
     return bare(study)
 
@@ -70,13 +95,17 @@ def whole():
 def dead_worker():
     process = subprocess.Popen([sys.executable, '-c', ''])
     process.wait()
-    return f'{tuning_studies._machine()}:{process.pid}'
+    return f'{tuning_trials._machine()}:{process.pid}'
 
 
 def running(study, worker, params=None):
     "A trial that another worker left running."
-    template = optuna.trial.create_trial(state=TrialState.RUNNING, params=params or {}, distributions=SPACE if params else {},
-                                         user_attrs={'worker': worker})
+    template = optuna.trial.create_trial(
+        state=TrialState.RUNNING,
+        params=params or {},
+        distributions=SPACE if params else {},
+        user_attrs={'worker': worker},
+    )
     trial_id = study._storage.create_new_trial(study._study_id, template)
     study._storage.record_heartbeat(trial_id)
     return study._storage.get_trial(trial_id).number
@@ -88,27 +117,41 @@ def states(study):
 
 def test_trials_of_dead_processes_of_this_machine_are_taken_over_at_once(study, whole):
     worker = dead_worker()
-    for t in whole[:3]: running(study, worker, t['params'])
+    for t in whole[:3]:
+        running(study, worker, t['params'])
     running(study, worker)  # killed before it was drawn
     run(study)
     assert states(study)[:4] == ['FAIL'] * 4 and bare(study) == whole
 
 
-@pytest.mark.parametrize('worker', [f'{tuning_studies._machine()}:{os.getppid()}', 'elsewhere:1'])
+@pytest.mark.parametrize('worker', [f'{tuning_trials._machine()}:{os.getppid()}', 'elsewhere:1'])
 def test_trials_of_others_are_taken_over_only_without_a_sign_of_life(study, monkeypatch, worker):
-    monkeypatch.setattr(tuning_studies, 'WAIT', .05)
-    one, half = running(study, worker, dict(x=1., y=1.)), running(study, worker)
+    monkeypatch.setattr(tuning_studies, 'WAIT', 0.05)
+    one, half = running(study, worker, dict(x=1.0, y=1.0)), running(study, worker)
     waits = []
-    monkeypatch.setattr(tuning_studies.time, 'sleep', lambda s: waits.append(s) if len(waits) < 3 else (_ for _ in ()).throw(KeyboardInterrupt))
-    with pytest.raises(KeyboardInterrupt): run(study, n_trials=4)
-    assert states(study)[:2] == ['RUNNING'] * 2 and len(finished(study)) == 2  # the other two are theirs
+    monkeypatch.setattr(
+        tuning_studies.time,
+        'sleep',
+        lambda s: waits.append(s) if len(waits) < 3 else (_ for _ in ()).throw(KeyboardInterrupt),
+    )
+    with pytest.raises(KeyboardInterrupt):
+        run(study, n_trials=4)
+    assert (
+        states(study)[:2] == ['RUNNING'] * 2 and len(finished(study)) == 2
+    )  # the other two are theirs
     monkeypatch.undo()
     study._storage._backend.grace_period = 1
     monkeypatch.setattr(tuning_storage, 'GRACE', 1)
     run(study, n_trials=4)
     trials = study.get_trials()
-    assert (trials[one].state, trials[half].state) == (TrialState.FAIL, TrialState.FAIL) and len(finished(study)) == 4
-    assert [t.params for t in trials if t.user_attrs.get('repeats') == one and t.state == TrialState.COMPLETE] == [dict(x=1., y=1.)]
+    assert (trials[one].state, trials[half].state) == (TrialState.FAIL, TrialState.FAIL) and len(
+        finished(study)
+    ) == 4
+    assert [
+        t.params
+        for t in trials
+        if t.user_attrs.get('repeats') == one and t.state == TrialState.COMPLETE
+    ] == [dict(x=1.0, y=1.0)]
 
 
 @pytest.mark.parametrize('told', [0, 1, 3])
@@ -122,15 +165,23 @@ def test_an_interrupted_batch_is_repeated_whole_in_its_company(study, whole, mon
         return parabola(batch)
 
     def stopping(*args):
-        if len(batches) in (at, at + 1) and len(finished(study)) == 4 * (at - 1) + told: raise KeyboardInterrupt
+        if len(batches) in (at, at + 1) and len(finished(study)) == 4 * (at - 1) + told:
+            raise KeyboardInterrupt
         return tell(*args)
+
     with monkeypatch.context() as patch:
         patch.setattr(tuning_studies, 'tell', stopping)
-        with pytest.raises(KeyboardInterrupt): run(study, train)
+        with pytest.raises(KeyboardInterrupt):
+            run(study, train)
         assert len(finished(study)) == 4 * (at - 1) + told
-        with pytest.raises(KeyboardInterrupt): run(study, train)  # and once more
+        with pytest.raises(KeyboardInterrupt):
+            run(study, train)  # and once more
     run(study, train)
-    assert bare(study) == whole and batches[at - 1] == batches[at] == batches[at + 1] and len(batches) == 5
+    assert (
+        bare(study) == whole
+        and batches[at - 1] == batches[at] == batches[at + 1]
+        and len(batches) == 5
+    )
 
 
 @given(moments=st.lists(st.integers(0, 60), min_size=1, max_size=5))
@@ -138,32 +189,49 @@ def test_an_interrupted_batch_is_repeated_whole_in_its_company(study, whole, mon
 def test_wherever_a_study_is_interrupted_it_ends_the_same(whole, moments):
     "Storage writes are counted; at the given ones the process dies without cleaning up."
     storage = optuna.storages.InMemoryStorage()
-    study = open_study(storage, 'parabola', maximize=False)
-    names = ('create_new_trial', 'set_trial_param', 'set_trial_user_attr', 'set_trial_state_values', 'set_study_user_attr', 'set_trial_system_attr')
+    study = open_study(storage, 'parabola', False)
+    names = (
+        'create_new_trial',
+        'set_trial_param',
+        'set_trial_user_attr',
+        'set_trial_state_values',
+        'set_study_user_attr',
+        'set_trial_system_attr',
+    )
     for moment in (*moments, None):
         with pytest.MonkeyPatch.context() as patch:
             left = [moment]
 
             def dying(real, left=left):
                 def write(*args, **kwargs):
-                    if left[0] is not None: left[0] -= 1
-                    if left[0] is not None and left[0] < 0: raise SystemExit
+                    if left[0] is not None:
+                        left[0] -= 1
+                    if left[0] is not None and left[0] < 0:
+                        raise SystemExit
                     return real(*args, **kwargs)
+
                 return write
-            for name in names: patch.setattr(storage, name, dying(getattr(storage, name)))
+
+            for name in names:
+                patch.setattr(storage, name, dying(getattr(storage, name)))
             patch.setattr(tuning_studies, 'release', lambda study: None)
-            try: run(study)
-            except SystemExit: pass
+            try:
+                run(study)
+            except SystemExit:
+                pass
     assert bare(study) == whole
 
 
 def test_a_trial_that_was_taken_over_is_not_told(study, caplog):
     "A worker that slept for too long drops its result; the trial counts once."
+
     def train(batch):
-        for t in study.get_trials(states=(TrialState.RUNNING,)): tuning_studies._close(study, t)  # what another worker would have done
+        for t in study.get_trials(states=(TrialState.RUNNING,)):
+            tuning_trials.close_trial(study, t)  # what another worker would have done
         return parabola(batch)
+
     with caplog.at_level(logging.WARNING, 'moe_expert'):
-        batch = tuning_studies.ask_batch(study, SPACE, 0, 'parabola', 4, None, 4)
+        batch = tuning_studies.ask_batch(Draws(study, SPACE, 0, 'parabola', 4, None, 4))
         tuning_studies._run_batch(study, train, batch)
     assert not finished(study) and caplog.text.count('closed by another worker') == 4
     run(study, n_trials=4)
@@ -177,22 +245,29 @@ def test_queued_trials_come_first_and_count(study):
 
 
 def test_fewer_trials_than_are_owed(study, whole):
-    def stop(batch): raise KeyboardInterrupt
+    def stop(batch):
+        raise KeyboardInterrupt
+
     run(study, n_trials=4)
-    with pytest.raises(KeyboardInterrupt): run(study, stop)
+    with pytest.raises(KeyboardInterrupt):
+        run(study, stop)
     run(study, n_trials=6)
     assert bare(study) == whole[:6]
     run(study)
-    assert [t['params'] for t in bare(study)[:8]] == [t['params'] for t in whole[:8]] and len(finished(study)) == 12
+    assert [t['params'] for t in bare(study)[:8]] == [t['params'] for t in whole[:8]] and len(
+        finished(study)
+    ) == 12
 
 
-# --- many workers ---------------------------------------------------------------------------------------------------------------------
+# --- many workers ---------------------------------------------------------------------------------
 
-WORKER = '''
+WORKER = """
 import json, sys, time
 from moe_expert.tuning import studies as tuning_studies
+from moe_expert.tuning import trials as tuning_trials
 from moe_expert.tuning import storage as tuning_storage
 from moe_expert.tuning.studies import *
+from moe_expert.tuning.trials import Outcome
 from moe_expert.tuning.storage import open_storage, open_study
 from optuna.distributions import FloatDistribution
 tuning_storage.HEARTBEAT, tuning_storage.GRACE, tuning_studies.WAIT = 1, 4, .1
@@ -201,15 +276,19 @@ def train(batch):
     print(json.dumps(batch), flush=True)
     time.sleep(seconds)
     return [Outcome((p['x'] - 1) ** 2 + p['y'] ** 2) for p in batch]
-study = open_study(open_storage(address, None), 'shared', maximize=False)
+study = open_study(open_storage(address, None), 'shared', False)
 space = dict(x=FloatDistribution(-3., 3.), y=FloatDistribution(-3., 3.))
 run_study(study, space, train, seed=0, label='shared', n_trials=n_trials, batch_size=batch_size, default=dict(x=0., y=0.))
 assert len(finished(study)) == n_trials, 'a worker left before the study had its trials'
-'''
+"""
 
 
 def start(address, n_trials, batch_size, seconds):
-    return subprocess.Popen([sys.executable, '-c', WORKER, address, str(n_trials), str(batch_size), str(seconds)], stdout=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        [sys.executable, '-c', WORKER, address, str(n_trials), str(batch_size), str(seconds)],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
 
 
 def trained(process):
@@ -222,12 +301,14 @@ def trained(process):
 @pytest.mark.faults
 def test_workers_share_the_trials_of_a_file(address):
     "Started at the same moment on a file that is not there yet; each configuration is trained once, by one of them."
-    done = [trained(p) for p in [start(address, 24, 2, .2) for _ in range(3)]]
-    study = open_study(open_storage(address, None), 'shared', maximize=False)
+    done = [trained(p) for p in [start(address, 24, 2, 0.2) for _ in range(3)]]
+    study = open_study(open_storage(address, None), 'shared', False)
     assert len(finished(study)) == 24 == sum(map(len, done))
     params = [tuple(t.params.values()) for t in finished(study)]
-    assert len(set(params)) == 24 and set(params) == {tuple(p.values()) for part in done for p in part}
-    assert params[0] == (0., 0.) and all(done)
+    assert len(set(params)) == 24 and set(params) == {
+        tuple(p.values()) for part in done for p in part
+    }
+    assert params[0] == (0.0, 0.0) and all(done)
 
 
 @pytest.mark.faults
@@ -238,19 +319,29 @@ def test_a_live_worker_with_a_long_batch_is_not_robbed(address):
     fast = start(address, 4, 2, 0)
     assert len(trained(fast)) == 2
     slow.communicate(timeout=60)
-    study = open_study(open_storage(address, None), 'shared', maximize=False)
+    study = open_study(open_storage(address, None), 'shared', False)
     assert slow.returncode == 0 and states(study) == ['COMPLETE'] * 4
 
 
-# --- training that fails --------------------------------------------------------------------------------------------------------------
+# --- training that fails --------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize('error', [ValueError('no'), ZeroDivisionError('no'), torch.OutOfMemoryError('no'), MemoryError('no'),
-                                   RuntimeError("can't allocate memory: no")])
+@pytest.mark.parametrize(
+    'error',
+    [
+        ValueError('no'),
+        ZeroDivisionError('no'),
+        torch.OutOfMemoryError('no'),
+        MemoryError('no'),
+        RuntimeError("can't allocate memory: no"),
+    ],
+)
 def test_a_configuration_that_raises_is_a_failed_trial_and_the_study_goes_on(study, whole, error):
     def train(batch):
-        if any(p == whole[6]['params'] for p in batch): raise error
+        if any(p == whole[6]['params'] for p in batch):
+            raise error
         return parabola(batch)
+
     run(study, train, n_trials=8)
     records = bare(study)
     assert [t['state'] for t in records] == ['complete'] * 6 + ['fail'] + ['complete']
@@ -264,64 +355,100 @@ def test_too_little_memory_for_a_batch_is_enough_for_its_halves(study, whole):
 
     def train(batch):
         sizes.append(len(batch))
-        if len(batch) > 2: raise torch.OutOfMemoryError('CUDA out of memory')
+        if len(batch) > 2:
+            raise torch.OutOfMemoryError('CUDA out of memory')
         return parabola(batch)
+
     run(study, train)
     assert bare(study) == whole and sizes == [4, 2, 2] * 3
 
 
 def test_our_own_errors_end_the_study_and_count_no_trial(study):
-    def train(batch): raise MoEExpertError('wrong data')
-    with pytest.raises(MoEExpertError, match='wrong data'): run(study, train)
+    def train(batch):
+        raise MoEExpertError('wrong data')
+
+    with pytest.raises(MoEExpertError, match='wrong data'):
+        run(study, train)
     assert not finished(study) and set(states(study)) == {'FAIL'}
 
 
-@pytest.mark.parametrize('score, constraint', [(math.nan, 0.), (math.inf, 0.), (None, 0.), (1., math.nan)])
+@pytest.mark.parametrize(
+    'score, constraint', [(math.nan, 0.0), (math.inf, 0.0), (None, 0.0), (1.0, math.nan)]
+)
 def test_what_is_not_a_number_fails(study, score, constraint):
     run(study, lambda batch: [Outcome(score, {'c': constraint}) for _ in batch], n_trials=4)
-    with pytest.raises(MoEExpertError, match='all 4 trials failed; the first one: (score|c): not a finite number'): winner(bare(study), False)
+    with pytest.raises(
+        MoEExpertError, match='all 4 trials failed; the first one: (score|c): not a finite number'
+    ):
+        winner(bare(study), False)
 
 
-# --- storages that fail ---------------------------------------------------------------------------------------------------------------
+# --- storages that fail ---------------------------------------------------------------------------
 
 
 def test_a_storage_that_fails_for_a_moment_loses_nothing(study, whole, monkeypatch):
-    monkeypatch.setattr(tuning_studies, 'PATIENCE', (0, 0, 0))
+    monkeypatch.setattr(tuning_trials, 'PATIENCE', (0, 0, 0))
     real, calls = study._storage.set_trial_state_values, []
 
     def failing(trial_id, state, values=None):
         calls.append(state)
-        if state == TrialState.COMPLETE and len(calls) % 4: raise StorageInternalError('away')
+        if state == TrialState.COMPLETE and len(calls) % 4:
+            raise StorageInternalError('away')
         return real(trial_id, state, values)
+
     monkeypatch.setattr(study._storage, 'set_trial_state_values', failing)
     run(study)
     assert bare(study) == whole
 
 
 def test_a_storage_that_is_gone_is_an_error_that_says_so(study, monkeypatch):
-    monkeypatch.setattr(tuning_studies, 'PATIENCE', ())
-    def gone(*args, **kwargs): raise StorageInternalError('gone')
+    monkeypatch.setattr(tuning_trials, 'PATIENCE', ())
+
+    def gone(*args, **kwargs):
+        raise StorageInternalError('gone')
+
     run(study, n_trials=4)
     with monkeypatch.context() as patch:
-        for name in ('set_trial_user_attr', 'set_trial_state_values', 'get_all_trials'): patch.setattr(study._storage, name, gone)
-        with pytest.raises(ArtifactError, match='parabola .sqlite:.*tuning_studies.db. does not answer.*gone.*start the same command again'): run(study)
+        for name in ('set_trial_user_attr', 'set_trial_state_values', 'get_all_trials'):
+            patch.setattr(study._storage, name, gone)
+        with pytest.raises(
+            ArtifactError,
+            match='parabola .sqlite:.*studies.db. does not answer.*gone.*start the same command again',
+        ):
+            run(study)
     run(study)
     assert len(finished(study)) == 12
 
 
-@pytest.mark.parametrize('url', ['sqlite://', 'sqlite:///:memory:', 'nothing', 'mongo://x/y', 'sqlite:////no/such/folder/a.db', ''])
+@pytest.mark.parametrize(
+    'url',
+    [
+        'sqlite://',
+        'sqlite:///:memory:',
+        'nothing',
+        'mongo://x/y',
+        'sqlite:////no/such/folder/a.db',
+        '',
+    ],
+)
 def test_addresses_that_cannot_be_a_storage(url):
-    with pytest.raises(ArtifactError): open_storage(url, None)
+    with pytest.raises(ArtifactError):
+        open_storage(url, None)
 
 
 def test_passwords_are_not_shown(monkeypatch):
-    for url in ('postgresql+psycopg://me:secret@127.0.0.1:1/none', 'nonsense://me:secret@host/none'):
-        with pytest.raises(ArtifactError) as error: open_storage(url, None)
+    for url in (
+        'postgresql+psycopg://me:secret@127.0.0.1:1/none',
+        'nonsense://me:secret@host/none',
+    ):
+        with pytest.raises(ArtifactError) as error:
+            open_storage(url, None)
         assert 'secret' not in str(error.value)
 
 
 def test_a_file_that_is_no_database_is_named_and_left_alone(tmp_path):
     path = tmp_path / 'studies.db'
     path.write_bytes(b'no database at all' * 100)
-    with pytest.raises(ArtifactError, match='studies.db cannot be opened.*not a database'): open_storage(f'sqlite:///{path}', None)
+    with pytest.raises(ArtifactError, match='studies.db cannot be opened.*not a database'):
+        open_storage(f'sqlite:///{path}', None)
     assert path.read_bytes() == b'no database at all' * 100

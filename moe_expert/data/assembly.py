@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 # %% auto #0
 __all__ = ['similarity_keys', 'scale_features', 'feature_range', 'assemble']
 
-# %% ../../nbs/09_assembly.ipynb #6fe3277c
+# %% ../../nbs/09_assembly.ipynb #2a00884f
 def scale_features(
     raw: np.ndarray,  # [N, d] raw features
     x_min: np.ndarray,  # [d]
@@ -40,7 +40,7 @@ def scale_features(
     width = np.where(x_max > x_min, x_max - x_min, 1)
     x = 2 * (raw - x_min) / width - 1
     x[:, x_max <= x_min] = -1
-    clipped = np.count_nonzero((raw < x_min) | (raw > x_max))
+    clipped = int(np.count_nonzero((raw < x_min) | (raw > x_max)))
     return np.clip(x, -1, 1, out=x).astype(np.float32), clipped
 
 # %% ../../nbs/09_assembly.ipynb #f0724c1b

@@ -16,7 +16,7 @@ from ..errors import ArtifactError
 from ..experts.populations import Population
 from ..experts.specs import EXPERTS
 from ..scores.evaluation import Evaluator, NodeRecord
-from ..scores.facts import SCORES
+from ..scores.facts import FACTS
 from ..scores.intervals import Interval, bootstrap
 from .artifacts import read_json
 from .folder import ExpertFiles
@@ -42,7 +42,7 @@ def interval_record(
         interval = winner.intervals[name]
         return interval.low[0].item(), interval.high[0].item()
 
-    return {name: [winner.result['best_metrics'][name], *ends(name)] for name in SCORES}
+    return {name: [winner.result['best_metrics'][name], *ends(name)] for name in FACTS}
 
 # %% ../../nbs/58_winners.ipynb #ff92b7d8
 def load_winner(

@@ -1,4 +1,5 @@
 "Many workers on a PostgreSQL server, which `.ci/postgres` starts: one is killed with −9, the others take its trials over, the total is exact."
+
 import json
 import os
 import signal
@@ -10,28 +11,28 @@ import uuid
 import pytest
 import sqlalchemy
 
-from moe_expert.tuning import storage as tuning_storage
-from moe_expert.tuning import studies as tuning_studies
 from moe_expert import tune_experts
-from moe_expert.errors import ArtifactError
 from moe_expert.data.synthetic import make_synthetic
-from moe_expert.tuning.studies import finished
-from moe_expert.tuning.storage import open_storage
+from moe_expert.errors import ArtifactError
 from moe_expert.tune_experts import ExpertTuner
+from moe_expert.tuning import trials as tuning_trials
 from moe_expert.tuning.records import load_expert
+from moe_expert.tuning.storage import open_storage
+from moe_expert.tuning.studies import finished
 
 pytestmark = pytest.mark.postgres
 N_TRIALS, NAME = 40, 'synthetic-200'
 
-WORKER = '''
+WORKER = """
 import json, sys, time
 from moe_expert.tuning import storage as tuning_storage
 from moe_expert.tuning import studies as tuning_studies
+from moe_expert.tuning import trials as tuning_trials
 from moe_expert import tune_experts
 from moe_expert.data.synthetic import make_synthetic
 tuning_storage.HEARTBEAT, tuning_storage.GRACE, tuning_studies.WAIT = 1, 10, .2
 url, folder, slow = sys.argv[1], sys.argv[2], sys.argv[3] == 'slow'
-if slow: tuning_studies._machine = lambda: 'elsewhere'  # the others cannot see whether its process lives: only its signs of life tell
+if slow: tuning_trials._machine = lambda: 'elsewhere'  # the others cannot see whether its process lives: only its signs of life tell
 train = tune_experts.train_population
 def train_population(data, configs, *args, **kwargs):
     print(json.dumps([[c.lr, c.weight_decay] for c in configs]), flush=True)
@@ -43,23 +44,33 @@ tune_experts.save_checkpoint = lambda *args: (print('"writes"', flush=True), wri
 tuner = tune_experts.ExpertTuner(make_synthetic(200), cache_dir=folder, storage=url, epochs=300)
 result = tuner.tune_expert('expert1', n_trials=int(sys.argv[4]))
 print(json.dumps(result['n_trials']), flush=True)
-'''
+"""
 
 
 @pytest.fixture
 def url():
     "A database of its own on the server."
-    server = os.environ.get('MOE_EXPERT_POSTGRES') or pytest.skip('MOE_EXPERT_POSTGRES names no server: run .ci/postgres')
+    server = os.environ.get('MOE_EXPERT_POSTGRES') or pytest.skip(
+        'MOE_EXPERT_POSTGRES names no server: run .ci/postgres'
+    )
     name = f'test_{uuid.uuid4().hex[:12]}'
     address = server.replace('postgresql', 'postgresql+psycopg', 1) + '/postgres'
-    engine = sqlalchemy.create_engine(address, isolation_level='AUTOCOMMIT', pool_pre_ping=True)  # a test restarts the server
-    with engine.connect() as c: c.exec_driver_sql(f'CREATE DATABASE {name}')
+    engine = sqlalchemy.create_engine(
+        address, isolation_level='AUTOCOMMIT', pool_pre_ping=True
+    )  # a test restarts the server
+    with engine.connect() as c:
+        c.exec_driver_sql(f'CREATE DATABASE {name}')
     yield f'{server}/{name}'
-    with engine.connect() as c: c.exec_driver_sql(f'DROP DATABASE {name} WITH (FORCE)')
+    with engine.connect() as c:
+        c.exec_driver_sql(f'DROP DATABASE {name} WITH (FORCE)')
 
 
 def start(url, folder, how='fast', n_trials=N_TRIALS):
-    return subprocess.Popen([sys.executable, '-c', WORKER, url, str(folder), how, str(n_trials)], stdout=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        [sys.executable, '-c', WORKER, url, str(folder), how, str(n_trials)],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
 
 
 def trained(lines):
@@ -70,8 +81,11 @@ def test_four_workers_one_of_them_killed(url, tmp_path):
     victim = start(url, tmp_path, 'slow')
     lost = trained([victim.stdout.readline()])
     others = [start(url, tmp_path) for _ in range(3)]
-    looking = ExpertTuner(make_synthetic(200), cache_dir=tmp_path, storage=url, epochs=300).study('expert1')
-    while len(finished(looking)) < 10: time.sleep(.2)  # another has finished a batch: all four have work, or wait for the victim
+    looking = ExpertTuner(make_synthetic(200), cache_dir=tmp_path, storage=url, epochs=300).study(
+        'expert1'
+    )
+    while len(finished(looking)) < 10:
+        time.sleep(0.2)  # another has finished a batch: all four have work, or wait for the victim
     os.kill(victim.pid, signal.SIGKILL)
     assert victim.wait() == -signal.SIGKILL and lost
     lines = [w.communicate(timeout=240)[0].splitlines() for w in others]
@@ -82,10 +96,16 @@ def test_four_workers_one_of_them_killed(url, tmp_path):
     study = tuner.study('expert1')
     done = finished(study)
     params = [(t.params['lr'], t.params['weight_decay']) for t in done]
-    assert len(done) == N_TRIALS == len(set(params)) and all(t.state.name == 'COMPLETE' for t in done)
+    assert len(done) == N_TRIALS == len(set(params)) and all(
+        t.state.name == 'COMPLETE' for t in done
+    )
     assert set(lost) <= set(params)  # taken over, not drawn anew
     again = [t for t in study.get_trials() if 'repeats' in t.user_attrs]
-    assert len({t.user_attrs['repeats'] for t in again if t.state.name == 'COMPLETE'}) == len(lost) == 10
+    assert (
+        len({t.user_attrs['repeats'] for t in again if t.state.name == 'COMPLETE'})
+        == len(lost)
+        == 10
+    )
     result = json.loads((tmp_path / f'{NAME}_expert1_tuning_results.json').read_text())
     feasible = [t['score'] for t in result['trials'] if t['feasible']]
     assert result['n_trials'] == N_TRIALS and result['best_score'] == max(feasible)
@@ -94,35 +114,73 @@ def test_four_workers_one_of_them_killed(url, tmp_path):
 
 def test_a_server_that_goes_away_and_comes_back(url, tmp_path, monkeypatch):
     "Restarted while a batch trains: nothing happens. Stopped for good: an error that says so, and later the same call goes on."
-    def ctl(*args): subprocess.run(['setpriv', '--reuid=postgres', '--regid=postgres', '--clear-groups', f'{os.environ["PG_BIN"]}/pg_ctl', '-D',
-                                    os.environ['PG_DATA'], '-s', '-w', *args], check=True, cwd='/', stdout=subprocess.DEVNULL)
-    if os.getuid() != 0: pytest.skip('stopping the server is done as root')
-    options = open(f'{os.environ["PG_DATA"]}/postmaster.opts').read().split(' ', 1)[1].replace('"', '').strip()
-    starting = ('-o', options.split(' ', 2)[2] if options.startswith('-D') else options, '-l', '/dev/null', 'start')
+
+    def ctl(*args):
+        subprocess.run(
+            [
+                'setpriv',
+                '--reuid=postgres',
+                '--regid=postgres',
+                '--clear-groups',
+                f'{os.environ["PG_BIN"]}/pg_ctl',
+                '-D',
+                os.environ['PG_DATA'],
+                '-s',
+                '-w',
+                *args,
+            ],
+            check=True,
+            cwd='/',
+            stdout=subprocess.DEVNULL,
+        )
+
+    if os.getuid() != 0:
+        pytest.skip('stopping the server is done as root')
+    options = (
+        open(f'{os.environ["PG_DATA"]}/postmaster.opts')
+        .read()
+        .split(' ', 1)[1]
+        .replace('"', '')
+        .strip()
+    )
+    starting = (
+        '-o',
+        options.split(' ', 2)[2] if options.startswith('-D') else options,
+        '-l',
+        '/dev/null',
+        'start',
+    )
     train = tune_experts.train_population
     batches = []
 
     def with_a_stop(*args, **kwargs):
         batches.append(1)
-        if len(batches) == 2: ctl('-m', 'fast', 'restart')
-        if len(batches) == 3: ctl('-m', 'fast', 'stop')
+        if len(batches) == 2:
+            ctl('-m', 'fast', 'restart')
+        if len(batches) == 3:
+            ctl('-m', 'fast', 'stop')
         return train(*args, **kwargs)
+
     monkeypatch.setattr(tune_experts, 'train_population', with_a_stop)
-    monkeypatch.setattr(tuning_studies, 'PATIENCE', (.1,))
+    monkeypatch.setattr(tuning_trials, 'PATIENCE', (0.1,))
     tuner = ExpertTuner(make_synthetic(200), cache_dir=tmp_path, storage=url, epochs=60)
     tuner.floor()
     batches.clear()
     try:
-        with pytest.raises(ArtifactError, match='does not answer any more'): tuner.tune_expert('expert1', n_trials=30)
-        with pytest.raises(ArtifactError, match='cannot be opened'): open_storage(url, None)
-    finally: ctl(*starting)
+        with pytest.raises(ArtifactError, match='does not answer any more'):
+            tuner.tune_expert('expert1', n_trials=30)
+        with pytest.raises(ArtifactError, match='cannot be opened'):
+            open_storage(url, None)
+    finally:
+        ctl(*starting)
     monkeypatch.setattr(tune_experts, 'train_population', train)
     assert len(finished(tuner.study('expert1'))) == 20
     assert tuner.tune_expert('expert1', n_trials=30)['n_trials'] == 30
 
 
 def test_wrong_addresses_on_a_real_server(url):
-    with pytest.raises(ArtifactError, match='none_of_that_name'): open_storage(url.rsplit('/', 1)[0] + '/none_of_that_name', None)
+    with pytest.raises(ArtifactError, match='none_of_that_name'):
+        open_storage(url.rsplit('/', 1)[0] + '/none_of_that_name', None)
 
 
 def test_a_live_worker_is_not_robbed(url, tmp_path):
@@ -131,13 +189,15 @@ def test_a_live_worker_is_not_robbed(url, tmp_path):
     slow.stdout.readline()
     fast = start(url, tmp_path, n_trials=20)
     for line in fast.stdout:
-        if len(trained([line])) == 10: break
+        if len(trained([line])) == 10:
+            break
     time.sleep(14)
     tuner = ExpertTuner(make_synthetic(200), cache_dir=tmp_path, storage=url, epochs=300)
     try:
         assert fast.poll() is None  # it waits
         assert [t.state.name for t in tuner.study('expert1').get_trials()].count('RUNNING') == 10
         assert not any('repeats' in t.user_attrs for t in tuner.study('expert1').get_trials())
-    finally: slow.kill()
+    finally:
+        slow.kill()
     assert json.loads(fast.communicate(timeout=60)[0].splitlines()[-1]) == 20
     slow.wait()
