@@ -350,8 +350,8 @@ def edited(tmp_path, repo_root):
         shutil.copytree(repo_root / name, tmp_path / name, ignore=skip)
     shutil.copy(repo_root / 'README.md', tmp_path / 'README.md')
     file = tmp_path / 'moe_expert' / 'parameters.py'
-    before, after = file.read_text().split('def options(')
-    file.write_text(f'{before}\n{NEW}\ndef options({after}')
+    before, after = file.read_text().split('class Given(')
+    file.write_text(f'{before}\n{NEW}\nclass Given({after}')
     return tmp_path
 
 
