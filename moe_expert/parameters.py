@@ -825,8 +825,11 @@ def check(
         except ParameterError as err:
             problems.append(str(err))
     if not problems:
-        changed = [n for n in given if strict or values[n] != known[n].convert(known[n].default)]
-        problems = [m for n in changed if (m := without_effect(known[n], door, values))]
+        for n in given:
+            message = without_effect(known[n], door, values)
+            # compared only then: a data set may be a table, which has no truth value
+            if message and (strict or values[n] != known[n].convert(known[n].default)):
+                problems.append(message)
     if problems:
         raise ParameterError('; '.join(dict.fromkeys(problems)))
     return Given(door, values)
