@@ -79,7 +79,7 @@ def require_nodes(
     if undefined == 'raise' and not all(bool((count > 0).all()) for count in counts):
         raise UndefinedScoreError(message)
 
-# %% ../../nbs/21_metrics.ipynb #7ce0424e
+# %% ../../nbs/21_metrics.ipynb #96c0928e
 @carries(FACTS['acc'])
 def accuracy(
     p1: Tensor,  # [..., N] probability of class 1, in [0, 1]
@@ -95,7 +95,7 @@ def accuracy(
     0.5
     """
     hits = (decide(_checked(p1, undefined, y)) == y).double()
-    require_nodes(undefined, 'accuracy is undefined: there are no nodes', y.new_tensor(y.shape[-1]))
+    require_nodes(undefined, 'accuracy is undefined: there are no nodes', torch.tensor(y.shape[-1]))
     return hits.sum(-1) / hits.shape[-1] if hits.shape[-1] else hits.sum(-1) * torch.nan
 
 # %% ../../nbs/21_metrics.ipynb #9e473d1e
