@@ -58,7 +58,7 @@ def gradients(loss, params):
 
 @pytest.fixture(scope='module', params=[torch.float64, torch.float32], ids=['float64', 'float32'])
 def population(request):
-    "Five models with large parameters, so that probabilities spread; slope and dropout are unusual."
+    "Five models with large parameters, so that probabilities spread, slope and dropout unusual."
     fresh = init_population(range(5), 7, 6, dropout=0.2, dtype=request.param)
     return Population({k: 4 * v for k, v in fresh.params.items()}, 0.2, negative_slope=0.1)
 
