@@ -82,8 +82,7 @@ def compared(
     same draws.
     """
     from moe_expert.scores.evaluation import NodeRecord
-    from moe_expert.scores.intervals import _resampled_scores as resampled_scores
-    from moe_expert.scores.intervals import resamples
+    from moe_expert.scores.intervals import resampled_scores, resamples
 
     names, first = list(units), next(iter(units.values()))
     stacked = {k: torch.cat([u[k] for u in units.values()]) for k in PARTS}

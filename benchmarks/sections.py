@@ -123,14 +123,14 @@ def _configs(expert: str, n: int, seed: int = 0) -> list:
 
 def _models(data, n: int, epochs: int):
     "A population of `n` models of expert1, trained for some epochs."
+    from moe_expert.experts.populations import joined
     from moe_expert.experts.trainers import TrainSettings
     from moe_expert.experts.training import train_population
-    from moe_expert.mixture.gate import join_experts
     from moe_expert.scores.evaluation import Evaluator
 
     settings, evaluator = TrainSettings(epochs=epochs, val_every=epochs), Evaluator(data, 'val')
     trained = train_population(data, _configs('expert1', n), evaluator=evaluator, settings=settings)
-    return join_experts([model.population for model in trained])
+    return joined([model.population for model in trained])
 
 
 def _unit_kernel(a, c: float, exp):

@@ -706,7 +706,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                          'moe_expert.mixture.gate.gate_state': ('gate.html#gate_state', 'moe_expert/mixture/gate.py'),
                                          'moe_expert.mixture.gate.gate_weights': ('gate.html#gate_weights', 'moe_expert/mixture/gate.py'),
                                          'moe_expert.mixture.gate.init_gates': ('gate.html#init_gates', 'moe_expert/mixture/gate.py'),
-                                         'moe_expert.mixture.gate.join_experts': ('gate.html#join_experts', 'moe_expert/mixture/gate.py'),
                                          'moe_expert.mixture.gate.mixture_attributions': ( 'gate.html#mixture_attributions',
                                                                                            'moe_expert/mixture/gate.py'),
                                          'moe_expert.mixture.gate.uniform_mixture': ( 'gate.html#uniform_mixture',

@@ -516,7 +516,7 @@ def test_screening_changes_neither_winner_nor_history(trained, data, lesson, mon
     few = sum(explained)
     explained.clear()
     everything = lambda ev, pop, cheap, objective, kept: ev.scores(pop)[objective].tolist()
-    monkeypatch.setattr(experts_training, '_objectives', everything)
+    monkeypatch.setattr(experts_training, 'objectives', everything)
     plain = train_gates(trained, lesson, CONFIGS, evaluator, settings=settings)
     assert few < sum(explained)  # there was something to save
     for a, b in zip(screened, plain):
@@ -594,7 +594,7 @@ def test_steps_are_whole_and_lack_no_class(trained, lesson, size, monkeypatch):
     )
     original = trainer.loss
     monkeypatch.setattr(
-        trainer, 'loss', lambda params, part: (seen.append(part), original(params, part))[1]
+        trainer, 'loss', lambda params, part, warm: (seen.append(part), original(params, part))[1]
     )
     trainer.epoch(False)
     assert all(len(part.y) == size and 0 < part.y.sum() < size for part in seen)

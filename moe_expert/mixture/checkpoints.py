@@ -18,9 +18,9 @@ from ..data.columns import encode
 from ..errors import ArtifactError, DataError
 from ..experts.floor import Floor
 from ..experts.initialisation import population_of
-from ..experts.populations import Population
+from ..experts.populations import Population, joined
 from ..experts.specs import EXPERTS
-from .gate import Mixture, join_experts
+from .gate import Mixture
 from ..parameters import call, command
 from ..tuning.artifacts import load_checkpoint, read_json, sha256_file
 from ..tuning.folder import ExpertFiles
@@ -128,7 +128,7 @@ def load_experts(
         about[e] = read
     if problems:
         raise ArtifactError(_cannot_be_used(files, problems, data, seed, backbone))
-    return join_experts(experts), about
+    return joined(experts), about
 
 # %% ../../nbs/52_checkpoints.ipynb #282ae3aa
 def _cannot_be_used(files: ExpertFiles, problems: list[str], data: Data, seed, backbone) -> str:

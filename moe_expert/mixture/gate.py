@@ -25,7 +25,7 @@ from moe_expert.scores.attributions import (
 
 # %% auto #0
 __all__ = ['GATE_PARAMETERS', 'gate_state', 'init_gates', 'gate_weights', 'PathState', 'ExpertPath', 'expert_path',
-           'mixture_attributions', 'join_experts', 'Mixture', 'uniform_mixture']
+           'mixture_attributions', 'Mixture', 'uniform_mixture']
 
 # %% ../../nbs/50_gate.ipynb #2d1e6c7f
 def gate_state(
@@ -168,14 +168,6 @@ def mixture_attributions(
         return by_gate + torch.einsum('mnk,nkd->mnd', to_margin.sum(1), path.slopes[0])
     return by_gate + torch.einsum('msnk,snkd->mnd', to_margin, path.slopes)
 
-# %% ../../nbs/50_gate.ipynb #625c2456
-def join_experts(
-    experts: Sequence[Population],  # of one backbone and one width, at least one
-) -> Population:  # of all their models, in this order
-    "Put populations side by side as one; dropout and slope are those of the first."
-    params = {k: torch.cat([e.params[k] for e in experts]) for k in experts[0].params}
-    return replace(experts[0], params=params)
-
 # %% ../../nbs/50_gate.ipynb #8fd54904
 _CHUNK = 2**21  # numbers held in memory at once
 
@@ -205,7 +197,7 @@ class Mixture:
             f'{self.temperature:g}) over {k} experts'
         )
 
-# %% ../../nbs/50_gate.ipynb #36f641e8
+# %% ../../nbs/50_gate.ipynb #2d6d1842
 @patch
 def select(
     self: Mixture,
@@ -214,7 +206,7 @@ def select(
     "Some of the gates."
     return replace(self, gates={k: v[index] for k, v in self.gates.items()})
 
-# %% ../../nbs/50_gate.ipynb #caa85d85
+# %% ../../nbs/50_gate.ipynb #545c1f11
 @patch
 def to(
     self: Mixture,
@@ -225,7 +217,7 @@ def to(
     gates = {k: v.to(*args, **kwargs) for k, v in self.gates.items()}
     return replace(self, experts=self.experts.to(*args, **kwargs), gates=gates)
 
-# %% ../../nbs/50_gate.ipynb #625acbff
+# %% ../../nbs/50_gate.ipynb #cc9ef8d4
 @patch
 def _rows(self: Mixture, x, nodes) -> Tensor:
     "[n, d] the nodes' own rows, in double precision, where the gates are."
@@ -249,7 +241,7 @@ def _mean(self: Mixture, rows, p1) -> Tensor:
     "[M, n] the experts' probabilities, weighted by the gates."
     return (self._weights(rows, p1) * p1).sum(-1).clamp(max=1)
 
-# %% ../../nbs/50_gate.ipynb #94971099
+# %% ../../nbs/50_gate.ipynb #4a8e890c
 @patch
 def weights(
     self: Mixture,
@@ -260,7 +252,7 @@ def weights(
     "How much of each expert the gates use for each person."
     return self._weights(self._rows(x, nodes), self.experts.probabilities(x, edge_index, nodes).T)
 
-# %% ../../nbs/50_gate.ipynb #49dc8417
+# %% ../../nbs/50_gate.ipynb #4544692c
 @patch
 def probabilities(
     self: Mixture,
@@ -286,7 +278,7 @@ def uniform_mixture(
     device = experts.params['out.weight'].device
     return Mixture(experts, {k: v.to(device) for k, v in gates.items()})
 
-# %% ../../nbs/50_gate.ipynb #3be692b8
+# %% ../../nbs/50_gate.ipynb #3941253b
 @patch
 def masked_probabilities(
     self: Mixture,
@@ -303,7 +295,7 @@ def masked_probabilities(
         masked.append(self.select([m])._mean(rows * (column != feature[:, None]), p1))
     return torch.cat(masked)
 
-# %% ../../nbs/50_gate.ipynb #c352bcd7
+# %% ../../nbs/50_gate.ipynb #309e5229
 @patch
 @torch.no_grad()
 def _quadrature(self: Mixture, x, edge_index, nodes, n_steps) -> Tensor:
@@ -317,7 +309,7 @@ def _quadrature(self: Mixture, x, edge_index, nodes, n_steps) -> Tensor:
         chunks.append(mixture_attributions(self.gates, rows, path, self.temperature))
     return torch.cat(chunks, 1)
 
-# %% ../../nbs/50_gate.ipynb #e4681dfd
+# %% ../../nbs/50_gate.ipynb #d855ac52
 @patch
 def _integrate_paths(self: Mixture, x, edge_index, nodes, pieces: Pieces) -> Tensor:
     "[p, d] attributions of paths; path m·n + i is that of gate m and node i."
@@ -330,7 +322,7 @@ def _integrate_paths(self: Mixture, x, edge_index, nodes, pieces: Pieces) -> Ten
     ]
     return torch.cat(own)
 
-# %% ../../nbs/50_gate.ipynb #98bf73ed
+# %% ../../nbs/50_gate.ipynb #0ab06c35
 @patch
 def attributions(
     self: Mixture,

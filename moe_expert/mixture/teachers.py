@@ -14,12 +14,11 @@ from torch import Tensor
 from torch_geometric.data import Data
 
 from ..errors import MoEExpertError
-from ..experts.populations import Population
+from ..experts.populations import Population, joined
 from ..experts.specs import EXPERTS
 from ..experts.trainers import TrainConfig
 from ..experts.training import train_population
 from .checkpoints import floor_of
-from .gate import join_experts
 from .gate_training import Lesson, make_lesson
 from ..parameters import TEACHERS
 from ..tuning.settings import train_settings
@@ -65,7 +64,7 @@ def join_lessons(
     )
     return Lesson(x, y, sens, path, margins)
 
-# %% ../../nbs/53_teachers.ipynb #f9505267
+# %% ../../nbs/53_teachers.ipynb #34ac9e95
 def train_on_half(
     data: Data,  # on the device of the experts
     nodes: Tensor,  # [n] training nodes of this half
@@ -88,7 +87,7 @@ def train_on_half(
                 f'{e} could not be trained on half of the training nodes: {model.error}'
             )
         experts.append(model.population.to(device))
-    return join_experts(experts)
+    return joined(experts)
 
 # %% ../../nbs/53_teachers.ipynb #16b08448
 def crossfit_lesson(
