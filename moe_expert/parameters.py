@@ -283,7 +283,7 @@ CALLS = {
 }
 DOORS = COMMANDS | NOTEBOOKS | CALLS
 
-# %% ../nbs/01_parameters.ipynb #6a5e08e1
+# %% ../nbs/01_parameters.ipynb #f102b44d
 @dataclass(frozen=True)
 class Parameter:
     "An option: what it is called, which values it takes, what it means and which doors take it."
@@ -295,8 +295,7 @@ class Parameter:
     doors: tuple[str, ...]
     at: Mapping[str, dict] = field(default_factory=dict)  # door → fields that differ there
     short: str = ''  # one-letter form on the command line
-    needs: tuple[str, object] | None = None  # option and value without which it has no effect;
-    # ... stands for any value but None
+    needs: tuple[str, object] | None = None  # option and the value that it must have
     optional: bool = False  # may it be None, although the default is a value?
     positional: bool = False  # without dashes on the command line?
 
