@@ -548,7 +548,7 @@ define(
     dict.fromkeys(('train', 'moe.ipynb'), dict(needs=('fine_tune', True))),
 )
 
-# %% ../nbs/01_parameters.ipynb #d058c476
+# %% ../nbs/01_parameters.ipynb #f6153b83
 define(
     'data_dir',
     Text('a folder'),
@@ -574,6 +574,8 @@ define(
     'published split',
     LOADERS,
 )
+
+# %% ../nbs/01_parameters.ipynb #5834c64e
 define(
     'drop',
     Columns(),
@@ -591,7 +593,7 @@ define(
     dict.fromkeys(('tune', 'train'), dict(needs=('report', True))),
 )
 
-# %% ../nbs/01_parameters.ipynb #f64664d6
+# %% ../nbs/01_parameters.ipynb #efd284be
 define(
     'cache_dir',
     Text('a folder'),
@@ -628,7 +630,7 @@ define(
     ),
 )
 
-# %% ../nbs/01_parameters.ipynb #90e5921c
+# %% ../nbs/01_parameters.ipynb #b43d4964
 define(
     'report',
     Flag(),
@@ -655,7 +657,7 @@ define(
     short='v',
 )
 
-# %% ../nbs/01_parameters.ipynb #653887c5
+# %% ../nbs/01_parameters.ipynb #47adb2db
 define(
     'settings',
     Kind(),
@@ -688,7 +690,7 @@ define(
     LOADERS,
 )
 
-# %% ../nbs/01_parameters.ipynb #749a0f6b
+# %% ../nbs/01_parameters.ipynb #2e612a60
 define('hidden', Whole(1), 8, "width of the experts' hidden layer", ('FairMoEClassifier',))
 define(
     'validation_fraction',
@@ -727,7 +729,7 @@ define(
     ('FairMoEClassifier',),
 )
 
-# %% ../nbs/01_parameters.ipynb #315de699
+# %% ../nbs/01_parameters.ipynb #c2cb2608
 _DESIGN = dict(doors=('study.ipynb',), needs=('quick', False))
 define(
     'datasets',
@@ -754,7 +756,7 @@ define(
     **_DESIGN,
 )
 
-# %% ../nbs/01_parameters.ipynb #c5bac663
+# %% ../nbs/01_parameters.ipynb #23dd39af
 define('methods', Names('names of methods'), None, 'None: all methods', ('study.ipynb',))
 define(
     'results',
@@ -778,7 +780,7 @@ define(
     ('study.ipynb',),
 )
 
-# %% ../nbs/01_parameters.ipynb #b5cf3da5
+# %% ../nbs/01_parameters.ipynb #91b99e59
 class Given(Mapping):
     "Checked values of all options of a door; a mapping whose items are attributes, too."
 
@@ -818,7 +820,7 @@ class Given(Mapping):
             if n in self and (self[n] is not None or p.default is None or p.optional)
         }
 
-# %% ../nbs/01_parameters.ipynb #5c5a99d4
+# %% ../nbs/01_parameters.ipynb #bdec0b74
 def check(
     door: str,  # one of `DOORS`
     given: Mapping | None = None,  # name → value; what is absent has its default
@@ -841,7 +843,7 @@ def check(
         raise ParameterError('; '.join(dict.fromkeys(problems)))
     return Given(door, values)
 
-# %% ../nbs/01_parameters.ipynb #934457fd
+# %% ../nbs/01_parameters.ipynb #60da0207
 def unknown(
     door: str,  # one of `DOORS`
     name: str,  # what was passed
@@ -854,7 +856,7 @@ def unknown(
         return f'{spelled(door, name)} is an option of {", ".join(doors)}, not of {door}'
     return unknown_name('parameter', name, names(door))
 
-# %% ../nbs/01_parameters.ipynb #f97ef626
+# %% ../nbs/01_parameters.ipynb #ee620322
 def spelled(
     door: str,  # one of `DOORS`
     name: str,  # of an option
@@ -867,7 +869,7 @@ def spelled(
     """
     return name if door not in COMMANDS else f'--{"" if value is not False else "no-"}{name}'
 
-# %% ../nbs/01_parameters.ipynb #ddc9eeaf
+# %% ../nbs/01_parameters.ipynb #e7d2a48b
 def without_effect(
     parameter: Parameter,  # as it stands at the door
     door: str,  # one of `DOORS`
@@ -888,7 +890,7 @@ def without_effect(
         return f'{this} has no effect with {spelled(door, name, values[name])}'
     return f'{this} has no effect without {spelled(door, name)}'
 
-# %% ../nbs/01_parameters.ipynb #efb89680
+# %% ../nbs/01_parameters.ipynb #27013e30
 class Parser(argparse.ArgumentParser):
     "The command line of a door; `given` parses and checks it."
 
@@ -923,7 +925,7 @@ class Parser(argparse.ArgumentParser):
         except ParameterError as err:
             self.error(str(err))
 
-# %% ../nbs/01_parameters.ipynb #83233867
+# %% ../nbs/01_parameters.ipynb #0ac740c2
 def add_option(
     parser: argparse.ArgumentParser,
     parameter: Parameter,  # as it stands at the door
@@ -939,7 +941,7 @@ def add_option(
         kwargs = dict(action='store_true' if parameter.default is False else on_off)
     parser.add_argument(*names_, default=argparse.SUPPRESS, help=text, **kwargs)
 
-# %% ../nbs/01_parameters.ipynb #cb17c23a
+# %% ../nbs/01_parameters.ipynb #20c448ef
 def default_text(
     parameter: Parameter,  # as it stands at the door
 ) -> str:  # for `--help`; '' where there is no default to show
@@ -948,7 +950,7 @@ def default_text(
         return ''
     return f' (default: {" ".join(value) if isinstance(value, tuple) else value})'
 
-# %% ../nbs/01_parameters.ipynb #c6fad6b4
+# %% ../nbs/01_parameters.ipynb #ba705e72
 def hinted(
     door: str,  # one of `COMMANDS`
     message: str,  # of argparse
@@ -964,7 +966,7 @@ def hinted(
     guess = next((g for w in words if (g := did_you_mean(w, known, 0.7))), '')
     return f'{message}.{guess}' if guess else message
 
-# %% ../nbs/01_parameters.ipynb #276d6964
+# %% ../nbs/01_parameters.ipynb #e2c12679
 def parser(
     door: str,  # one of `COMMANDS`
     prog: str | None = None,  # how the program is called
@@ -976,7 +978,7 @@ def parser(
     """
     return Parser(door, prog)
 
-# %% ../nbs/01_parameters.ipynb #7cf3c589
+# %% ../nbs/01_parameters.ipynb #a1259361
 def command(
     door: str,  # one of `COMMANDS`
     given: Mapping,  # name → value
@@ -996,7 +998,7 @@ def command(
             words += map(str, value if isinstance(value, (list, tuple)) else [value])
     return shlex.join(words)
 
-# %% ../nbs/01_parameters.ipynb #85dfb6eb
+# %% ../nbs/01_parameters.ipynb #c7078824
 def call(
     door: str,  # one of `CALLS`
     given: Mapping,  # name → value
@@ -1008,7 +1010,7 @@ def call(
     """
     return f'{door}({", ".join(f"{n}={v!r}" for n, v in given.items())})'
 
-# %% ../nbs/01_parameters.ipynb #529cd689
+# %% ../nbs/01_parameters.ipynb #99b19384
 def collect(
     door: str,  # one of `NOTEBOOKS`
     namespace: Mapping,  # the notebook's `globals()`
@@ -1018,7 +1020,7 @@ def collect(
     extra = [n for n in injected(namespace.get('In', ())) if n not in given]
     return check(door, given | dict.fromkeys(extra))
 
-# %% ../nbs/01_parameters.ipynb #009dc72a
+# %% ../nbs/01_parameters.ipynb #22d1228e
 def injected(
     cells: Iterable[str],  # source of the cells run so far
 ) -> list[str]:
@@ -1033,7 +1035,7 @@ def injected(
         if isinstance(t, ast.Name)
     ]
 
-# %% ../nbs/01_parameters.ipynb #1c5e2a04
+# %% ../nbs/01_parameters.ipynb #50933f81
 def door_signature(
     door: str,  # one of `DOORS`
     function=None,  # its other arguments are kept
@@ -1061,7 +1063,7 @@ def door_signature(
     last = [Argument(extras, Argument.VAR_KEYWORD)] if extras else []
     return Signature(sorted([*kept, *taken], key=lambda a: a.kind) + last)
 
-# %% ../nbs/01_parameters.ipynb #0e162a30
+# %% ../nbs/01_parameters.ipynb #f57449f3
 def takes(
     door: str,  # one of `DOORS`
     checked: bool = True,  # False: values are passed on as they are, as scikit-learn asks
@@ -1089,7 +1091,7 @@ def takes(
 
     return decorate
 
-# %% ../nbs/01_parameters.ipynb #30f2d05c
+# %% ../nbs/01_parameters.ipynb #01231bcf
 def documented(
     text: str | None,  # a docstring
     door: str,  # one of `DOORS`
@@ -1098,7 +1100,7 @@ def documented(
     lines = [f'    {n}: {p.meaning}' for n, p in options(door).items()]
     return '\n'.join([(text or DOORS[door].description).rstrip(), '', 'Options:', *lines])
 
-# %% ../nbs/01_parameters.ipynb #6127191c
+# %% ../nbs/01_parameters.ipynb #73615b38
 def markdown_table(
     *doors: str,  # of `DOORS`; each has a column of names
     heads: Sequence[str] = ('parameter',),  # headings of these columns
@@ -1114,7 +1116,7 @@ def markdown_table(
             rows.append((*names_, shown_default(p), values, p.meaning))
     return '\n'.join(f'| {" | ".join(row)} |' for row in rows)
 
-# %% ../nbs/01_parameters.ipynb #7abe88c5
+# %% ../nbs/01_parameters.ipynb #7605e2c9
 def shown_default(
     parameter: Parameter,  # as it stands at a door
 ) -> str:  # in Markdown
@@ -1125,7 +1127,7 @@ def shown_default(
         return 'on' if value else 'off'
     return f'`{" ".join(value) if isinstance(value, tuple) else value}`'
 
-# %% ../nbs/01_parameters.ipynb #9f4a8e2f
+# %% ../nbs/01_parameters.ipynb #9335798c
 def parameters_cell(
     door: str,  # one of `NOTEBOOKS`
 ) -> str:
