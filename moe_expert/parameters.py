@@ -23,10 +23,11 @@ from .errors import ParameterError, did_you_mean, unknown_name
 # %% auto #0
 __all__ = ['STORAGE_VARIABLE', 'COMMANDS', 'NOTEBOOKS', 'CALLS', 'DOORS', 'PARAMETERS', 'EXPERT_NAMES', 'BACKBONES', 'EDITIONS',
            'TEACHERS', 'WAY_NAMES', 'PHASE_NAMES', 'MISSING_GROUPS', 'STAGE1', 'MIXTURE', 'RUNS', 'LOADERS', 'Kind',
-           'Whole', 'Number', 'Flag', 'Choice', 'Text', 'Names', 'Several', 'environment_storage', 'StorageURL', 'Door',
-           'Parameter', 'define', 'options', 'names', 'defaults', 'Given', 'check', 'unknown', 'spelled',
-           'without_effect', 'Parser', 'add_option', 'default_text', 'hinted', 'parser', 'command', 'call', 'collect',
-           'injected', 'door_signature', 'takes', 'documented', 'markdown_table', 'shown_default', 'parameters_cell']
+           'Whole', 'Number', 'Flag', 'Choice', 'Text', 'Names', 'Columns', 'Several', 'environment_storage',
+           'StorageURL', 'Door', 'Parameter', 'define', 'options', 'names', 'defaults', 'Given', 'check', 'unknown',
+           'spelled', 'without_effect', 'Parser', 'add_option', 'default_text', 'hinted', 'parser', 'command', 'call',
+           'collect', 'injected', 'door_signature', 'takes', 'documented', 'markdown_table', 'shown_default',
+           'parameters_cell']
 
 # %% ../nbs/01_parameters.ipynb #7d8b201a
 class Kind:
@@ -176,7 +177,17 @@ class Names(Kind):
         metavar = 'NAME' if self.item is str else 'NUMBER'
         return dict(type=self.parse, nargs='+', metavar=metavar, action='extend')
 
-# %% ../nbs/01_parameters.ipynb #658e80c5
+# %% ../nbs/01_parameters.ipynb #593cd789
+class Columns(Names):
+    "Names of columns; None is none of them."
+
+    def __init__(self):
+        super().__init__('column names')
+
+    def convert(self, value) -> tuple:
+        return () if value is None else super().convert(value)
+
+# %% ../nbs/01_parameters.ipynb #d4399cbe
 class Several(Kind):
     "One or more values of a kind."
 
@@ -194,22 +205,22 @@ class Several(Kind):
     def argument(self) -> dict:
         return self.kind.argument() | dict(nargs='+')
 
-# %% ../nbs/01_parameters.ipynb #d1e1803c
+# %% ../nbs/01_parameters.ipynb #e52b18ee
 STORAGE_VARIABLE = 'MOE_EXPERT_STORAGE'
 
-# %% ../nbs/01_parameters.ipynb #12cd2fa2
+# %% ../nbs/01_parameters.ipynb #5e835020
 def environment_storage() -> str | None:  # an Optuna storage URL; None: a file in `cache_dir`
     "The storage that the environment variable `MOE_EXPERT_STORAGE` names."
     return os.environ.get(STORAGE_VARIABLE) or None
 
-# %% ../nbs/01_parameters.ipynb #4981100b
+# %% ../nbs/01_parameters.ipynb #923d68cf
 class StorageURL(Text):
     "An Optuna storage URL; where none is given, the one of the environment."
 
     def missing(self):
         return environment_storage()
 
-# %% ../nbs/01_parameters.ipynb #c7d10455
+# %% ../nbs/01_parameters.ipynb #f2247ca0
 @dataclass(frozen=True)
 class Door:
     "A place where options come in."
@@ -220,7 +231,7 @@ class Door:
     positional: tuple[str, ...] = ()  # arguments that a call may give without their names
     extras: str = ''  # name of the further keyword arguments that are passed on; '': none
 
-# %% ../nbs/01_parameters.ipynb #2f350db9
+# %% ../nbs/01_parameters.ipynb #ea4014be
 COMMANDS = {
     'tune': Door(
         'Tune the three experts of a data set on its validation nodes (stage 1). Trials of earlier '
@@ -246,7 +257,7 @@ COMMANDS = {
     ),
 }
 
-# %% ../nbs/01_parameters.ipynb #930306b3
+# %% ../nbs/01_parameters.ipynb #75765695
 NOTEBOOKS = {
     'tune.ipynb': Door('Tune experts; the executed notebook is the report.'),
     'moe.ipynb': Door('Run all stages and the test; the executed notebook is the report.'),
@@ -272,7 +283,7 @@ CALLS = {
 }
 DOORS = COMMANDS | NOTEBOOKS | CALLS
 
-# %% ../nbs/01_parameters.ipynb #1f0e61df
+# %% ../nbs/01_parameters.ipynb #f102b44d
 @dataclass(frozen=True)
 class Parameter:
     "An option: what it is called, which values it takes, what it means and which doors take it."
@@ -284,8 +295,7 @@ class Parameter:
     doors: tuple[str, ...]
     at: Mapping[str, dict] = field(default_factory=dict)  # door → fields that differ there
     short: str = ''  # one-letter form on the command line
-    needs: tuple[str, object] | None = None  # option and value without which it has no effect;
-    # ... stands for any value but None
+    needs: tuple[str, object] | None = None  # option and the value that it must have
     optional: bool = False  # may it be None, although the default is a value?
     positional: bool = False  # without dashes on the command line?
 
@@ -305,10 +315,10 @@ class Parameter:
                 f'{self.name} must be {self.kind.wanted}{none}, not {value!r}'
             ) from None
 
-# %% ../nbs/01_parameters.ipynb #3016966c
+# %% ../nbs/01_parameters.ipynb #4052a668
 PARAMETERS: dict[str, Parameter] = {}
 
-# %% ../nbs/01_parameters.ipynb #fce60a70
+# %% ../nbs/01_parameters.ipynb #c6239d04
 def define(
     *args,  # of `Parameter`
     **kwargs,
@@ -319,7 +329,7 @@ def define(
         raise ParameterError(f'{parameter.name} is defined twice; state what differs in `at`')
     PARAMETERS[parameter.name] = parameter
 
-# %% ../nbs/01_parameters.ipynb #f4a4db16
+# %% ../nbs/01_parameters.ipynb #44a393b2
 def options(
     door: str,  # one of `DOORS`
 ) -> dict[str, Parameter]:  # name → definition as it stands at this door
@@ -332,14 +342,14 @@ def options(
         raise ParameterError(unknown_name('door', door, list(DOORS)))
     return {n: replace(p, **p.at.get(door, {})) for n, p in PARAMETERS.items() if door in p.doors}
 
-# %% ../nbs/01_parameters.ipynb #24104ea6
+# %% ../nbs/01_parameters.ipynb #85965b4b
 def names(
     door: str,  # one of `DOORS`
 ) -> tuple[str, ...]:
     "The names of a door's options."
     return tuple(options(door))
 
-# %% ../nbs/01_parameters.ipynb #4610c1f3
+# %% ../nbs/01_parameters.ipynb #5e6b488c
 def defaults(
     door: str,  # one of `DOORS`
 ) -> dict[str, object]:
@@ -350,7 +360,7 @@ def defaults(
     """
     return {n: p.default for n, p in options(door).items()}
 
-# %% ../nbs/01_parameters.ipynb #0592ba60
+# %% ../nbs/01_parameters.ipynb #67cdc319
 EXPERT_NAMES = ('expert1', 'expert2', 'expert3')
 BACKBONES = ('mlp', 'gcn', 'sage', 'gin', 'gat')
 EDITIONS = ('auto', 'full', 'offline')
@@ -359,13 +369,13 @@ WAY_NAMES = ('one', 'nine')
 PHASE_NAMES = ('development', 'confirmatory')
 MISSING_GROUPS = ('warn', 'ignore', 'raise')
 
-# %% ../nbs/01_parameters.ipynb #527293f8
+# %% ../nbs/01_parameters.ipynb #bcde3b6d
 STAGE1 = ('tune', 'tune.ipynb', 'ExpertTuner')
 MIXTURE = ('train', 'moe.ipynb', 'MoETrainer')
 RUNS = (*STAGE1, *MIXTURE, 'report')
 LOADERS = ('ExpertTuner', 'MoETrainer')  # their values go to `load_dataset`, which checks them
 
-# %% ../nbs/01_parameters.ipynb #f36ccc80
+# %% ../nbs/01_parameters.ipynb #d0d215fe
 define(
     'dataset',
     Text('the name of a data set, or the path of a card'),
@@ -382,7 +392,7 @@ define(
     | dict.fromkeys(LOADERS, dict(kind=Kind('whatever `load_dataset` takes, or its result'))),
 )
 
-# %% ../nbs/01_parameters.ipynb #78bdb614
+# %% ../nbs/01_parameters.ipynb #6273ced8
 define(
     'expert',
     Choice('all', *EXPERT_NAMES),
@@ -416,7 +426,7 @@ define(
     ),
 )
 
-# %% ../nbs/01_parameters.ipynb #89361796
+# %% ../nbs/01_parameters.ipynb #cb925360
 _TRIALS_OF_GATE = dict(meaning='trials of the gate in all')
 _TRIALS_OF_BOTH = dict(
     meaning='trials of the gate, and of each expert that is tuned; earlier trials count'
@@ -443,7 +453,7 @@ define(
     },
 )
 
-# %% ../nbs/01_parameters.ipynb #cda4efbe
+# %% ../nbs/01_parameters.ipynb #45c68098
 define(
     'epochs',
     Whole(1),
@@ -478,7 +488,7 @@ define(
     | dict.fromkeys(LOADERS, dict(kind=Kind())),  # a `torch.device` is checked by PyTorch
 )
 
-# %% ../nbs/01_parameters.ipynb #a126f795
+# %% ../nbs/01_parameters.ipynb #56014830
 define(
     'pareto',
     Flag(),
@@ -502,7 +512,7 @@ define(
     ('tune.ipynb',),
 )
 
-# %% ../nbs/01_parameters.ipynb #02fd4216
+# %% ../nbs/01_parameters.ipynb #9f9ec033
 define(
     'use_cached_experts',
     Flag(),
@@ -538,7 +548,7 @@ define(
     dict.fromkeys(('train', 'moe.ipynb'), dict(needs=('fine_tune', True))),
 )
 
-# %% ../nbs/01_parameters.ipynb #ba36eeab
+# %% ../nbs/01_parameters.ipynb #f6153b83
 define(
     'data_dir',
     Text('a folder'),
@@ -564,9 +574,11 @@ define(
     'published split',
     LOADERS,
 )
+
+# %% ../nbs/01_parameters.ipynb #5834c64e
 define(
     'drop',
-    Names('column names'),
+    Columns(),
     (),
     'columns to leave out of features and graph',
     RUNS,
@@ -574,14 +586,14 @@ define(
 )
 define(
     'groups',
-    Names('column names'),
+    Columns(),
     (),
     'further columns whose groups the report compares',
     ('tune', 'train', 'report', 'tune.ipynb', 'moe.ipynb'),
     dict.fromkeys(('tune', 'train'), dict(needs=('report', True))),
 )
 
-# %% ../nbs/01_parameters.ipynb #9d03dd4c
+# %% ../nbs/01_parameters.ipynb #efd284be
 define(
     'cache_dir',
     Text('a folder'),
@@ -618,7 +630,7 @@ define(
     ),
 )
 
-# %% ../nbs/01_parameters.ipynb #843ac981
+# %% ../nbs/01_parameters.ipynb #b43d4964
 define(
     'report',
     Flag(),
@@ -645,7 +657,7 @@ define(
     short='v',
 )
 
-# %% ../nbs/01_parameters.ipynb #ff581191
+# %% ../nbs/01_parameters.ipynb #47adb2db
 define(
     'settings',
     Kind(),
@@ -678,7 +690,7 @@ define(
     LOADERS,
 )
 
-# %% ../nbs/01_parameters.ipynb #2dc5fa61
+# %% ../nbs/01_parameters.ipynb #2e612a60
 define('hidden', Whole(1), 8, "width of the experts' hidden layer", ('FairMoEClassifier',))
 define(
     'validation_fraction',
@@ -717,7 +729,7 @@ define(
     ('FairMoEClassifier',),
 )
 
-# %% ../nbs/01_parameters.ipynb #db75c51e
+# %% ../nbs/01_parameters.ipynb #c2cb2608
 _DESIGN = dict(doors=('study.ipynb',), needs=('quick', False))
 define(
     'datasets',
@@ -744,7 +756,7 @@ define(
     **_DESIGN,
 )
 
-# %% ../nbs/01_parameters.ipynb #05d1128f
+# %% ../nbs/01_parameters.ipynb #23dd39af
 define('methods', Names('names of methods'), None, 'None: all methods', ('study.ipynb',))
 define(
     'results',
@@ -768,7 +780,7 @@ define(
     ('study.ipynb',),
 )
 
-# %% ../nbs/01_parameters.ipynb #39d472f4
+# %% ../nbs/01_parameters.ipynb #91b99e59
 class Given(Mapping):
     "Checked values of all options of a door; a mapping whose items are attributes, too."
 
@@ -808,7 +820,7 @@ class Given(Mapping):
             if n in self and (self[n] is not None or p.default is None or p.optional)
         }
 
-# %% ../nbs/01_parameters.ipynb #b8231654
+# %% ../nbs/01_parameters.ipynb #bdec0b74
 def check(
     door: str,  # one of `DOORS`
     given: Mapping | None = None,  # name → value; what is absent has its default
@@ -834,7 +846,7 @@ def check(
         raise ParameterError('; '.join(dict.fromkeys(problems)))
     return Given(door, values)
 
-# %% ../nbs/01_parameters.ipynb #631321fd
+# %% ../nbs/01_parameters.ipynb #60da0207
 def unknown(
     door: str,  # one of `DOORS`
     name: str,  # what was passed
@@ -847,7 +859,7 @@ def unknown(
         return f'{spelled(door, name)} is an option of {", ".join(doors)}, not of {door}'
     return unknown_name('parameter', name, names(door))
 
-# %% ../nbs/01_parameters.ipynb #f06f8496
+# %% ../nbs/01_parameters.ipynb #ee620322
 def spelled(
     door: str,  # one of `DOORS`
     name: str,  # of an option
@@ -860,7 +872,7 @@ def spelled(
     """
     return name if door not in COMMANDS else f'--{"" if value is not False else "no-"}{name}'
 
-# %% ../nbs/01_parameters.ipynb #1602921b
+# %% ../nbs/01_parameters.ipynb #e7d2a48b
 def without_effect(
     parameter: Parameter,  # as it stands at the door
     door: str,  # one of `DOORS`
@@ -881,7 +893,7 @@ def without_effect(
         return f'{this} has no effect with {spelled(door, name, values[name])}'
     return f'{this} has no effect without {spelled(door, name)}'
 
-# %% ../nbs/01_parameters.ipynb #85b1848d
+# %% ../nbs/01_parameters.ipynb #27013e30
 class Parser(argparse.ArgumentParser):
     "The command line of a door; `given` parses and checks it."
 
@@ -916,7 +928,7 @@ class Parser(argparse.ArgumentParser):
         except ParameterError as err:
             self.error(str(err))
 
-# %% ../nbs/01_parameters.ipynb #e6d6150f
+# %% ../nbs/01_parameters.ipynb #0ac740c2
 def add_option(
     parser: argparse.ArgumentParser,
     parameter: Parameter,  # as it stands at the door
@@ -932,7 +944,7 @@ def add_option(
         kwargs = dict(action='store_true' if parameter.default is False else on_off)
     parser.add_argument(*names_, default=argparse.SUPPRESS, help=text, **kwargs)
 
-# %% ../nbs/01_parameters.ipynb #ba20d385
+# %% ../nbs/01_parameters.ipynb #20c448ef
 def default_text(
     parameter: Parameter,  # as it stands at the door
 ) -> str:  # for `--help`; '' where there is no default to show
@@ -941,7 +953,7 @@ def default_text(
         return ''
     return f' (default: {" ".join(value) if isinstance(value, tuple) else value})'
 
-# %% ../nbs/01_parameters.ipynb #a33b1d71
+# %% ../nbs/01_parameters.ipynb #ba705e72
 def hinted(
     door: str,  # one of `COMMANDS`
     message: str,  # of argparse
@@ -957,7 +969,7 @@ def hinted(
     guess = next((g for w in words if (g := did_you_mean(w, known, 0.7))), '')
     return f'{message}.{guess}' if guess else message
 
-# %% ../nbs/01_parameters.ipynb #b00ad363
+# %% ../nbs/01_parameters.ipynb #e2c12679
 def parser(
     door: str,  # one of `COMMANDS`
     prog: str | None = None,  # how the program is called
@@ -969,7 +981,7 @@ def parser(
     """
     return Parser(door, prog)
 
-# %% ../nbs/01_parameters.ipynb #9a771bf9
+# %% ../nbs/01_parameters.ipynb #a1259361
 def command(
     door: str,  # one of `COMMANDS`
     given: Mapping,  # name → value
@@ -989,7 +1001,7 @@ def command(
             words += map(str, value if isinstance(value, (list, tuple)) else [value])
     return shlex.join(words)
 
-# %% ../nbs/01_parameters.ipynb #c3e9bdf1
+# %% ../nbs/01_parameters.ipynb #c7078824
 def call(
     door: str,  # one of `CALLS`
     given: Mapping,  # name → value
@@ -1001,7 +1013,7 @@ def call(
     """
     return f'{door}({", ".join(f"{n}={v!r}" for n, v in given.items())})'
 
-# %% ../nbs/01_parameters.ipynb #31281aa5
+# %% ../nbs/01_parameters.ipynb #99b19384
 def collect(
     door: str,  # one of `NOTEBOOKS`
     namespace: Mapping,  # the notebook's `globals()`
@@ -1011,7 +1023,7 @@ def collect(
     extra = [n for n in injected(namespace.get('In', ())) if n not in given]
     return check(door, given | dict.fromkeys(extra))
 
-# %% ../nbs/01_parameters.ipynb #923efee3
+# %% ../nbs/01_parameters.ipynb #22d1228e
 def injected(
     cells: Iterable[str],  # source of the cells run so far
 ) -> list[str]:
@@ -1026,7 +1038,7 @@ def injected(
         if isinstance(t, ast.Name)
     ]
 
-# %% ../nbs/01_parameters.ipynb #6f344eaa
+# %% ../nbs/01_parameters.ipynb #50933f81
 def door_signature(
     door: str,  # one of `DOORS`
     function=None,  # its other arguments are kept
@@ -1054,7 +1066,7 @@ def door_signature(
     last = [Argument(extras, Argument.VAR_KEYWORD)] if extras else []
     return Signature(sorted([*kept, *taken], key=lambda a: a.kind) + last)
 
-# %% ../nbs/01_parameters.ipynb #20da381f
+# %% ../nbs/01_parameters.ipynb #f57449f3
 def takes(
     door: str,  # one of `DOORS`
     checked: bool = True,  # False: values are passed on as they are, as scikit-learn asks
@@ -1082,7 +1094,7 @@ def takes(
 
     return decorate
 
-# %% ../nbs/01_parameters.ipynb #f8945085
+# %% ../nbs/01_parameters.ipynb #01231bcf
 def documented(
     text: str | None,  # a docstring
     door: str,  # one of `DOORS`
@@ -1091,7 +1103,7 @@ def documented(
     lines = [f'    {n}: {p.meaning}' for n, p in options(door).items()]
     return '\n'.join([(text or DOORS[door].description).rstrip(), '', 'Options:', *lines])
 
-# %% ../nbs/01_parameters.ipynb #8e8fca97
+# %% ../nbs/01_parameters.ipynb #73615b38
 def markdown_table(
     *doors: str,  # of `DOORS`; each has a column of names
     heads: Sequence[str] = ('parameter',),  # headings of these columns
@@ -1107,7 +1119,7 @@ def markdown_table(
             rows.append((*names_, shown_default(p), values, p.meaning))
     return '\n'.join(f'| {" | ".join(row)} |' for row in rows)
 
-# %% ../nbs/01_parameters.ipynb #5b1b56f0
+# %% ../nbs/01_parameters.ipynb #7605e2c9
 def shown_default(
     parameter: Parameter,  # as it stands at a door
 ) -> str:  # in Markdown
@@ -1118,7 +1130,7 @@ def shown_default(
         return 'on' if value else 'off'
     return f'`{" ".join(value) if isinstance(value, tuple) else value}`'
 
-# %% ../nbs/01_parameters.ipynb #5547dd7f
+# %% ../nbs/01_parameters.ipynb #9335798c
 def parameters_cell(
     door: str,  # one of `NOTEBOOKS`
 ) -> str:
