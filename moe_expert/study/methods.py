@@ -12,7 +12,7 @@ __all__ = ['SINGLE_NETWORK', 'REWEIGHING', 'CFA', 'tune_alternative', 'tune_netw
 import hashlib
 import json
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 
 import numpy as np
@@ -35,7 +35,7 @@ from ..experts.training import TrainedModel, run_training, train_population
 
 # %% ../../nbs/83_study_methods.ipynb #873a9691
 from ..mixture.comparison import logistic_regression
-from ..mixture.gate import Mixture, uniform_mixture
+from ..mixture.gate import Mixture, join_experts, uniform_mixture
 from moe_expert.mixture.gate_training import (
     GateConfig,
     GateSettings,
@@ -420,13 +420,6 @@ def _specs(setting: MixtureSetting) -> list[ExpertSpec]:
         if expert in setting.experts
     ]
 
-# %% ../../nbs/83_study_methods.ipynb #4c0626ba
-def _side_by_side(populations: Iterable[Population]) -> Population:
-    "One population of all their models, in double precision."
-    first, *_ = populations = list(populations)
-    params = {k: torch.cat([p.params[k] for p in populations]).double() for k in first.params}
-    return replace(first, params=params)
-
 # %% ../../nbs/83_study_methods.ipynb #3bdb14ae
 def _tune_gate(
     shared: SharedConditions,
@@ -483,7 +476,7 @@ def mixture_in_setting(shared: SharedConditions) -> dict[str, object]:
     setting = MIXTURE_SETTINGS[shared.setting]
     floor = shared.floor if setting.floor else None
     alone = {s.name: tune_network(shared, s, shared.trials_each)[0] for s in _specs(setting)}
-    experts = _side_by_side(alone.values())
+    experts = join_experts(list(alone.values()))
     moe = _tune_gate(shared, experts, floor)
     uniform = uniform_mixture(experts, shared.data.x.shape[1])
     models = {'moe': moe, 'uniform_mixture': uniform, **alone}
