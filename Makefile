@@ -16,7 +16,7 @@ params = -p dataset "$(DATASET)" $(if $(EXPERT),-p expert "$(EXPERT)") $(if $(N_
 
 export JUPYTER_PREFER_ENV_PATH = 1
 
-.PHONY: help tune moe test bench lint env env-dev export docs hooks
+.PHONY: help tune moe test bench lint format env env-dev export chapters docs site hooks
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -35,8 +35,13 @@ test: lint  ## all tests: lint, notebooks clean and in sync, notebooks run, pyte
 bench: env-dev  ## measure what is missing and write benchmarks/RESULTS.md (hours; ARGS="--quick": minutes, elsewhere)
 	MPLBACKEND=agg $(PY) benchmarks/run.py $(ARGS)
 
-lint: env-dev
+lint: env-dev  ## check notebooks and files: ruff check, ruff format (100 columns)
 	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+
+format: env-dev  ## mend what `make lint` finds, as far as a program can
+	$(PY) -m ruff check --fix-only .
+	$(PY) -m ruff format .
 
 env:  ## make or mend .venv for running
 	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) is not here: install Python 3.10 or newer" >&2; exit 1; }
@@ -49,10 +54,18 @@ env-dev:  ## make or mend .venv for developing
 export: env-dev  ## write moe_expert/ from the notebooks, and clean the notebooks
 	$(VENV)/bin/nbdev_export
 	$(VENV)/bin/nbdev_clean
+	@if [ -e .ci/parameters.py ]; then $(PY) .ci/parameters.py; fi
 
-docs: env-dev  ## write docs/api.md from the docstrings, and the tables of docs/study.md from the study's rows
-	$(PY) docs/api.py
+chapters: env-dev  ## run the chapters and keep their outputs in the notebooks (ARGS=00_errors.ipynb, ARGS=--stale)
+	$(PY) .ci/chapters.py $(ARGS)
+
+docs: env-dev  ## write the list of chapters, and the tables of docs/study.md from the study's rows
+	$(PY) docs/rooms.py
 	$(PY) docs/study_tables.py
 
-hooks:  ## commits with notebooks are checked: cleaned and exported (a git pre-commit hook)
+site: env-dev  ## make chapters and documents a site that opens without a network: build/site/index.html
+	NO_MKDOCS_2_WARNING=1 $(PY) .ci/build_site.py
+
+hooks:  ## git hooks: notebooks are clean and exported, subjects of commits are short
 	git config core.hooksPath .ci/hooks
+	git config diff.ipynb.textconv 'python3 .ci/text_of_notebook.py'

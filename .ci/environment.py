@@ -1,8 +1,12 @@
-"""Make .venv, or mend it: `python3 .ci/environment.py run` (what `make tune` needs) or `dev` (what `make test` needs).
+"""Make .venv, or mend it: `python3 .ci/environment.py run` or `dev`.
 
-Only the standard library: this runs before anything is installed. A .venv that is whole and was made from this
-settings.ini and setup.py is left alone (a tenth of a second); one that is broken, half made or moved is made anew.
+`run` installs what `make tune` needs, `dev` also what `make test` needs.
+
+Only the standard library: this runs before anything is installed. A .venv that is whole and was
+made from this settings.ini and setup.py is left alone (a tenth of a second); one that is broken,
+half made or moved is made anew.
 """
+
 import configparser
 import hashlib
 import json
@@ -16,10 +20,12 @@ VENV = os.path.join(ROOT, '.venv')
 BIN = os.path.join(VENV, 'Scripts' if os.name == 'nt' else 'bin')
 PYTHON = os.path.join(BIN, 'python')
 STAMP = os.path.join(VENV, 'moe_expert-ready.json')
-BUSY = os.path.join(VENV, 'moe_expert-installing')  # there while an installation is under way, and after one that was killed
+BUSY = os.path.join(
+    VENV, 'moe_expert-installing'
+)  # there while an installation is under way, and after one that was killed
 OLD = VENV + '.old'
 
-# Run by the venv's own python: every distribution asked for is there, and so is the first file of its package.
+# Run by the venv's own python: is each distribution installed, with its package's first file?
 PROBE = """
 import importlib.metadata as m, sys
 if sys.prefix == sys.base_prefix: sys.exit('not a virtual environment')
@@ -39,8 +45,11 @@ def settings():
 
 def check_python(minimum):
     if sys.version_info[:2] < tuple(int(n) for n in minimum.split('.')):
-        sys.exit(f'moe_expert needs Python {minimum} or newer, and {sys.executable} is Python {sys.version.split()[0]}.\n'
-                 'Name a newer one, for example: make tune PYTHON=python3.12')
+        sys.exit(
+            f'moe_expert needs Python {minimum} or newer, and {sys.executable} is Python '
+            f'{sys.version.split()[0]}.\n'
+            'Name a newer one, for example: make tune PYTHON=python3.12'
+        )
 
 
 def key():
@@ -61,8 +70,10 @@ def stamps():
 
 
 def names(kind, cfg):
-    "Names of the distributions that the kind of environment needs, without version bounds and extras."
-    wanted = cfg['requirements'].split() + (cfg['dev_requirements'].split() if kind == 'dev' else [])
+    "Distributions that the kind of environment needs, without version bounds and extras."
+    wanted = cfg['requirements'].split() + (
+        cfg['dev_requirements'].split() if kind == 'dev' else []
+    )
     cut = str.maketrans({c: ' ' for c in '<>=!~[;'})
     return [w.translate(cut).split()[0] for w in wanted] + [cfg['lib_name']]
 
@@ -70,7 +81,11 @@ def names(kind, cfg):
 def whole(kind, cfg):
     "Does the environment start, and has it all its packages?"
     try:
-        done = subprocess.run([PYTHON, '-c', PROBE] + names(kind, cfg), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        done = subprocess.run(
+            [PYTHON, '-c', PROBE] + names(kind, cfg),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
     except OSError:
         return False
     return done.returncode == 0
@@ -83,7 +98,9 @@ def usable():
     try:
         with open(os.path.join(BIN, 'pip')) as f:
             here = PYTHON in f.read(4096)  # the scripts name their python by its full path
-        done = subprocess.run([PYTHON, '-m', 'pip', '--version'], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        done = subprocess.run(
+            [PYTHON, '-m', 'pip', '--version'], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
     except OSError:
         return False
     return here and done.returncode == 0
@@ -98,17 +115,26 @@ def create():
     print(f'Making .venv with {sys.executable}', flush=True)
     shutil.rmtree(OLD, ignore_errors=True)
     if os.path.lexists(VENV):
-        os.rename(VENV, OLD)  # in one step: a kill during the slow deletion leaves no half environment
+        os.rename(
+            VENV, OLD
+        )  # in one step: a kill during the slow deletion leaves no half environment
     os.mkdir(VENV)
     mark()
     shutil.rmtree(OLD, ignore_errors=True)
     if subprocess.run([sys.executable, '-m', 'venv', VENV]).returncode:
-        sys.exit('Python could not make a virtual environment (see above). On Debian and Ubuntu: apt install python3-venv')
+        sys.exit(
+            'Python could not make a virtual environment (see above). '
+            'On Debian and Ubuntu: apt install python3-venv'
+        )
 
 
 def install(kind):
     what = ROOT + ('[dev]' if kind == 'dev' else '')
-    print(f'Installing moe_expert and what it needs into .venv ({kind}; about 3 minutes the first time)', flush=True)
+    print(
+        f'Installing moe_expert and what it needs into .venv ({kind}; '
+        'about 3 minutes the first time)',
+        flush=True,
+    )
     mark()
     done = subprocess.run([PYTHON, '-m', 'pip', 'install', '--quiet', '--editable', what])
     os.remove(BUSY)
@@ -117,7 +143,7 @@ def install(kind):
 
 
 def lock():
-    "Hold a lock for as long as this process lives: two commands started together do not install over each other."
+    "Lock for as long as this process lives: no two commands install over each other."
     try:
         import fcntl
     except ImportError:  # not on this system: go on without
@@ -135,7 +161,9 @@ def main(kind):
     finished = stamps().get(kind) == now
     if finished and whole(kind, cfg):
         return
-    fresh = finished or not usable()  # finished, yet not whole: damaged. Not finished: changed requirements, pip sees to them
+    fresh = (
+        finished or not usable()
+    )  # finished, yet not whole: damaged. Not finished: changed requirements, pip sees to them
     if fresh:
         create()
     install(kind)

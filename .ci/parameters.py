@@ -1,7 +1,8 @@
-"""Write the tables and cells that come from `moe_expert.parameters`; with `--check` only say which are stale.
+"""Write the tables and cells that come from `moe_expert.parameters`.
 
-Tables stand between `<!-- parameters: DOOR, … -->` and `<!-- end of parameters -->` in Markdown files and in
-Markdown cells. The cell tagged `parameters` of a notebook holds the options of the door with its name.
+With `--check` only name the stale ones. Tables stand between `<!-- parameters: DOOR, … -->` and
+`<!-- end of parameters -->` in Markdown files and cells. The cell tagged `parameters` of a notebook
+holds the options of the door with its name.
 """
 
 import json
@@ -14,7 +15,7 @@ sys.path.insert(0, str(ROOT))
 
 from moe_expert.parameters import COMMANDS, NOTEBOOKS, markdown_table, parameters_cell  # noqa: E402
 
-DOCUMENTS = ('README.md', 'moe_expert/EXPERT_TUNING_README.md')
+DOCUMENTS = ('README.md', 'docs/options.md', 'moe_expert/EXPERT_TUNING_README.md')
 TABLE = re.compile(r'(<!-- parameters: (.+?) -->\n)(.*?)(<!-- end of parameters -->)', re.DOTALL)
 
 
@@ -51,7 +52,8 @@ def with_cells(
 
 def written() -> dict[Path, str]:
     "Each file with the text that it should have."
-    files = {ROOT / name: with_tables((ROOT / name).read_text('utf-8')) for name in DOCUMENTS}
+    documents = [ROOT / name for name in DOCUMENTS if (ROOT / name).exists()]
+    files = {path: with_tables(path.read_text('utf-8')) for path in documents}
     for door in NOTEBOOKS:
         path = ROOT / 'nbs' / door
         files[path] = with_cells(path.read_text('utf-8'), door)

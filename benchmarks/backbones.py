@@ -1,10 +1,12 @@
-"""Do experts that look at the graph do better? Every backbone tuned alike on german and bail, and compared with the mlp on the test nodes.
+"""Do experts that look at the graph do better? Every backbone tuned alike on german and bail, and
+compared with the mlp on the test nodes.
 
     python benchmarks/backbones.py                              # what is missing, then BACKBONES.md
     python benchmarks/backbones.py --datasets german --backbones mlp gcn --render
 
-A unit (data set, backbone) is one `ExpertTuner` with its own reference and floor; the winners are evaluated on the test nodes, which nothing was
-selected on. What is known of every node is kept in the work folder, so that the differences to the mlp are resampled in pairs: the same people are
+A unit (data set, backbone) is one `ExpertTuner` with its own reference and floor; the winners are
+evaluated on the test nodes, which nothing was selected on. What is known of every node is kept in
+the work folder, so that the differences to the mlp are resampled in pairs: the same people are
 drawn for both. Units that are there are not computed again.
 """
 
@@ -19,12 +21,23 @@ from pathlib import Path
 os.environ.setdefault('OMP_NUM_THREADS', '1')  # before torch is imported
 
 import torch
-from common import find_data
+from common import EXPERTS, find_data
 
 HERE = Path(__file__).resolve().parent
-BACKBONES, EXPERTS = ('mlp', 'gcn', 'sage', 'gin', 'gat'), ('expert1', 'expert2', 'expert3')
+BACKBONES = ('mlp', 'gcn', 'sage', 'gin', 'gat')
 SHOWN = ('utility', 'fair_result', 'fair_procedure', 'final_score')
 PARTS = ('p1', 'p1_masked', 'feature', 'attributions')
+
+
+ABOUT = """\
+Winners of each tuning on the test nodes; below each value its difference to the mlp. Brackets are
+95 % percentile intervals over {} stratified bootstrap draws of the test nodes, the same draws
+for all backbones of a table; a difference is bold where its interval leaves out 0. The intervals
+reflect the sampling of people, not seeds, splits or the luck of a tuning, and with so many
+comparisons some are bold by chance. Utility and final score: higher is better; the others: lower.
+Each backbone has its own reference and floor. CPU seconds are those of the tuning process, one
+thread. The completeness error is the largest over the test nodes (gat: quadrature, the others:
+closed form)."""
 
 
 def unit(
@@ -65,22 +78,22 @@ def unit(
 def compared(
     units: dict[str, dict], n_resamples: int, level: float = 0.95
 ) -> dict[str, dict[str, tuple]]:
-    "backbone → score → (value, low, high, difference to the mlp, low, high); all models see the same draws."
-    from moe_expert.scores import evaluation as scores_evaluation
-    from moe_expert.scores import intervals as scores_intervals
+    """backbone → score → (value, low, high, difference to the mlp, low, high); all models see the
+    same draws.
+    """
+    from moe_expert.scores.evaluation import NodeRecord
+    from moe_expert.scores.intervals import _resampled_scores as resampled_scores
+    from moe_expert.scores.intervals import resamples
 
     names, first = list(units), next(iter(units.values()))
     stacked = {k: torch.cat([u[k] for u in units.values()]) for k in PARTS}
-    record = scores_evaluation.NodeRecord(first['nodes'], first['y'], first['sens'], **stacked)
+    record = NodeRecord(first['nodes'], first['y'], first['sens'], **stacked)
     scores, tails = (
         record.scores(),
         torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.double),
     )
-    draws = scores_intervals.resamples(record.sens, n_resamples)
-    parts = [
-        scores_intervals._resampled_scores(record, d)
-        for d in draws.split(max(1, 2**22 // record.p1.numel()))
-    ]
+    draws = resamples(record.sens, n_resamples)
+    parts = [resampled_scores(record, d) for d in draws.split(max(1, 2**22 // record.p1.numel()))]
     drawn = {k: torch.cat([p[k] for p in parts], 1) for k in SHOWN}
     out = {}
     for m, name in enumerate(names):
@@ -135,12 +148,7 @@ def render(work: Path, datasets, backbones, n_resamples: int) -> str:
         '',
         __doc__.split('\n\n')[0],
         '',
-        f"""\
-Winners of each tuning on the test nodes; below each value its difference to the mlp. Brackets are 95 % percentile intervals over {n_resamples}
-stratified bootstrap draws of the test nodes, the same draws for all backbones of a table; bold where the interval of a difference leaves
-out 0. They tell of the sampling of people, not of seeds, splits or the luck of a tuning, and with so many comparisons some are bold by
-chance. Utility and final score: higher is better; the others: lower. Each backbone has its own reference and floor. CPU seconds are
-those of the tuning process, one thread; the completeness error is the largest over the test nodes (gat: quadrature, the others: closed form).""",
+        ABOUT.format(n_resamples),
         '',
     ]
     missing, one = [], None
@@ -188,7 +196,8 @@ def main():
                 torch.save(found, file.with_suffix('.tmp'))
                 file.with_suffix('.tmp').replace(file)
                 print(
-                    f'{dataset} {backbone} {expert}: {found["cpu"]:.2g} CPU s per trial, {found["n_feasible"]} feasible',
+                    f'{dataset} {backbone} {expert}: {found["cpu"]:.2g} CPU s per trial, '
+                    f'{found["n_feasible"]} feasible',
                     flush=True,
                 )
     a.out.write_text(render(a.work, a.datasets, a.backbones, a.resamples))

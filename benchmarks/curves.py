@@ -1,11 +1,13 @@
-"""What would more epochs buy, and what would stopping earlier cost? Every configuration is trained to the end and looked at afterwards.
+"""What would more epochs buy, and what would stopping earlier cost? Every configuration is trained
+to the end and looked at afterwards.
 
-    python benchmarks/curves.py --datasets german bail --seeds 3      # compute what is missing, then print the tables
+    python benchmarks/curves.py --datasets german bail --seeds 3      # compute, then print
 
-Random configurations of the search space (and the default) train without early stopping; at every validation the objective and the floor's
-constraints are written down. From these curves follows what the engine's patience, successive halving, or a rule on the floor would
-have stopped, how many epochs they save, and whether the study's winner stays the same. A cap is a prefix of a longer run, except for expert2,
-whose warm-up is a share of the epochs: the caps are compared on expert1.
+Random configurations of the search space (and the default) train without early stopping; at every
+validation the objective and the floor's constraints are written down. From these curves follows
+what the engine's patience, successive halving, or a rule on the floor would have stopped, how many
+epochs they save, and whether the study's winner stays the same. A cap is a prefix of a longer run,
+except for expert2, whose warm-up is a share of the epochs: the caps are compared on expert1.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from pathlib import Path
 os.environ.setdefault('OMP_NUM_THREADS', '1')  # before torch is imported
 
 import numpy as np
+from common import EXPERTS, best_so_far, draw, find_data
 
 WORK = Path(__file__).resolve().parent / 'work' / 'curves'
 BATCH, EVERY, LONG, CAP = 10, 100, 8000, 2000
@@ -28,7 +31,9 @@ CAPS = (500, 1000, 2000, 4000, 8000)
 
 
 def _watching(evaluator):
-    "The evaluator, and a list of what it is asked at each validation: cheap scores of all models, then (expert3) all scores of the feasible ones."
+    """The evaluator, and a list of what it is asked at each validation: cheap scores of all models,
+    then (expert3) all scores of the feasible ones.
+    """
     seen = []
 
     class Watching(type(evaluator)):
@@ -42,17 +47,17 @@ def _watching(evaluator):
 
 
 def curves(data, spec, seeds: int, n: int, epochs: int, settings) -> dict:
-    "Objective (NaN where infeasible), violation and utility [M, V] of n configurations per seed at V validations; configurations seed by seed."
+    """Objective (NaN where infeasible), violation and utility [M, V] of n configurations per seed
+    at V validations; configurations seed by seed.
+    """
     import torch
 
     from moe_expert.experts.floor import Floor
     from moe_expert.experts.training import reference_floor, train_population
     from moe_expert.scores.evaluation import Evaluator
 
-    plain, settings = (
-        Evaluator(data, 'val'),
-        replace(settings, epochs=epochs, val_every=EVERY, patience=epochs),
-    )
+    plain = Evaluator(data, 'val')
+    settings = replace(settings, epochs=epochs, val_every=EVERY, patience=epochs)
     floors = [
         reference_floor(
             data, s, evaluator=plain, settings=replace(settings, epochs=CAP, patience=3)
@@ -96,27 +101,22 @@ def curves(data, spec, seeds: int, n: int, epochs: int, settings) -> dict:
 
 def configurations(spec, n: int, seed: int) -> list:
     "The default and n − 1 random configurations, as a study starts."
-    from moe_expert.experts.training import TrainConfig
+    from moe_expert.experts.trainers import TrainConfig
     from moe_expert.tuning.settings import DEFAULT_PARAMS, search_space
     from moe_expert.tuning.studies import draw_seed
 
     space = search_space(spec)
-    rng, params = (
-        np.random.default_rng(draw_seed(seed, spec.name, 'curves')),
-        [{k: DEFAULT_PARAMS[k] for k in space}],
-    )
-    for _ in range(1, n):
-        params.append(
-            {k: float(np.exp(rng.uniform(np.log(s.low), np.log(s.high)))) for k, s in space.items()}
-        )
+    rng = np.random.default_rng(draw_seed(seed, spec.name, 'curves'))
+    default = {k: DEFAULT_PARAMS[k] for k in space}
+    params = [default, *(draw(space, rng) for _ in range(1, n))]
     return [TrainConfig(**p, seed=seed) for p in params]
 
 
 def compute(work: Path, datasets, experts, seeds: int, n: int, data_dir=None, say=print):
     "Compute what is missing in `work`."
     from moe_expert.datasets import load_dataset
-    from moe_expert.experts.specs import EXPERTS
-    from moe_expert.experts.training import TrainSettings
+    from moe_expert.experts.specs import EXPERTS as SPECS
+    from moe_expert.experts.trainers import TrainSettings
     from moe_expert.tuning.settings import HIDDEN
 
     work.mkdir(parents=True, exist_ok=True)
@@ -126,7 +126,7 @@ def compute(work: Path, datasets, experts, seeds: int, n: int, data_dir=None, sa
             path = work / f'{name}-{expert}-{seeds}x{n}.npz'
             if path.exists():
                 continue
-            spec = EXPERTS[expert]
+            spec = SPECS[expert]
             found = curves(
                 data,
                 spec,
@@ -141,11 +141,6 @@ def compute(work: Path, datasets, experts, seeds: int, n: int, data_dir=None, sa
 
 
 # ---------------------------------------------------------------- rules
-
-
-def best_so_far(objective: np.ndarray, maximize: bool) -> np.ndarray:
-    "[M, V]; NaN while nothing was feasible."
-    return (np.fmax if maximize else np.fmin).accumulate(objective, 1)
 
 
 def stops_of_patience(objective, violation, maximize: bool, patience: int = 3) -> np.ndarray:
@@ -164,7 +159,9 @@ def stops_of_patience(objective, violation, maximize: bool, patience: int = 3) -
 
 
 def stops_of_halving(objective, violation, maximize: bool, rungs=(5, 10)) -> np.ndarray:
-    "The better half of each batch goes on at each rung: feasible ones by their objective, then the others by their violation; patience too."
+    """The better half of each batch goes on at each rung: feasible ones by their objective, then
+    the others by their violation; patience too.
+    """
     stops, best = (
         stops_of_patience(objective, violation, maximize),
         best_so_far(objective, maximize),
@@ -190,7 +187,9 @@ def stops_of_halving(objective, violation, maximize: bool, rungs=(5, 10)) -> np.
 def stops_of_floor(
     objective, violation, maximize: bool, rung: int = 10, most: float = 0.05
 ) -> np.ndarray:
-    "Half-way, whoever was never feasible and violates the floor by more than `most` stops; patience too."
+    """Half-way, whoever was never feasible and violates the floor by more than `most` stops;
+    patience too.
+    """
     stops, best = (
         stops_of_patience(objective, violation, maximize),
         best_so_far(objective, maximize),
@@ -222,13 +221,15 @@ def outcome(objective, stops, maximize: bool) -> tuple[int, float]:
 
 
 def analyse(work: Path, seeds: int, n: int) -> dict:
-    "Of every rule: epochs run (share of all), winners changed; of every cap: best utility and feasible configurations, by data set."
-    from moe_expert.experts.specs import EXPERTS
+    """Of every rule: epochs run (share of all), winners changed; of every cap: best utility and
+    feasible configurations, by data set.
+    """
+    from moe_expert.experts.specs import EXPERTS as SPECS
 
     rules, caps = [], []
     for path in sorted(work.glob(f'*-{seeds}x{n}.npz')):
         dataset, expert, _ = path.stem.split('-')
-        spec, found = EXPERTS[expert], dict(np.load(path))
+        spec, found = SPECS[expert], dict(np.load(path))
         per_seed = [{k: v[s * n : (s + 1) * n] for k, v in found.items()} for s in range(seeds)]
         for name, rule in RULES.items():
             row = {
@@ -311,13 +312,11 @@ RULE_HEAD = [
 
 
 def main(argv=None):
-    from common import find_data
-
     p = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     p.add_argument('--datasets', nargs='+', default=['german', 'math', 'por', 'bail'])
-    p.add_argument('--experts', nargs='+', default=['expert1', 'expert2', 'expert3'])
+    p.add_argument('--experts', nargs='+', default=list(EXPERTS))
     p.add_argument('--seeds', type=int, default=3)
     p.add_argument('--configurations', type=int, default=30)
     p.add_argument('--data-dir', default=None)

@@ -1,15 +1,20 @@
-"""How should a gate be taught? REINFORCE against the direct gradient, three choices of teaching nodes, and single settings.
+"""How should a gate be taught? REINFORCE against the direct gradient, three choices of teaching
+nodes, and single settings.
 
-    python benchmarks/gate.py --datasets german math por bail --seeds 5     # compute what is missing, then write gate_results.json
+    python benchmarks/gate.py --datasets german math por bail --seeds 5    # compute, then write
 
-Development seeds only: split seeds 1000 + k, seeds 100 + k. For every data set and k the experts are tuned once (10 trials each) and shared
-by all variants. Every variant trains the same gate configurations (the default and random draws from the tuner's space) with the same epochs
-and validations; the best feasible one by validation `final_score` is scored on the test nodes of that split. What is done lies in the work
-folder and is not computed again.
+Development seeds only: split seeds 1000 + k, seeds 100 + k. For every data set and k the experts
+are tuned once (10 trials each) and shared by all variants. Every variant trains the same gate
+configurations (the default and random draws from the tuner's space) with the same epochs and
+validations; the best feasible one by validation `final_score` is scored on the test nodes of that
+split. Finished parts lie in the work folder and are not computed again; the summary is
+gate_results.json.
 
-REINFORCE: every node draws an expert from its gate's weights. `reinforce` gives all nodes the reward of the batch, soft objective of what was
-drawn minus that of expert1; `reinforce_node` gives each node the first-order effect of its own choice. Both subtract a moving average of past
-rewards. Other variants use the direct gradient through the soft mixture; `crossfit` and `val_half` are other nodes that teach.
+REINFORCE: every node draws an expert from its gate's weights. `reinforce` gives all nodes the
+reward of the batch, soft objective of what was drawn minus that of expert1; `reinforce_node` gives
+each node the first-order effect of its own choice. Both subtract a moving average of past rewards.
+Other variants use the direct gradient through the soft mixture; `crossfit` and `val_half` are other
+nodes that teach.
 """
 
 from __future__ import annotations
@@ -26,20 +31,20 @@ os.environ.setdefault('OMP_NUM_THREADS', '1')  # before torch is imported
 
 import numpy as np
 import torch
-from common import find_data
-from scipy import stats
+from common import draw, find_data, read_json, t_interval, write_json
 from torch import Tensor
 
 from moe_expert.datasets import load_dataset
-from moe_expert.experts.losses import GroupWeights, soft_gaps
+from moe_expert.experts.losses import soft_gaps
 from moe_expert.experts.specs import EXPERTS, GATE
-from moe_expert.experts.training import run_training
+from moe_expert.experts.trainers import per_model
+from moe_expert.experts.training import TrainedModel, run_training
 from moe_expert.mixture.gate import gate_weights, mixture_attributions, uniform_mixture
 from moe_expert.mixture.gate_training import (
     GateConfig,
     GateSettings,
+    GateTrainer,
     Lesson,
-    _GateTrainer,
     gate_terms,
 )
 from moe_expert.scores.evaluation import Evaluator
@@ -61,11 +66,9 @@ class Setting:
 
     sharpness: float = 0.1  # width of the soft step
     temperature: float = 1.0  # of the softmax over the experts
-    attention: float = 1 / 3  # weight of ATT_JSD
+    att_jsd: float = 1 / 3  # weight of ATT_JSD
     weight_decay: float = 0.0
-    start: float = (
-        0.0  # head start, in logits, of the expert with the best validation `final_score`
-    )
+    start: float = 0.0  # head start, in logits, of the expert with the best validation score
 
 
 @dataclass(frozen=True)
@@ -77,175 +80,144 @@ class Trial:
     setting: Setting = field(default_factory=Setting)
 
 
-# single settings, each tried with the default configuration and compared with the direct gate of the same configuration
+# single settings, with the default configuration; compared with the direct gate of that
 SETTINGS = {
     'sharpness 0.03': Setting(sharpness=0.03),
     'sharpness 0.3': Setting(sharpness=0.3),
     'temperature 0.5': Setting(temperature=0.5),
     'temperature 2': Setting(temperature=2.0),
-    'without att_jsd': Setting(attention=0.0),
-    'att_jsd × 3': Setting(attention=1.0),
+    'without att_jsd': Setting(att_jsd=0.0),
+    'att_jsd × 3': Setting(att_jsd=1.0),
     'weight decay 0.01': Setting(weight_decay=0.01),
     'start at the best expert': Setting(start=2.0),
     'learning rate 0.01': Setting(),
 }
 
 
-def objective(
-    p1: Tensor,
-    attributions: Tensor,
-    lesson: Lesson,
-    weights: GroupWeights,
-    sharpness: Tensor,
-    attention: Tensor,
-) -> Tensor:
-    "[M] as `moe_expert.gate.soft_objective`, with a width and a weight for each gate."
-    soft, y = torch.sigmoid((p1 - 0.5) / sharpness[:, None]), lesson.y
-    positive, negative = y == 1, y == 0
+def objective(p1: Tensor, attributions: Tensor, lesson: Lesson, c: dict[str, Tensor]) -> Tensor:
+    "[M] as `gate_training.soft_objective`, with a width and a weight of ATT_JSD for each gate."
+    sharpness = c['sharpness']
+    soft, positive, negative = (
+        torch.sigmoid((p1 - 0.5) / sharpness[:, None]),
+        lesson.y == 1,
+        lesson.y == 0,
+    )
     accuracy = torch.where(positive, soft, 1 - soft).mean(-1)
     f1 = 2 * soft[:, positive].sum(-1) / (soft.sum(-1) + positive.sum())
     pairs = p1[:, positive, None] - p1[:, None, negative]
-    utility = (accuracy + f1 + torch.sigmoid(pairs / sharpness[:, None, None]).mean((-1, -2))) / 3
-    return (
-        utility
-        - soft_gaps(soft, weights)
-        - attention * att_jsd(attributions, lesson.sens, undefined='nan')
-    )
+    auc = torch.sigmoid(pairs / sharpness[:, None, None]).mean((-1, -2))
+    divergence = att_jsd(attributions, lesson.sens, undefined='nan')
+    gaps = soft_gaps(soft, lesson.group_weights)
+    return (accuracy + f1 + auc) / 3 - gaps - c['att_jsd'] * divergence
 
 
-class Direct(_GateTrainer):
+class Direct(GateTrainer):
     "The direct gradient through the soft mixture, with settings for each gate."
 
     def __init__(
         self, experts, lesson, trials: list[Trial], settings: GateSettings, seed: int, best: int
     ):
         super().__init__(experts, lesson, [t.config for t in trials], settings, seed)
-
-        def column(name):
-            return torch.tensor([getattr(t.setting, name) for t in trials], dtype=torch.double)
-
-        self.temperatures = column('temperature')[:, None, None]
-        self.coefficients |= {k: column(k) for k in ('sharpness', 'attention')}
-        self.adam.weight_decay = column('weight_decay')[:, None]
+        own = [t.setting for t in trials]
+        self.temperatures = per_model(own, 'temperature')[:, None, None]
+        self.coefficients |= {k: per_model(own, k) for k in ('sharpness', 'att_jsd')}
+        self.adam.weight_decay = per_model(own, 'weight_decay')[:, None]
         with torch.no_grad():
-            self.adam.params['gate.out_bias'][:, best] += column('start')
+            self.adam.params['gate.out_bias'][:, best] += per_model(own, 'start')
 
     def scaled(self, params, t: Tensor) -> dict[str, Tensor]:
         "A temperature is as good as smaller weights of the last layer."
-        return params | {
-            'gate.out': params['gate.out'] / t,
-            'gate.out_bias': params['gate.out_bias'] / t[:, 0],
-        }
+        out, bias = params['gate.out'] / t, params['gate.out_bias'] / t[:, 0]
+        return params | {'gate.out': out, 'gate.out_bias': bias}
 
     def population(self, flat=None):
         mixture = super().population(flat)
-        return replace(
-            mixture,
-            gates=self.scaled(
-                mixture.gates,
-                self.temperatures if flat is not None else self.temperatures[self.running],
-            ),
-        )
+        t = self.temperatures[self.running] if flat is None else self.temperatures
+        return replace(mixture, gates=self.scaled(mixture.gates, t))
 
-    def loss(self, params, lesson, weights):
-        c, params = self.coefficients, self.scaled(params, self.temperatures[self.running])
+    def loss(self, params, lesson, warm=False):
+        params = self.scaled(params, self.temperatures[self.running])
         g = gate_weights(params, lesson.x @ params['gate.features'].mT, lesson.p1)
         attributions = mixture_attributions(params, lesson.x, lesson.path)
+        p1 = (g * lesson.p1).sum(-1)
+        return self.terms(g) - objective(p1, attributions, lesson, self.coefficients)
+
+    def terms(self, g: Tensor) -> Tensor:
+        "[M] load balance minus entropy bonus."
         entropy, balance = gate_terms(g)
-        value = objective(
-            (g * lesson.p1).sum(-1), attributions, lesson, weights, c['sharpness'], c['attention']
+        return (
+            self.coefficients['lb_coeff'] * balance - self.coefficients['entropy_coeff'] * entropy
         )
-        return c['lb_coeff'] * balance - c['entropy_coeff'] * entropy - value
 
 
 class Reinforce(Direct):
-    "Experts are drawn; the log-probability of a draw is weighted with its reward over a moving average."
+    "Experts are drawn; a draw's log-probability is weighted with its reward over a moving average."
 
     def __init__(self, experts, lesson, trials, settings, seed, best):
         super().__init__(experts, lesson, trials, settings, seed, best)
         self.coefficients['by_node'] = torch.tensor([t.variant == 'reinforce_node' for t in trials])
         self.coefficients['baseline'] = torch.zeros(len(trials), dtype=torch.double)
-        self.draws, self.met = torch.Generator().manual_seed(seed), False
+        self.draws, self.first_step = torch.Generator().manual_seed(seed), True
 
-    def loss(self, params, lesson, weights):
-        c = self.coefficients
-        g = gate_weights(
-            params, lesson.x @ params['gate.features'].mT, lesson.p1, self.settings.temperature
-        )
-        m, n, k = g.shape
-        drawn = torch.multinomial(g.detach().reshape(m * n, k), 1, generator=self.draws).reshape(
-            m, n
-        )
-        reward = rewards(drawn, lesson, weights, c)
-        seen = reward.mean(-1)
-        if not self.met:
-            c['baseline'], self.met = seen.clone(), True
-        advantage = reward - c['baseline'][:, None]
-        c['baseline'] = 0.9 * c['baseline'] + 0.1 * seen
+    def loss(self, params, lesson, warm=False):
+        from_x = lesson.x @ params['gate.features'].mT
+        g = gate_weights(params, from_x, lesson.p1, self.settings.temperature)
+        drawn = torch.multinomial(g.detach().flatten(0, 1), 1, generator=self.draws)
+        drawn = drawn.view(g.shape[:2])
+        advantage = self.advantage(rewards(drawn, lesson, self.coefficients))
         log_g = g.gather(-1, drawn[..., None])[..., 0].clamp(min=1e-12).log()
-        entropy, balance = gate_terms(g)
-        return c['lb_coeff'] * balance - c['entropy_coeff'] * entropy - (advantage * log_g).sum(-1)
+        return self.terms(g) - (advantage * log_g).sum(-1)
+
+    def advantage(self, reward: Tensor) -> Tensor:
+        "[M, n] rewards over the moving average, which they then move."
+        c, mean = self.coefficients, reward.mean(-1)
+        if self.first_step:
+            c['baseline'], self.first_step = mean.clone(), False
+        advantage = reward - c['baseline'][:, None]
+        c['baseline'] = 0.9 * c['baseline'] + 0.1 * mean
+        return advantage
 
 
 def expert_attributions(lesson: Lesson) -> Tensor:
     "[n, K, d] Integrated Gradients of each expert's own probability."
-    p = torch.sigmoid(lesson.path.margins)
-    return ((p * (1 - p) * lesson.path.weights[:, None, None])[..., None] * lesson.path.slopes).sum(
-        0
-    )
+    return (lesson.path.states.margin[..., None] * lesson.path.slopes).sum(0)
 
 
-def rewards(drawn: Tensor, lesson: Lesson, weights: GroupWeights, c: dict[str, Tensor]) -> Tensor:
-    "[M, n] what each node is paid for its draw: the batch's gain over expert1, or the first-order effect of its own choice instead of expert1."
-    parts, p1 = expert_attributions(lesson), lesson.p1
-    m, n = drawn.shape
-    a = parts[torch.arange(n), drawn].requires_grad_()  # [M, n, d]
-    p = p1[torch.arange(n), drawn].requires_grad_()
-    value = objective(p, a, lesson, weights, c['sharpness'], c['attention'])
+def rewards(drawn: Tensor, lesson: Lesson, c: dict[str, Tensor]) -> Tensor:
+    """[M, n] the reward of each node's draw.
+
+    It is the batch's gain over expert1, or the first-order effect of the node's own choice in place
+    of expert1.
+    """
+    by_expert, p1, nodes = expert_attributions(lesson), lesson.p1, torch.arange(drawn.shape[1])
+    a = by_expert[nodes, drawn].requires_grad_()  # [M, n, d]
+    p = p1[nodes, drawn].requires_grad_()
+    value = objective(p, a, lesson, c)
     to_p, to_a = torch.autograd.grad(value.sum(), (p, a))
     with torch.no_grad():
-        first = objective(
-            p1[None, :, 0].expand(m, n),
-            parts[None, :, 0].expand(m, n, -1),
-            lesson,
-            weights,
-            c['sharpness'],
-            c['attention'],
-        )
-        node = to_p * (p - p1[:, 0]) + (to_a * (a - parts[:, 0])).sum(-1)
-        return torch.where(
-            c['by_node'][:, None], node, (value.detach() - first)[:, None].expand(m, n)
-        )
+        first = objective(p1[:, 0].expand_as(p), by_expert[:, 0].expand_as(a), lesson, c)
+        node = to_p * (p - p1[:, 0]) + (to_a * (a - by_expert[:, 0])).sum(-1)
+        batch = (value - first)[:, None].expand_as(p)
+        return torch.where(c['by_node'][:, None], node, batch)
 
 
 def draw_configs(k: int, n_trials: int) -> list[GateConfig]:
     "The default configuration and random draws, the same for all variants."
     rng = np.random.default_rng(k)
-
-    def draw(d):
-        return float(np.exp(rng.uniform(np.log(d.low), np.log(d.high))))
-
-    return [
-        GateConfig(**p, seed=100 + k)
-        for p in [
-            GATE_DEFAULTS,
-            *({n: draw(d) for n, d in GATE_SPACE.items()} for _ in range(n_trials - 1)),
-        ]
-    ]
+    drawn = [draw(GATE_SPACE, rng) for _ in range(n_trials - 1)]
+    return [GateConfig(**params, seed=100 + k) for params in (GATE_DEFAULTS, *drawn)]
 
 
 def trials_of(part: str, k: int, n_trials: int) -> list[Trial]:
+    "The gates of a part of the study."
     configs = draw_configs(k, n_trials)
     if part == 'reinforce':
         return [Trial(v, c) for v in ('reinforce', 'reinforce_node') for c in configs]
     if part == 'single':
+        fast = replace(configs[0], gate_lr=1e-2)
         return [
-            Trial(
-                name,
-                replace(configs[0], gate_lr=1e-2) if name.startswith('learning') else configs[0],
-                s,
-            )
-            for name, s in SETTINGS.items()
+            Trial(name, fast if name.startswith('learning') else configs[0], setting)
+            for name, setting in SETTINGS.items()
         ]
     return [Trial(part, c) for c in configs]
 
@@ -253,13 +225,10 @@ def trials_of(part: str, k: int, n_trials: int) -> list[Trial]:
 @cache
 def prepare(name: str, k: int, n_expert_trials: int = 10):
     "Data of the development split and a folder with its tuned experts."
-    data, folder = (
-        load_dataset(name, data_dir=find_data(), split_seed=1000 + k),
-        WORK / 'experts' / f'{name}-{k}',
-    )
-    ExpertTuner(data, 100 + k, folder, split_seed=1000 + k, device='cpu').tune_all_experts(
-        n_expert_trials
-    )
+    folder = WORK / 'experts' / f'{name}-{k}'
+    data = load_dataset(name, data_dir=find_data(), split_seed=1000 + k)
+    tuner = ExpertTuner(data, 100 + k, folder, split_seed=1000 + k, device='cpu')
+    tuner.tune_all_experts(n_expert_trials)
     return data, folder
 
 
@@ -272,22 +241,25 @@ def references(name: str, k: int) -> dict:
     "Experts alone and the uniform mixture, on validation and test nodes."
     data, folder = prepare(name, k)
     trainer = MoETrainer(data, True, folder, 100 + k, device='cpu')
-    both, out = [Evaluator(trainer.data, split) for split in ('val', 'test')], {}
-    for label, population in (
-        *((e, trainer.experts.select([i])) for i, e in enumerate(EXPERTS)),
-        ('uniform', uniform_mixture(trainer.experts, data.x.shape[1])),
-    ):
-        val, test = (_scores(e, population)[0] for e in both)
-        out[label] = {
-            'val': val,
-            'test': test,
-            'feasible': bool((trainer.floor.constraints(both[0].scores(population)) <= 0).all()),
+    methods = {e: trainer.experts.select([i]) for i, e in enumerate(EXPERTS)}
+    methods['uniform'] = uniform_mixture(trainer.experts, data.x.shape[1])
+    validation, testing = (Evaluator(trainer.data, split) for split in ('val', 'test'))
+    records = {}
+    for label, population in methods.items():
+        violations = trainer.floor.constraints(validation.scores(population))
+        records[label] = {
+            'val': _scores(validation, population)[0],
+            'test': _scores(testing, population)[0],
+            'feasible': bool((violations <= 0).all()),
         }
-    return out
+    return records
 
 
 def train_part(name: str, k: int, part: str, n_trials: int, settings: GateSettings) -> list[dict]:
-    "All gates of a part, trained side by side; each one's checkpoint on the selecting and on the test nodes."
+    """All gates of a part, trained side by side.
+
+    The records hold each gate's checkpoint on the nodes that select and on the test nodes.
+    """
     data, folder = prepare(name, k)
     start = time.process_time()
     teachers = part if part in ('val_half', 'crossfit') else 'train'
@@ -308,58 +280,41 @@ def train_part(name: str, k: int, part: str, n_trials: int, settings: GateSettin
     gone = [m.error for m in models if m.error]
     if gone:
         raise SystemExit(f'{name} {k} {part}: {gone}')
-    population = replace(
-        models[0].population,
-        gates={
-            p: torch.cat([m.population.gates[p] for m in models])
-            for p in models[0].population.gates
-        },
-    )
-    tested, usage = (
-        _scores(Evaluator(trainer.data, 'test'), population),
-        population.weights(data.x, data.edge_index, select.nodes).mean(1),
-    )
-    seconds = round(time.process_time() - start, 1)
-    return [
-        {
-            'variant': t.variant,
-            'gate_lr': t.config.gate_lr,
-            'entropy_coeff': t.config.entropy_coeff,
-            'lb_coeff': t.config.lb_coeff,
-            'val': {s: round(m.metrics[s], 5) for s in SCORES},
-            'test': test,
-            'feasible': m.feasible,
-            'epoch': m.epoch,
-            'epochs_run': m.epochs_run,
-            'usage': [round(v, 3) for v in u.tolist()],
-            'part_cpu_s': seconds,
-        }
-        for t, m, test, u in zip(trials, models, tested, usage)
-    ]
+    first = models[0].population
+    stacked = {p: torch.cat([m.population.gates[p] for m in models]) for p in first.gates}
+    population = replace(first, gates=stacked)
+    tested = _scores(Evaluator(trainer.data, 'test'), population)
+    usage = population.weights(data.x, data.edge_index, select.nodes).mean(1).tolist()
+    more = {'part_cpu_s': round(time.process_time() - start, 1)}
+    return [record(*parts) | more for parts in zip(trials, models, tested, usage)]
+
+
+def record(trial: Trial, model: TrainedModel, test: dict, usage: list[float]) -> dict:
+    "What is kept of one gate."
+    c = trial.config
+    return {
+        'variant': trial.variant,
+        **{name: getattr(c, name) for name in ('gate_lr', 'entropy_coeff', 'lb_coeff')},
+        'val': {s: round(model.metrics[s], 5) for s in SCORES},
+        'test': test,
+        **{name: getattr(model, name) for name in ('feasible', 'epoch', 'epochs_run')},
+        'usage': [round(v, 3) for v in usage],
+    }
 
 
 def cell(name: str, k: int, part: str, n_trials: int, settings: GateSettings):
     "A record, from the work folder or computed."
     path = WORK / 'cells' / f'{name}-{k}-{part}.json'
     if path.exists():
-        return json.loads(path.read_text())
-    record = (
-        references(name, k)
-        if part == 'references'
-        else train_part(name, k, part, n_trials, settings)
-    )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.with_suffix('.new').write_text(json.dumps(record))
-    path.with_suffix('.new').replace(path)
-    print(
-        name,
-        k,
-        part,
-        time.strftime('%H:%M:%S'),
-        record[0]['part_cpu_s'] if part != 'references' else '',
-        flush=True,
-    )
-    return record
+        return read_json(path)
+    if part == 'references':
+        found, seconds = references(name, k), ''
+    else:
+        found = train_part(name, k, part, n_trials, settings)
+        seconds = found[0]['part_cpu_s']
+    write_json(path, found)
+    print(name, k, part, time.strftime('%H:%M:%S'), seconds, flush=True)
+    return found
 
 
 def chosen(records: list[dict]) -> dict:
@@ -369,20 +324,18 @@ def chosen(records: list[dict]) -> dict:
 
 def difference(values: list[float]) -> dict:
     "Mean of paired differences with its 95 % t-interval."
-    n, mean = len(values), float(np.mean(values))
-    half = float(stats.t.ppf(0.975, n - 1) * np.std(values, ddof=1) / np.sqrt(n)) if n > 1 else 0.0
-    return {
-        'n': n,
-        'mean': round(mean, 4),
-        'low': round(mean - half, 4),
-        'high': round(mean + half, 4),
-    }
+    mean, half = t_interval(values)
+    ends = {'mean': mean, 'low': mean - half, 'high': mean + half}
+    return {'n': len(values), **{name: round(v, 4) for name, v in ends.items()}}
 
 
 def of_cell(name: str, k: int) -> dict | None:
-    "variant → {val, test} of the chosen gate, of single settings and of references; None while there is no direct gate."
+    """variant → {val, test} of the chosen gate, of single settings and of references.
+
+    None while there is no direct gate.
+    """
     paths = {p: WORK / 'cells' / f'{name}-{k}-{p}.json' for p in ('references', *PARTS)}
-    records = {p: json.loads(f.read_text()) for p, f in paths.items() if f.exists()}
+    records = {p: read_json(f) for p, f in paths.items() if f.exists()}
     if not {'references', 'direct'} <= set(records):
         return None
 
@@ -409,25 +362,24 @@ def of_cell(name: str, k: int) -> dict | None:
 
 
 def summary(cells: list[dict]) -> list[dict]:
-    "Rows of paired differences to the direct gate taught by the training nodes (settings: to that of the default configuration)."
+    """Rows of paired differences to the direct gate taught by the training nodes.
+
+    Single settings are compared with the direct gate of the default configuration.
+    """
     rows = []
     for name in (*dict.fromkeys(c['dataset'] for c in cells), 'all'):
         for kind, base in (('variants', 'direct'), ('references', None), ('single', 'default')):
             own = [c for c in cells if name in (c['dataset'], 'all')]
             for other in dict.fromkeys(v for c in own for v in c[kind] if v != base):
-                some, row = (
-                    [c for c in own if other in c[kind]],
-                    {'dataset': name, 'kind': kind, 'what': other},
-                )
+                both = [c for c in own if other in c[kind]]
+                if len(both) < 2:
+                    continue
+                against = [c['variants']['direct'] if base is None else c[kind][base] for c in both]
+                row = {'dataset': name, 'kind': kind, 'what': other}
                 for split in ('val', 'test'):
-                    against = [
-                        (c['variants']['direct'] if base is None else c[kind][base])[split]
-                        for c in some
-                    ]
-                    row[split] = difference(
-                        [c[kind][other][split] - b for c, b in zip(some, against)]
-                    )
-                rows += [row] if len(some) > 1 else []
+                    gaps = [c[kind][other][split] - b[split] for c, b in zip(both, against)]
+                    row[split] = difference(gaps)
+                rows.append(row)
     return rows
 
 
@@ -469,12 +421,8 @@ def main():
             'summary': summary(cells),
             'cells': cells,
         }
-        RESULTS.write_text(
-            json.dumps(result, indent=None, separators=(',', ':')).replace(
-                '{"dataset"', '\n{"dataset"'
-            )
-            + '\n'
-        )
+        text = json.dumps(result, separators=(',', ':'))
+        RESULTS.write_text(text.replace('{"dataset"', '\n{"dataset"') + '\n')
         print(f'{len(cells)} cells in {RESULTS.name}')
 
 

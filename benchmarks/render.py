@@ -111,10 +111,14 @@ def whole(records: list[dict], folder: Path) -> list[str]:
     out = [
         '## The whole command',
         '',
-        f'`tune_all_experts({r["n_trials"]})` on {r["device"]}: load the data, train the reference, run {r["n_trials"]} trials of '
-        f'each of the three experts in an empty `cache_dir` (at most {r["epochs"]:,} epochs, default settings), write checkpoints and '
-        f'results. Seconds after the imports; median of {len(records) // len(names)} runs in fresh processes; peak memory of the '
-        'process (in brackets: after the imports). CPU time is that of all threads: on a machine with other work it says more than '
+        f'`tune_all_experts({r["n_trials"]})` on {r["device"]}: load the data, train the '
+        f'reference, run {r["n_trials"]} trials of '
+        f'each of the three experts in an empty `cache_dir` (at most {r["epochs"]:,} epochs, '
+        'default settings), write checkpoints and '
+        f'results. Seconds after the imports; median of {len(records) // len(names)} runs in fresh '
+        'processes; peak memory of the '
+        'process (in brackets: after the imports). CPU time is that of all threads: on a machine '
+        'with other work it says more than '
         "the clock, and on a free one it is close to it, because most of the work is one thread's.",
         '',
     ]
@@ -135,12 +139,15 @@ def whole(records: list[dict], folder: Path) -> list[str]:
     )
     if missing := [n for n in DATASETS if n not in names]:
         out += [
-            f'Skipped: {", ".join(missing)} (the data files were not there, or these runs were not asked for).',
+            f'Skipped: {", ".join(missing)} (the data files were not there, or these runs were not '
+            'asked for).',
             '',
         ]
     out += [
-        'The last column is context and was **not measured in this run**: others timed the published code, patched to run on a CPU '
-        'with its logic unchanged, on 2 cores of another machine. No ratio to it is given for that reason; the sections below '
+        'The last column is context and was **not measured in this run**: others timed the '
+        'published code, patched to run on a CPU '
+        'with its logic unchanged, on 2 cores of another machine. No ratio to it is given for that '
+        'reason; the sections below '
         'compare methods within one run.',
         '',
     ]
@@ -172,12 +179,16 @@ def graphlime(records: list[dict], folder: Path) -> list[str]:
     out = [
         '## GraphLIME',
         '',
-        f'Explanations of all {r["nodes"]:,} validation nodes of {r["dataset"]} ({r["features"]} features), for a population of '
+        f'Explanations of all {r["nodes"]:,} validation nodes of {r["dataset"]} ({r["features"]} '
+        'features), for a population of '
         f'{r["models"]} '
-        f"trained models; median of {r['repeats']}. scikit-learn's `LassoLars` was run node by node on {len(drawn)} of the same "
+        f"trained models; median of {r['repeats']}. scikit-learn's `LassoLars` was run node by "
+        f'node on {len(drawn)} of the same '
         'nodes for one '
-        'of the models, drawn at random within strata of neighbourhood size (powers of two, every one sampled), and **extrapolated**: '
-        'Σ nodes of a stratum × its mean, ± 1.96 standard errors of that sampling. No validation node is left out; the largest '
+        'of the models, drawn at random within strata of neighbourhood size (powers of two, every '
+        'one sampled), and **extrapolated**: '
+        'Σ nodes of a stratum × its mean, ± 1.96 standard errors of that sampling. No validation '
+        'node is left out; the largest '
         'neighbourhood of one has '
         f'{r["largest"]:,} members'
         + (
@@ -220,8 +231,10 @@ def graphlime(records: list[dict], folder: Path) -> list[str]:
         ],
     )
     out += [
-        f'Made once per data set, not counted above: {_s(_median(r["setup_s"]))}. Peak memory {_peak([r])}. On the sampled nodes the '
-        f'lasso objective of `GraphLIME` was at most {max(0, r["objective_above"]):.0e} above that of `LassoLars`; the most '
+        f'Made once per data set, not counted above: {_s(_median(r["setup_s"]))}. Peak memory '
+        f'{_peak([r])}. On the sampled nodes the '
+        f'lasso objective of `GraphLIME` was at most {max(0, r["objective_above"]):.0e} above that '
+        'of `LassoLars`; the most '
         f'important feature differed on {r["top1_differs"]}.',
         '',
     ]
@@ -258,7 +271,8 @@ def attributions(records: list[dict], folder: Path) -> list[str]:
     out = [
         '## Attributions',
         '',
-        f'Integrated Gradients of all {r["nodes"]:,} validation nodes of {r["dataset"]}, same trained model, double precision; median '
+        f'Integrated Gradients of all {r["nodes"]:,} validation nodes of {r["dataset"]}, same '
+        'trained model, double precision; median '
         f'of {r["repeats"]}.',
         '',
     ]
@@ -271,7 +285,8 @@ def attributions(records: list[dict], folder: Path) -> list[str]:
         ],
     )
     return out + [
-        f"Largest difference between the two: {r['largest_difference']:.0e}. Peak memory {_peak([r])}: captum's, which holds "
+        f'Largest difference between the two: {r["largest_difference"]:.0e}. Peak memory '
+        f"{_peak([r])}: captum's, which holds "
         'all steps of all nodes.',
         '',
     ]
@@ -296,8 +311,10 @@ def training(records: list[dict], folder: Path) -> list[str]:
     return [
         '## Training alone and side by side',
         '',
-        f'{r["n"]} random configurations of each expert on {r["dataset"]}: one call after another, and all in one call of '
-        f'`train_population`; validation included, at most {r["epochs"]:,} epochs, device {r["device"]}; median of {r["repeats"]}, '
+        f'{r["n"]} random configurations of each expert on {r["dataset"]}: one call after another, '
+        'and all in one call of '
+        f'`train_population`; validation included, at most {r["epochs"]:,} epochs, device '
+        f'{r["device"]}; median of {r["repeats"]}, '
         'in turns.',
         '',
         *_table(
@@ -344,9 +361,12 @@ def scaling(records: list[dict], folder: Path) -> list[str]:
     out = [
         '## Scaling',
         '',
-        f'`synthetic` graphs with {r["features"]} features (half of them continuous) and {2 * r["edges"] / r["nodes"]:.0f} neighbours '
-        f'per node, device {r["device"]}; each expert tuned with {r["n_trials"]} trials of {r["epochs"]} epochs; GraphLIME over all '
-        'validation nodes. Seconds per trial: those of `tune_expert`, divided by its trials. Made once per data set: the data, the '
+        f'`synthetic` graphs with {r["features"]} features (half of them continuous) and '
+        f'{2 * r["edges"] / r["nodes"]:.0f} neighbours '
+        f'per node, device {r["device"]}; each expert tuned with {r["n_trials"]} trials of '
+        f'{r["epochs"]} epochs; GraphLIME over all '
+        'validation nodes. Seconds per trial: those of `tune_expert`, divided by its trials. Made '
+        'once per data set: the data, the '
         'model-independent part of GraphLIME, the reference model. One run per size.',
         '',
     ]
@@ -371,8 +391,10 @@ def scaling(records: list[dict], folder: Path) -> list[str]:
         power = lambda s, i: f'{np.log(s[-1] / s[i]) / np.log(n[-1] / n[i]):.2f}'
         show = lambda of, i: ', '.join(f'{power(s, i)} ({e})' for e, s in of.items())
         out += [
-            f'From {n[0]:,} to {n[-1]:,} nodes the cost per trial grows as nodes to the power of {show(each, 0)} by the clock, '
-            f'{show(cpu, 0)} in CPU time; over the last step, from {n[-2]:,} nodes, {show(cpu, -2)} in CPU time. Linear is 1.',
+            f'From {n[0]:,} to {n[-1]:,} nodes the cost per trial grows as nodes to the power of '
+            f'{show(each, 0)} by the clock, '
+            f'{show(cpu, 0)} in CPU time; over the last step, from {n[-2]:,} nodes, '
+            f'{show(cpu, -2)} in CPU time. Linear is 1.',
             '',
         ]
     fig, ax = _axes()
@@ -402,7 +424,8 @@ def graph(records: list[dict], folder: Path) -> list[str]:
     return [
         '## The similarity graph',
         '',
-        f'Tables of {r["columns"]} columns, half normal, half binary, threshold {r["threshold"]}. The approximate search compiles itself at its '
+        f'Tables of {r["columns"]} columns, half normal, half binary, threshold {r["threshold"]}. '
+        'The approximate search compiles itself at its '
         'first call (some 20 s), included here.',
         '',
         *_table(
@@ -439,13 +462,16 @@ def epochs(records: list[dict], folder: Path) -> list[str]:
     out = [
         '## Stopping earlier, training longer',
         '',
-        f'{r["n"]} configurations (the default and random ones) for each of {r["seeds"]} seeds, trained to the end without early stopping; what '
-        f'a rule would have stopped follows from the curves. {len({(x["dataset"], x["expert"]) for x in r["rules"]})} pairs of data set '
+        f'{r["n"]} configurations (the default and random ones) for each of {r["seeds"]} seeds, '
+        'trained to the end without early stopping; what '
+        'a rule would have stopped follows from the curves. '
+        f'{len({(x["dataset"], x["expert"]) for x in r["rules"]})} pairs of data set '
         'and expert together (of bail only expert1); epochs run are a share of '
         f"{curves.CAP:,} each, and the objective lost is that of the study's winner.",
         '',
         *_table(curves.RULE_HEAD, rules),
-        'And what a larger cap would buy expert1: best feasible utility of the study, mean over seeds (in brackets: how many of its '
+        'And what a larger cap would buy expert1: best feasible utility of the study, mean over '
+        'seeds (in brackets: how many of its '
         f'{r["n"]} configurations were feasible).',
         '',
         *_table(['epochs', *(f'{c:,}' for c in curves.CAPS)], caps),
@@ -478,8 +504,10 @@ def samplers(records: list[dict], folder: Path) -> list[str]:
     return [
         '## Samplers',
         '',
-        f'Best feasible validation objective after {r["n_trials"]} trials, {r["seeds"]} seeds. The default configuration is '
-        "everyone's first trial, and all but the Sobol sequence share nine random ones. Differences to random are paired by seed; "
+        f'Best feasible validation objective after {r["n_trials"]} trials, {r["seeds"]} seeds. The '
+        'default configuration is '
+        "everyone's first trial, and all but the Sobol sequence share nine random ones. "
+        'Differences to random are paired by seed; '
         'positive is better; 95 % t-intervals.',
         '',
         study.table(r['analysis']),
@@ -528,9 +556,12 @@ def _machine(records: list[dict]) -> list[str]:
     gpus = sorted({r['gpu'] for r in records if r.get('gpu')})
     same = all(r['machine'] == m for r in records)
     return [
-        f'Machine: {m["cpu"]}, {m["cores"]} cores, {m["memory"] / 2**30:.0f} GB, {m["system"]}; {", ".join(gpus) or "no GPU"}. '
-        f'Python {m["python"]}, {", ".join(f"{k} {v}" for k, v in m["versions"].items())}; torch threads: '
-        f'{", ".join(sorted({str(r["torch_threads"]) for r in records}))}. One-minute load average before and after the jobs: '
+        f'Machine: {m["cpu"]}, {m["cores"]} cores, {m["memory"] / 2**30:.0f} GB, {m["system"]}; '
+        f'{", ".join(gpus) or "no GPU"}. '
+        f'Python {m["python"]}, {", ".join(f"{k} {v}" for k, v in m["versions"].items())}; torch '
+        'threads: '
+        f'{", ".join(sorted({str(r["torch_threads"]) for r in records}))}. One-minute load average '
+        'before and after the jobs: '
         f'{min(loads):.1f} to {max(loads):.1f}.'
         + ('' if same else ' **Not all records come from this machine.**'),
         '',
@@ -551,7 +582,10 @@ def _load(rs: list[dict]) -> str:
     return f'<sub>Load average during these jobs: {min(loads):.1f} to {max(loads):.1f}.</sub>'
 
 
-KEPT = '*Kept from an earlier run of this command, perhaps with an older state of the code; its records are not here.*'
+KEPT = (
+    '*Kept from an earlier run of this command, perhaps with an older state of the code; '
+    'its records are not here.*'
+)
 
 
 def _sections(path: Path) -> dict[str, str]:
@@ -571,7 +605,8 @@ def write(records: dict[str, list[dict]], out: Path) -> Path:
     text = [
         '# Benchmarks',
         '',
-        'Written by `make bench` (`python benchmarks/run.py`); see [README.md](README.md). Do not edit.',
+        'Written by `make bench` (`python benchmarks/run.py`); see [README.md](README.md). Do not '
+        'edit.',
         '',
     ]
     there = {s: rs for s, rs in records.items() if rs}

@@ -1,13 +1,14 @@
 """Measure and write RESULTS.md.
 
-    python benchmarks/run.py                        # everything that is missing, then RESULTS.md (make bench)
+    python benchmarks/run.py                        # all that is missing, then RESULTS.md
     python benchmarks/run.py --only whole graphlime # some sections
-    python benchmarks/run.py --quick                # minutes: small sizes, to see that it works; written to work/quick, not here
-    python benchmarks/run.py --render               # RESULTS.md and plots from what was measured before
+    python benchmarks/run.py --quick                # small sizes, in work/quick: does it work?
+    python benchmarks/run.py --render               # RESULTS.md and plots from earlier records
 
-Every job runs in a process of its own (its peak memory is its own), and its record is kept in the work folder: a run that was interrupted
-goes on where it stopped. Records of another state of the code are measured anew (not those of the two studies, which ask about
-scores, not about time: `--fresh` renews all).
+Every job runs in a process of its own (its peak memory is its own), and its record is kept in the
+work folder: an interrupted run continues where it stopped. Records of another state of the
+code are measured anew (not those of the two studies, which ask about scores, not about time:
+`--fresh` renews all).
 """
 
 from __future__ import annotations
@@ -22,34 +23,15 @@ import subprocess
 import sys
 from pathlib import Path
 
-from common import ROOT, find_data
+from common import ROOT, find_data, read_json, write_json
 
 HERE = Path(__file__).resolve().parent
 SECTIONS = (
-    'whole',
-    'graphlime',
-    'attributions',
-    'training',
-    'scaling',
-    'graph',
-    'epochs',
-    'samplers',
+    *('whole', 'graphlime', 'attributions', 'training'),
+    *('scaling', 'graph', 'epochs', 'samplers'),
 )
-STUDIES = (
-    'epochs',
-    'samplers',
-)  # of scores, not of time: kept from one state of the code to the next
-MODULES = (
-    'datasets',
-    'metrics',
-    'explain',
-    'evaluation',
-    'experts',
-    'training',
-    'artifacts',
-    'studies',
-    'tune_experts',
-)  # what is measured
+STUDIES = ('epochs', 'samplers')  # of scores, not of time: kept when the code changes
+MEASURED = ('data', 'scores', 'experts', 'tuning', 'datasets.py', 'tune_experts.py')
 DATASETS = ('bail', 'german', 'math', 'por')
 SIZES = (10_000, 30_000, 100_000, 300_000, 1_000_000)
 
@@ -120,10 +102,11 @@ def jobs(a) -> list[tuple[str, str, dict, int]]:
 
 
 def code_version() -> str:
-    "Of the modules that are measured."
+    "Of the rooms that are measured."
     digest = hashlib.sha256()
-    for m in MODULES:
-        digest.update((ROOT / 'moe_expert' / f'{m}.py').read_bytes())
+    for place in (ROOT / 'moe_expert' / name for name in MEASURED):
+        for path in sorted(place.glob('*.py')) if place.is_dir() else [place]:
+            digest.update(path.read_bytes())
     return digest.hexdigest()[:12]
 
 
@@ -185,14 +168,7 @@ def do_job(section: str, arguments: dict, result: Path):
     }
     if gpu:
         record['gpu_peak'] = torch.cuda.max_memory_allocated()
-    _write(result, record)
-
-
-def _write(path: Path, record: dict):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix('.part')
-    part.write_text(json.dumps(record, indent=1), encoding='utf-8')
-    part.replace(path)
+    write_json(result, record, indent=1)
 
 
 def measure(a) -> list[str]:
@@ -205,7 +181,7 @@ def measure(a) -> list[str]:
     for section, name, arguments, repeats in jobs(a):
         for i in range(repeats):
             path = a.work / 'results' / f'{section}.{name}.{i}.json'
-            there = json.loads(path.read_text(encoding='utf-8')) if path.exists() else None
+            there = read_json(path) if path.exists() else None
             stays = (
                 there
                 and there['arguments'] == arguments
@@ -232,18 +208,10 @@ def measure(a) -> list[str]:
                 failed.append(f'{section}.{name}')
                 print(f'  failed (exit status {done.returncode})', file=sys.stderr)
                 break
-            record = json.loads(part.read_text(encoding='utf-8'))
-            _write(
-                path,
-                {
-                    'section': section,
-                    'name': name,
-                    'arguments': arguments,
-                    'code': version,
-                    'machine': machine(),
-                    **record,
-                },
-            )
+            record = read_json(part)
+            about = {'section': section, 'name': name, 'arguments': arguments}
+            about |= {'code': version, 'machine': machine()}
+            write_json(path, about | record, indent=1)
             part.unlink()
     return failed
 
@@ -252,7 +220,7 @@ def load_records(work: Path) -> dict[str, list[dict]]:
     "Section -> its records, in a fixed order."
     out = {s: [] for s in SECTIONS}
     for path in sorted((work / 'results').glob('*.json')):
-        record = json.loads(path.read_text(encoding='utf-8'))
+        record = read_json(path)
         out[record['section']].append(record)
     return out
 
@@ -306,7 +274,8 @@ def main(argv=None) -> int:
         return 0
     if a.data_dir is None:
         print(
-            'The benchmark files are not here (set MOE_EXPERT_DATA): synthetic data instead, no sampler study.',
+            'The benchmark files are not here (set MOE_EXPERT_DATA): synthetic data instead, no '
+            'sampler study.',
             file=sys.stderr,
         )
     failed = [] if a.render else measure(a)

@@ -1,17 +1,18 @@
 """Which sampler finds better hyperparameters in 30 trials? A study on real data with paired seeds.
 
-    python benchmarks/samplers.py --datasets german bail --seeds 10     # compute what is missing, then print the table
+    python benchmarks/samplers.py --datasets german bail --seeds 10     # compute, then print
 
-For every data set, expert and seed, all strategies tune from the same ten trials (the default configuration and nine random ones, as the
-tuner draws them) and then go on in their own way. Trials that are due at the same moment, those of other seeds too, are trained side by
-side; that changes no result, because a configuration's result does not depend on its neighbours, and everything else is as in `ExpertTuner`:
-search spaces, floor of the seed, constraints, training seed. What is done lies in the work folder and is not computed again.
+For every data set, expert and seed, all strategies tune from the same ten trials (the default
+configuration and nine random ones, as the tuner draws them) and then go on in their own way. Trials
+that are due at the same moment, those of other seeds too, are trained side by side; that changes no
+result, because a configuration's result does not depend on its neighbours, and everything else is
+as in `ExpertTuner`: search spaces, floor of the seed, constraints, training seed. Finished
+units lie in the work folder and are not computed again.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import time
 import warnings
@@ -23,16 +24,14 @@ os.environ.setdefault('OMP_NUM_THREADS', '1')  # before torch is imported
 
 import numpy as np
 import optuna
+from common import EXPERTS, best_so_far, find_data, read_json, t_interval, write_json
 from optuna.samplers import GPSampler, QMCSampler, RandomSampler, TPESampler
 from optuna.trial import TrialState
 
 WORK = Path(__file__).resolve().parent / 'work'
 START = 10  # trials that all strategies share
-RANDOM, SINGLE, TUNER = (
-    'random',
-    'tpe-1',
-    'tpe-10',
-)  # what is compared with, twice; what the tuner does
+RANDOM, SINGLE = 'random', 'tpe-1'  # what the others are compared with
+TUNER = 'tpe-10'  # what the tuner does
 
 
 @dataclass(frozen=True)
@@ -42,7 +41,7 @@ class Strategy:
     title: str
     batch: int | None  # trials asked before any of them is told; None: all that are left
     sampler: Callable[[int], optuna.samplers.BaseSampler]  # seed of a draw -> sampler
-    once: bool = False  # one sampler for the whole study (it keeps a state) instead of a new one for every trial
+    once: bool = False  # one sampler, with its state, for the whole study; else one per trial
     shared_start: bool = True  # False: only the default configuration is shared
 
 
@@ -147,13 +146,16 @@ def units(
     settings,
     strategies: dict[str, Strategy],
 ) -> list[dict]:
-    """All strategies on one data set and expert, for several seeds at once (every seed has its floor, its studies and its models).
+    """All strategies on one data set and expert, for several seeds at once; a record per seed.
 
-    A record per seed. Every round asks each study that is behind for its next batch and trains what they ask for side by side."""
+    Every seed has its own floor, studies and models. Every round asks each study that is behind for
+    its next batch, and trains all of these configurations side by side.
+    """
     import torch
 
     from moe_expert.experts.floor import Floor
-    from moe_expert.experts.training import TrainConfig, reference_floor, train_population
+    from moe_expert.experts.trainers import TrainConfig
+    from moe_expert.experts.training import reference_floor, train_population
 
     floors = {s: reference_floor(data, s, evaluator=evaluator, settings=settings) for s in seeds}
     tunings, known = (
@@ -204,13 +206,6 @@ def units(
     ]
 
 
-def _write(path: Path, record: dict):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix('.part')
-    part.write_text(json.dumps(record), encoding='utf-8')
-    part.replace(path)
-
-
 def compute(
     work: Path,
     datasets,
@@ -224,8 +219,8 @@ def compute(
 ):
     "Compute the units that are missing in `work`."
     from moe_expert.datasets import load_dataset
-    from moe_expert.experts.specs import EXPERTS
-    from moe_expert.experts.training import TrainSettings
+    from moe_expert.experts.specs import EXPERTS as SPECS
+    from moe_expert.experts.trainers import TrainSettings
     from moe_expert.scores.evaluation import Evaluator
     from moe_expert.tuning.settings import HIDDEN
 
@@ -242,10 +237,7 @@ def compute(
             paths = {
                 s: work / f'{name}-{expert}-{s}-{n_trials}x{epochs}.json' for s in range(seeds)
             }
-            there = {
-                s: json.loads(p.read_text(encoding='utf-8'))['studies'] if p.exists() else {}
-                for s, p in paths.items()
-            }
+            there = {s: read_json(p)['studies'] if p.exists() else {} for s, p in paths.items()}
             groups = {}  # seeds that lack the same strategies
             for s in there:
                 groups.setdefault(tuple(k for k in strategies if k not in there[s]), []).append(s)
@@ -255,7 +247,7 @@ def compute(
                 records = units(
                     data,
                     evaluator,
-                    EXPERTS[expert],
+                    SPECS[expert],
                     members,
                     n_trials,
                     settings,
@@ -263,7 +255,7 @@ def compute(
                 )
                 for r in records:
                     r['studies'] = {**there[r['seed']], **r['studies']}
-                    _write(
+                    write_json(
                         paths[r['seed']],
                         {'dataset': name, 'edition': data.edition, 'expert': expert, **r},
                     )
@@ -271,47 +263,35 @@ def compute(
                     sum(r[k] for r in records) for k in ('trained', 'training_s', 'asking_s')
                 )
                 say(
-                    f'{name}, {expert}, seeds {members}, {", ".join(missing)}: {trained} trained in {training:.0f} s, drawn in {asking:.0f} s',
+                    f'{name}, {expert}, seeds {members}, {", ".join(missing)}: {trained} trained '
+                    f'in {training:.0f} s, drawn in {asking:.0f} s',
                     flush=True,
                 )
 
 
-def best_so_far(results: list[dict], maximize: bool) -> np.ndarray:
+def best_scores(results: list[dict], maximize: bool) -> np.ndarray:
     "[n_trials] best feasible score after each trial; NaN while there is none."
     scores = [r['score'] if r['feasible'] else np.nan for r in results]
-    return (np.fmax if maximize else np.fmin).accumulate(np.array(scores, dtype=float))
-
-
-def interval(values: np.ndarray) -> tuple[float, float]:
-    "Mean and half width of its 95 % t-interval; NaN width for fewer than two values."
-    from scipy.stats import t
-
-    values = values[np.isfinite(values)]
-    if len(values) < 2:
-        return float(values.mean()) if len(values) else np.nan, np.nan
-    return float(values.mean()), float(
-        t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / len(values) ** 0.5
-    )
+    return best_so_far(np.array(scores, dtype=float), maximize)
 
 
 def load_units(work: Path, n_trials: int, epochs: int) -> list[dict]:
-    return [
-        json.loads(p.read_text(encoding='utf-8'))
-        for p in sorted(work.glob(f'*-{n_trials}x{epochs}.json'))
-    ]
+    return [read_json(p) for p in sorted(work.glob(f'*-{n_trials}x{epochs}.json'))]
 
 
 def analyse(units: list[dict]) -> dict:
-    "Per problem and over all: best feasible scores; gains over random and over TPE one by one, paired by seed (positive: better)."
-    from moe_expert.experts.specs import EXPERTS
+    """Per problem and over all: best feasible scores; gains over random and over TPE one by one,
+    paired by seed (positive: better).
+    """
+    from moe_expert.experts.specs import EXPERTS as SPECS
 
     problems, pooled = [], {RANDOM: {}, SINGLE: {}}
     for dataset, expert in sorted({(u['dataset'], u['expert']) for u in units}):
-        spec = EXPERTS[expert]
+        spec = SPECS[expert]
         mine = [u for u in units if (u['dataset'], u['expert']) == (dataset, expert)]
         there = [k for k in STRATEGIES if all(k in u['studies'] for u in mine)]
         best = {
-            k: np.array([best_so_far(u['studies'][k], spec.maximize)[-1] for u in mine])
+            k: np.array([best_scores(u['studies'][k], spec.maximize)[-1] for u in mine])
             for k in there
         }
         sign, known = 1 if spec.maximize else -1, best[RANDOM][np.isfinite(best[RANDOM])]
@@ -326,7 +306,7 @@ def analyse(units: list[dict]) -> dict:
         }
         for k, base in ((k, base) for base in pooled if base in best for k in best if k != base):
             gain = sign * (best[k] - best[base])
-            mean, half = interval(gain)
+            mean, half = t_interval(gain)
             rows[k]['over'][base] = {
                 'gain': mean,
                 'half': half,
@@ -348,7 +328,7 @@ def analyse(units: list[dict]) -> dict:
     everywhere = {k for k in STRATEGIES if all(k in p['rows'] for p in problems)}
     overall = {
         base: {
-            k: interval(np.array([np.mean(v) for v in seeds.values()]))
+            k: t_interval(np.array([np.mean(v) for v in seeds.values()]))
             for k, seeds in gains.items()
             if k in everywhere
         }
@@ -370,15 +350,16 @@ def verdict(analysis: dict) -> str:
     top, mine = max(overall, key=lambda k: overall[k]['gain']), overall[TUNER]
     say = 'is' if TUNER in clear else 'is not clearly'
     text = (
-        f"The tuner's sampler ({STRATEGIES[TUNER].title}) {say} better than random over all problems "
+        f"The tuner's sampler ({STRATEGIES[TUNER].title}) {say} better than random over all "
+        'problems '
         f'({mine["gain"]:+.2f} ± {mine["half"]:.2f} standard deviations).'
     )
     if single := analysis['overall'][SINGLE].get(TUNER):
         text += f' Its difference to TPE one by one: {single["gain"]:+.2f} ± {single["half"]:.2f}.'
     names = ', '.join(STRATEGIES[k].title for k in clear) or 'none'
     return (
-        text
-        + f' Largest mean gain: {STRATEGIES[top].title}. Better than random beyond the interval: {names}.'
+        f'{text} Largest mean gain: {STRATEGIES[top].title}. '
+        f'Better than random beyond the interval: {names}.'
     )
 
 
@@ -400,12 +381,14 @@ def table(analysis: dict) -> str:
             over = r['over'].get(RANDOM)
             seeds = f'{over["better"]} / {over["worse"]}' if over else '—'
             out.append(
-                f'| {STRATEGIES[k].title} | {r["best"]:.4f} | {_gain(over, 4)} | {seeds} | {_gain(r["over"].get(SINGLE), 4)} | '
+                f'| {STRATEGIES[k].title} | {r["best"]:.4f} | {_gain(over, 4)} | {seeds} | '
+                f'{_gain(r["over"].get(SINGLE), 4)} | '
                 f'{r["infeasible"]} |'
             )
         out.append('')
     out += [
-        "**All problems**, for the samplers tried on all: gains in standard deviations of random's best (mean over problems, 95 % "
+        "**All problems**, for the samplers tried on all: gains in standard deviations of random's "
+        'best (mean over problems, 95 % '
         't-interval over seeds)',
         '',
         head.format('', ''),
@@ -426,7 +409,7 @@ def parse(argv=None):
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     p.add_argument('--datasets', nargs='+', default=['german', 'bail'])
-    p.add_argument('--experts', nargs='+', default=['expert1', 'expert2', 'expert3'])
+    p.add_argument('--experts', nargs='+', default=list(EXPERTS))
     p.add_argument('--seeds', type=int, default=10)
     p.add_argument('--trials', type=int, default=30)
     p.add_argument('--epochs', type=int, default=2000)
@@ -435,7 +418,7 @@ def parse(argv=None):
         nargs='+',
         default=list(STRATEGIES),
         choices=list(STRATEGIES),
-        help='compute these only; units keep what they have, and the table shows what all units of a problem have',
+        help='compute these only; the table shows all strategies that every unit of a problem has',
     )
     p.add_argument(
         '--data-dir',
@@ -447,8 +430,6 @@ def parse(argv=None):
 
 
 def main(argv=None):
-    from common import find_data
-
     a = parse(argv)
     compute(
         a.work,

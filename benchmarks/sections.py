@@ -1,6 +1,8 @@
-"""What is measured. Each job runs in a process of its own and returns a plain record; seconds are counted after the imports.
+"""What is measured. Each job runs in a process of its own and returns a plain record; seconds are
+counted after the imports.
 
-A job is a function here: arguments and result are JSON. `run.py` starts the jobs, keeps their records, and renders them.
+A job is a function here: arguments and result are JSON. `run.py` starts the jobs, keeps their
+records, and renders them.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ import tempfile
 import time
 import warnings
 
-EXPERTS = ('expert1', 'expert2', 'expert3')
+from common import EXPERTS, draw
 
 
 def _timed(f, repeats: int = 1, sync=None) -> tuple[list[float], object]:
@@ -58,7 +60,9 @@ def whole(
     device: str = 'auto',
     n_nodes: int | None = None,
 ) -> dict:
-    "The whole command: load, make the floor, tune three experts, write checkpoints and results, in an empty `cache_dir`."
+    """The whole command: load, make the floor, tune three experts, write checkpoints and results,
+    in an empty `cache_dir`.
+    """
     from moe_expert.data.synthetic import make_synthetic
     from moe_expert.tune_experts import ExpertTuner
 
@@ -100,11 +104,9 @@ def _data(dataset: str, data_dir: str | None, n_nodes: int | None = None):
     from moe_expert.data.synthetic import make_synthetic
     from moe_expert.datasets import load_dataset
 
-    return (
-        make_synthetic(n_nodes)
-        if dataset == 'synthetic'
-        else load_dataset(dataset, data_dir=data_dir)
-    )
+    if dataset == 'synthetic':
+        return make_synthetic(n_nodes)
+    return load_dataset(dataset, data_dir=data_dir)
 
 
 def _configs(expert: str, n: int, seed: int = 0) -> list:
@@ -112,75 +114,66 @@ def _configs(expert: str, n: int, seed: int = 0) -> list:
     import numpy as np
 
     from moe_expert.experts.specs import EXPERTS as SPECS
-    from moe_expert.experts.training import TrainConfig
+    from moe_expert.experts.trainers import TrainConfig
     from moe_expert.tuning.settings import search_space
 
-    rng = np.random.default_rng(seed)
-    draw = lambda s: float(np.exp(rng.uniform(np.log(s.low), np.log(s.high))))
-    return [
-        TrainConfig(**{k: draw(s) for k, s in search_space(SPECS[expert]).items()})
-        for _ in range(n)
-    ]
+    rng, space = np.random.default_rng(seed), search_space(SPECS[expert])
+    return [TrainConfig(**draw(space, rng)) for _ in range(n)]
 
 
 def _models(data, n: int, epochs: int):
     "A population of `n` models of expert1, trained for some epochs."
-    import torch
-
-    from moe_expert.experts.populations import PARAMETERS, Population
-    from moe_expert.experts.training import TrainSettings, train_population
+    from moe_expert.experts.trainers import TrainSettings
+    from moe_expert.experts.training import train_population
+    from moe_expert.mixture.gate import join_experts
     from moe_expert.scores.evaluation import Evaluator
 
-    settings = TrainSettings(epochs=epochs, val_every=epochs)
-    trained = train_population(
-        data, _configs('expert1', n), evaluator=Evaluator(data, 'val'), settings=settings
-    )
-    return Population(
-        {k: torch.cat([m.population.params[k] for m in trained]) for k in PARAMETERS},
-        trained[0].population.dropout,
-    )
+    settings, evaluator = TrainSettings(epochs=epochs, val_every=epochs), Evaluator(data, 'val')
+    trained = train_population(data, _configs('expert1', n), evaluator=evaluator, settings=settings)
+    return join_experts([model.population for model in trained])
+
+
+def _unit_kernel(a, c: float, exp):
+    "[n, n] Gaussian kernel of one column, centred, with norm 1; 0 where the column is constant."
+    import numpy as np
+
+    k = exp(-(np.subtract.outer(a, a) ** 2) / c)
+    k = k - k.mean(0) - k.mean(1, keepdims=True) + k.mean()
+    norm = np.linalg.norm(k)
+    return k / norm if norm > 1e-12 else 0 * k
 
 
 def _lasso_lars(x, p1, rho: float):
-    "GraphLIME of one node as published, on its neighbourhood: n² × d kernels and scikit-learn's LassoLars; seconds of both parts."
+    """GraphLIME of one node as published: n² × d kernels and scikit-learn's LassoLars.
+
+    Returns β, and the seconds of both parts.
+    """
     import numpy as np
     from sklearn.linear_model import LassoLars
 
-    def kernel(a, c):
-        k = np.exp(-(np.subtract.outer(a, a) ** 2) / c)
-        k = k - k.mean(0) - k.mean(1, keepdims=True) + k.mean()
-        norm = np.linalg.norm(k)
-        return (k / norm if norm > 1e-12 else 0 * k).ravel()
-
     start, n, d = time.perf_counter(), len(x), x.shape[1]
     # n on both sides: scikit-learn divides the squared error by the number of rows, n²
-    kernels = np.stack([kernel(column, 0.2 * d) for column in x.T], 1) * n
-    target = kernel(p1, 0.2) * n
+    kernels = np.stack([_unit_kernel(column, 0.2 * d, np.exp).ravel() for column in x.T], 1) * n
+    target = _unit_kernel(p1, 0.2, np.exp).ravel() * n
     middle = time.perf_counter()
     with warnings.catch_warnings():
-        warnings.simplefilter(
-            'ignore'
-        )  # where LARS gives up on collinear features it is not slower
+        warnings.simplefilter('ignore')  # where LARS gives up, it is not slower
         beta = LassoLars(alpha=rho, positive=True, fit_intercept=False).fit(kernels, target).coef_
     return beta, middle - start, time.perf_counter() - middle
 
 
 def _sample(sizes, per_stratum: int, seed: int = 0):
-    "Nodes stratified by neighbourhood size (powers of two): per stratum its bounds, its number of nodes, and the nodes drawn."
+    """Nodes stratified by neighbourhood size (powers of two): per stratum its bounds, its number of
+    nodes, and the nodes drawn.
+    """
     import numpy as np
 
     rng, strata, low = np.random.default_rng(seed), [], 1
     while low <= sizes.max():
         members = np.flatnonzero((sizes >= low) & (sizes < 2 * low))
         if len(members):
-            strata.append(
-                (
-                    low,
-                    2 * low - 1,
-                    len(members),
-                    rng.choice(members, min(per_stratum, len(members)), replace=False),
-                )
-            )
+            drawn = rng.choice(members, min(per_stratum, len(members)), replace=False)
+            strata.append((low, 2 * low - 1, len(members), drawn))
         low *= 2
     return strata
 
@@ -195,7 +188,9 @@ def graphlime(
     n_nodes: int | None = None,
     rho: float = 0.1,
 ) -> dict:
-    "GraphLIME of all validation nodes for a population, and per-node LassoLars on a stratified sample of the same nodes, same first model."
+    """GraphLIME of all validation nodes for a population, and per-node LassoLars on a stratified
+    sample of the same nodes, same first model.
+    """
     import numpy as np
 
     from moe_expert.scores.graphlime import GraphLIME, neighbourhoods
@@ -264,21 +259,13 @@ def graphlime(
     }
 
 
-def _objective(x, p1, beta, rho) -> float:
-    "Of the lasso, from unit kernels."
+def _objective(x, p1, beta, rho: float) -> float:
+    "Of the lasso, from unit kernels; expm1 is exact for small differences."
     import numpy as np
 
-    def kernel(a, c):
-        k = np.expm1(-(np.subtract.outer(a, a) ** 2) / c)
-        k = k - k.mean(0) - k.mean(1, keepdims=True) + k.mean()
-        norm = np.linalg.norm(k)
-        return k / norm if norm > 1e-12 else 0 * k
-
-    rest = kernel(p1, 0.2) - sum(
-        (b * kernel(column, 0.2 * x.shape[1]) for column, b in zip(x.T, beta) if b > 0),
-        0 * kernel(p1, 0.2),
-    )
-    return float(0.5 * (rest**2).sum() + rho * beta.sum())
+    target, width = _unit_kernel(p1, 0.2, np.expm1), 0.2 * x.shape[1]
+    fit = sum(b * _unit_kernel(c, width, np.expm1) for c, b in zip(x.T, beta) if b > 0)
+    return float(0.5 * ((target - fit) ** 2).sum() + rho * beta.sum())
 
 
 def attributions(
@@ -290,7 +277,9 @@ def attributions(
     data_dir: str | None = None,
     n_nodes: int | None = None,
 ) -> dict:
-    "Integrated Gradients of all validation nodes: closed form, for one model and for a population, against captum with `steps` steps."
+    """Integrated Gradients of all validation nodes: closed form, for one model and for a
+    population, against captum with `steps` steps.
+    """
     import torch
     from captum.attr import IntegratedGradients
 
@@ -327,7 +316,9 @@ def training(
     n_nodes: int | None = None,
     device: str = 'cpu',
 ) -> dict:
-    "The same configurations one after another and side by side, validation included, GraphLIME's model-independent part made before."
+    """The same configurations one after another and side by side, validation included, GraphLIME's
+    model-independent part made before.
+    """
     from moe_expert.experts.specs import EXPERTS as SPECS
     from moe_expert.experts.training import (
         TrainSettings,
@@ -390,9 +381,11 @@ def scaling(
     epochs: int = 200,
     device: str = 'auto',
 ) -> dict:
-    "Each expert tuned with a few trials on a synthetic graph: seconds per trial, and the time of what is made once."
+    """Each expert tuned with a few trials on a synthetic graph: seconds per trial, and the time of
+    what is made once.
+    """
     from moe_expert.data.synthetic import make_synthetic
-    from moe_expert.experts.training import TrainSettings
+    from moe_expert.experts.trainers import TrainSettings
     from moe_expert.tune_experts import ExpertTuner
     from moe_expert.tuning.settings import TuneSettings
 
@@ -492,7 +485,9 @@ def samplers(
     work: str | None = None,
     strategies=None,
 ) -> dict:
-    "The study of `samplers.py`; what it has computed before is used, only missing `strategies` (default: all) are computed."
+    """The study of `samplers.py`; what it has computed before is used, only missing `strategies`
+    (default: all) are computed.
+    """
     from pathlib import Path
 
     import samplers as study

@@ -1,7 +1,9 @@
-"""Make docs/report.png: `python docs/picture.py REPORT.html docs/report.png` (Chromium and its driver must be installed; see .ci/browser).
+"""Make docs/report.png: `python docs/picture.py REPORT.html docs/report.png`.
 
-A screenshot of a report's page from the figure of the scores on, in a few colours, so that the file stays small.
+The picture is a screenshot of a report's page from the figure of the scores on, in few colours, so
+that the file stays small. Chromium and its driver must be installed; see .ci/browser.
 """
+
 import io
 import shutil
 import sys
@@ -11,18 +13,37 @@ from pathlib import Path
 from PIL import Image
 from selenium import webdriver
 
+OPTIONS = (
+    '--headless=new',
+    '--no-sandbox',
+    '--disable-gpu',
+    '--no-first-run',
+    '--disable-background-networking',
+    '--disable-component-update',
+    '--disable-sync',
+    '--hide-scrollbars',
+    '--window-size=1060,932',
+)
+
+
+def screenshot(page: Path) -> Image.Image:
+    "The page from the figure of the scores on."
+    with tempfile.TemporaryDirectory() as profile:
+        options = webdriver.ChromeOptions()
+        options.binary_location = shutil.which('chromium')
+        for argument in (*OPTIONS, f'--user-data-dir={profile}'):
+            options.add_argument(argument)
+        driver = webdriver.ChromeService(shutil.which('chromedriver'))
+        browser = webdriver.Chrome(options=options, service=driver)
+        browser.get(page.resolve().as_uri())
+        figure = browser.find_element('css selector', 'img[alt^="Scores of the winners"]')
+        browser.execute_script('arguments[0].scrollIntoView()', figure)
+        picture = Image.open(io.BytesIO(browser.get_screenshot_as_png())).convert('RGB')
+        browser.quit()
+    return picture
+
+
 report, target = map(Path, sys.argv[1:3])
-with tempfile.TemporaryDirectory() as folder:
-    options = webdriver.ChromeOptions()
-    options.binary_location = shutil.which('chromium')
-    for argument in ('--headless=new', '--no-sandbox', '--disable-gpu', '--no-first-run', '--disable-background-networking',
-                     '--disable-component-update', '--disable-sync', '--hide-scrollbars', '--window-size=1060,932', f'--user-data-dir={folder}'):
-        options.add_argument(argument)
-    browser = webdriver.Chrome(options=options, service=webdriver.ChromeService(shutil.which('chromedriver')))
-    browser.get(report.resolve().as_uri())
-    figure = browser.find_element('css selector', 'img[alt^="Scores of the winners"]')
-    browser.execute_script('arguments[0].scrollIntoView()', figure)
-    picture = Image.open(io.BytesIO(browser.get_screenshot_as_png())).convert('RGB')
-    browser.quit()
+picture = screenshot(report)
 picture.quantize(64, dither=Image.Dither.NONE).save(target, optimize=True)
 print(target, picture.size, f'{target.stat().st_size // 1000} kB')

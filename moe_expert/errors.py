@@ -10,8 +10,8 @@ from contextlib import contextmanager
 
 # %% auto #0
 __all__ = ['MoEExpertError', 'ArgumentError', 'ParameterError', 'DataError', 'DataWarning', 'OfflineEditionWarning',
-           'ScoreInputError', 'UndefinedScoreError', 'ArtifactError', 'ReportError', 'FairnessWarning', 'did_you_mean',
-           'unknown_name', 'refused']
+           'ScoreInputError', 'UndefinedScoreError', 'ConvergenceError', 'ArtifactError', 'ReportError',
+           'FairnessWarning', 'did_you_mean', 'unknown_name', 'refused']
 
 # %% ../nbs/00_errors.ipynb #3de1a639
 class MoEExpertError(Exception):
@@ -45,19 +45,23 @@ class ScoreInputError(MoEExpertError, ValueError):
 class UndefinedScoreError(MoEExpertError, ValueError):
     "A score has no value on these nodes because a group or a class is absent."
 
-# %% ../nbs/00_errors.ipynb #f9fdfa25
+# %% ../nbs/00_errors.ipynb #b89e904a
+class ConvergenceError(MoEExpertError, RuntimeError):
+    "A numerical method did not converge to its stated tolerance."
+
+# %% ../nbs/00_errors.ipynb #acaf72c7
 class ArtifactError(MoEExpertError):
     "A checkpoint or result file cannot be written, read or trusted."
 
-# %% ../nbs/00_errors.ipynb #02e7c3dc
+# %% ../nbs/00_errors.ipynb #0689f1e7
 class ReportError(MoEExpertError):
     "The notebook of a report stopped at one of its cells."
 
-# %% ../nbs/00_errors.ipynb #538433df
+# %% ../nbs/00_errors.ipynb #6a3e42b6
 class FairnessWarning(UserWarning):
     "Fairness plays no part in what was fitted."
 
-# %% ../nbs/00_errors.ipynb #cd2f04c2
+# %% ../nbs/00_errors.ipynb #d6b9ac1b
 def did_you_mean(
     name: object,  # what was typed
     known: Iterable[str] | Mapping[str, str],  # names; a mapping leads from spelling to suggestion
@@ -76,7 +80,7 @@ def did_you_mean(
     suggestion = known[nearest[0]] if isinstance(known, Mapping) else nearest[0]
     return f' Did you mean {suggestion!r}?'
 
-# %% ../nbs/00_errors.ipynb #ac51e1ce
+# %% ../nbs/00_errors.ipynb #a0f152ce
 def unknown_name(
     what: str,  # kind of the thing: 'data set', 'column', 'option'
     name: object,  # what was typed
@@ -94,7 +98,7 @@ def unknown_name(
     listing = ', '.join(map(str, known)) if listing is None else listing
     return f'unknown {what} {name!r}.{did_you_mean(name, known, cutoff)} Known: {listing}'
 
-# %% ../nbs/00_errors.ipynb #e3fc87ca
+# %% ../nbs/00_errors.ipynb #8515948d
 @contextmanager
 def refused(
     *errors: type[BaseException],  # the block must raise one of them; none: any `MoEExpertError`

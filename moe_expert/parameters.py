@@ -25,8 +25,8 @@ __all__ = ['STORAGE_VARIABLE', 'COMMANDS', 'NOTEBOOKS', 'CALLS', 'DOORS', 'PARAM
            'TEACHERS', 'WAY_NAMES', 'PHASE_NAMES', 'MISSING_GROUPS', 'STAGE1', 'MIXTURE', 'RUNS', 'LOADERS', 'Kind',
            'Whole', 'Number', 'Flag', 'Choice', 'Text', 'Names', 'Several', 'environment_storage', 'StorageURL', 'Door',
            'Parameter', 'define', 'options', 'names', 'defaults', 'Given', 'check', 'unknown', 'spelled',
-           'without_effect', 'Parser', 'default_text', 'hinted', 'parser', 'command', 'call', 'collect', 'injected',
-           'door_signature', 'takes', 'documented', 'markdown_table', 'shown_default', 'parameters_cell']
+           'without_effect', 'Parser', 'add_option', 'default_text', 'hinted', 'parser', 'command', 'call', 'collect',
+           'injected', 'door_signature', 'takes', 'documented', 'markdown_table', 'shown_default', 'parameters_cell']
 
 # %% ../nbs/01_parameters.ipynb #7d8b201a
 class Kind:
@@ -351,7 +351,161 @@ define(
     | dict.fromkeys(LOADERS, dict(kind=Kind('whatever `load_dataset` takes, or its result'))),
 )
 
-# %% ../nbs/01_parameters.ipynb #11d4779b
+# %% ../nbs/01_parameters.ipynb #9983d159
+define(
+    'expert',
+    Choice('all', *EXPERT_NAMES),
+    'all',
+    '`expert1` (utility), `expert2` (result fairness), `expert3` (procedural fairness) or `all`',
+    ('tune', 'report', 'tune.ipynb'),
+    {
+        'tune': dict(needs=('pareto', False)),
+        'report': dict(
+            kind=Several(Choice('all', *EXPERT_NAMES, 'mixture')),
+            default=('all',),
+            meaning='a report for each one named: `all` is one report of the three experts, '
+            '`mixture` one of all stages and the test',
+        ),
+    },
+)
+define(
+    'backbone',
+    Choice(*BACKBONES),
+    'mlp',
+    'network of the experts: `mlp` reads each person alone, the others also read the graph',
+    (*RUNS, 'FairMoEClassifier'),
+    dict.fromkeys(
+        (*MIXTURE, 'report'),
+        dict(
+            default=None,
+            meaning='network of the experts, as of `tune`; None: that of the experts in '
+            '`cache_dir`, else `mlp`',
+        ),
+    ),
+)
+
+# %% ../nbs/01_parameters.ipynb #f5ee1cac
+_TRIALS_OF_GATE = dict(meaning='trials of the gate in all')
+_TRIALS_OF_BOTH = dict(
+    meaning='trials of the gate, and of each expert that is tuned; earlier trials count'
+)
+define(
+    'n_trials',
+    Whole(1),
+    30,
+    'trials of each expert in all: those of earlier calls count',
+    ('tune', 'tune.ipynb', *MIXTURE, 'report', 'study.ipynb', *(d for d in CALLS if d not in RUNS)),
+    {
+        'train': _TRIALS_OF_BOTH,
+        'moe.ipynb': _TRIALS_OF_BOTH,
+        'MoETrainer': dict(meaning='trials of each expert, where experts are tuned first'),
+        'MoETrainer.tune_gate': _TRIALS_OF_GATE,
+        'MoETrainer.run': _TRIALS_OF_GATE,
+        'trade-off': dict(default=60, meaning='trials of the search in all'),
+        'FairMoEClassifier': dict(default=10, meaning='trials of each expert and of the gate'),
+        'study.ipynb': dict(
+            meaning='trials of each expert and of the gate; an alternative that is tuned gets as '
+            'many as the whole mixture',
+            needs=('quick', False),
+        ),
+    },
+)
+
+# %% ../nbs/01_parameters.ipynb #842f39d9
+define(
+    'epochs',
+    Whole(1),
+    2000,
+    'passes over the training nodes, at most',
+    (*RUNS, 'FairMoEClassifier', 'study.ipynb'),
+    {
+        'FairMoEClassifier': dict(
+            meaning='passes over the training rows, at most; at most 1000 for a gate'
+        ),
+        'study.ipynb': dict(needs=('quick', False)),
+    }
+    | dict.fromkeys(
+        MIXTURE, dict(meaning='passes over the training nodes of experts that are tuned, at most')
+    ),
+)
+define(
+    'seed',
+    Whole(0, 2**32 - 1),
+    0,
+    'seed of the studies, the initial parameters and dropout',
+    RUNS,
+)
+define(
+    'device',
+    Text("'auto', 'cpu', 'cuda', 'cuda:1', …"),
+    'auto',
+    'where to train: `auto`, `cpu`, `cuda`, `cuda:1`, …',
+    (*RUNS, 'FairMoEClassifier'),
+    {'FairMoEClassifier': dict(default='cpu', kind=Kind())}
+    | dict.fromkeys(LOADERS, dict(kind=Kind())),  # a `torch.device` is checked by PyTorch
+)
+
+# %% ../nbs/01_parameters.ipynb #3525a4aa
+define(
+    'pareto',
+    Flag(),
+    False,
+    'search the trade-off of utility and both differences with one model instead of tuning experts',
+    ('tune',),
+)
+define(
+    'keep',
+    Number(0, 1),
+    0.95,
+    'share of the best utility that the chosen model of the trade-off must keep',
+    ('tune', 'trade-off'),
+    {'tune': dict(needs=('pareto', True))},
+)
+define(
+    'pareto_trials',
+    Whole(0),
+    0,
+    'trials of one more search, for the trade-off of the three aims; 0: none',
+    ('tune.ipynb',),
+)
+
+# %% ../nbs/01_parameters.ipynb #e6752683
+define(
+    'use_cached_experts',
+    Flag(),
+    None,
+    'True: the experts must be in `cache_dir`; False: tune up to `n_trials` first; None: use them '
+    'where all three exist, else tune',
+    MIXTURE,
+    {'MoETrainer': dict(default=True, optional=True)},
+)
+define(
+    'fine_tune',
+    Flag(),
+    True,
+    'run stage 3: train gate and experts together; kept only if validation improves',
+    ('train', 'moe.ipynb', 'MoETrainer.run', 'FairMoEClassifier'),
+    {'FairMoEClassifier': dict(default=False)},
+)
+define(
+    'teachers',
+    Choice(*TEACHERS),
+    'train',
+    'nodes that teach the gate: the training nodes, the training nodes with cross-fitted experts, '
+    'or half of the validation nodes',
+    ('train', 'moe.ipynb'),
+)
+define(
+    'ways',
+    Choice(*WAY_NAMES),
+    'one',
+    'stage 3 in one way (small steps) or in nine, of which validation chooses: slower, often '
+    'better',
+    ('train', 'moe.ipynb'),
+    dict.fromkeys(('train', 'moe.ipynb'), dict(needs=('fine_tune', True))),
+)
+
+# %% ../nbs/01_parameters.ipynb #d302aa58
 define(
     'data_dir',
     Text('a folder'),
@@ -394,161 +548,7 @@ define(
     dict.fromkeys(('tune', 'train'), dict(needs=('report', True))),
 )
 
-# %% ../nbs/01_parameters.ipynb #09141edd
-define(
-    'expert',
-    Choice('all', *EXPERT_NAMES),
-    'all',
-    '`expert1` (utility), `expert2` (result fairness), `expert3` (procedural fairness) or `all`',
-    ('tune', 'report', 'tune.ipynb'),
-    {
-        'tune': dict(needs=('pareto', False)),
-        'report': dict(
-            kind=Several(Choice('all', *EXPERT_NAMES, 'mixture')),
-            default=('all',),
-            meaning='a report for each one named: `all` is one report of the three experts, '
-            '`mixture` one of all stages and the test',
-        ),
-    },
-)
-define(
-    'backbone',
-    Choice(*BACKBONES),
-    'mlp',
-    'network of the experts: `mlp` reads each person alone, the others also read the graph',
-    (*RUNS, 'FairMoEClassifier'),
-    dict.fromkeys(
-        (*MIXTURE, 'report'),
-        dict(
-            default=None,
-            meaning='network of the experts, as of `tune`; None: that of the experts in '
-            '`cache_dir`, else `mlp`',
-        ),
-    ),
-)
-
-# %% ../nbs/01_parameters.ipynb #b0f459d6
-_TRIALS_OF_GATE = dict(meaning='trials of the gate in all')
-_TRIALS_OF_BOTH = dict(
-    meaning='trials of the gate, and of each expert that is tuned; earlier trials count'
-)
-define(
-    'n_trials',
-    Whole(1),
-    30,
-    'trials of each expert in all: those of earlier calls count',
-    ('tune', 'tune.ipynb', *MIXTURE, 'report', 'study.ipynb', *(d for d in CALLS if d not in RUNS)),
-    {
-        'train': _TRIALS_OF_BOTH,
-        'moe.ipynb': _TRIALS_OF_BOTH,
-        'MoETrainer': dict(meaning='trials of each expert, where experts are tuned first'),
-        'MoETrainer.tune_gate': _TRIALS_OF_GATE,
-        'MoETrainer.run': _TRIALS_OF_GATE,
-        'trade-off': dict(default=60, meaning='trials of the search in all'),
-        'FairMoEClassifier': dict(default=10, meaning='trials of each expert and of the gate'),
-        'study.ipynb': dict(
-            meaning='trials of each expert and of the gate; an alternative that is tuned gets as '
-            'many as the whole mixture',
-            needs=('quick', False),
-        ),
-    },
-)
-
-# %% ../nbs/01_parameters.ipynb #48458fe8
-define(
-    'epochs',
-    Whole(1),
-    2000,
-    'passes over the training nodes, at most',
-    (*RUNS, 'FairMoEClassifier', 'study.ipynb'),
-    {
-        'FairMoEClassifier': dict(
-            meaning='passes over the training rows, at most; at most 1000 for a gate'
-        ),
-        'study.ipynb': dict(needs=('quick', False)),
-    }
-    | dict.fromkeys(
-        MIXTURE, dict(meaning='passes over the training nodes of experts that are tuned, at most')
-    ),
-)
-define(
-    'seed',
-    Whole(0, 2**32 - 1),
-    0,
-    'seed of the studies, the initial parameters and dropout',
-    RUNS,
-)
-define(
-    'device',
-    Text("'auto', 'cpu', 'cuda', 'cuda:1', …"),
-    'auto',
-    'where to train: `auto`, `cpu`, `cuda`, `cuda:1`, …',
-    (*RUNS, 'FairMoEClassifier'),
-    {'FairMoEClassifier': dict(default='cpu', kind=Kind())}
-    | dict.fromkeys(LOADERS, dict(kind=Kind())),  # a `torch.device` is checked by PyTorch
-)
-
-# %% ../nbs/01_parameters.ipynb #4f49819d
-define(
-    'pareto',
-    Flag(),
-    False,
-    'search the trade-off of utility and both differences with one model instead of tuning experts',
-    ('tune',),
-)
-define(
-    'keep',
-    Number(0, 1),
-    0.95,
-    'share of the best utility that the chosen model of the trade-off must keep',
-    ('tune', 'trade-off'),
-    {'tune': dict(needs=('pareto', True))},
-)
-define(
-    'pareto_trials',
-    Whole(0),
-    0,
-    'trials of one more search, for the trade-off of the three aims; 0: none',
-    ('tune.ipynb',),
-)
-
-# %% ../nbs/01_parameters.ipynb #65ea736e
-define(
-    'use_cached_experts',
-    Flag(),
-    None,
-    'True: the experts must be in `cache_dir`; False: tune up to `n_trials` first; None: use them '
-    'where all three exist, else tune',
-    MIXTURE,
-    {'MoETrainer': dict(default=True, optional=True)},
-)
-define(
-    'fine_tune',
-    Flag(),
-    True,
-    'run stage 3: train gate and experts together; kept only if validation improves',
-    ('train', 'moe.ipynb', 'MoETrainer.run', 'FairMoEClassifier'),
-    {'FairMoEClassifier': dict(default=False)},
-)
-define(
-    'teachers',
-    Choice(*TEACHERS),
-    'train',
-    'nodes that teach the gate: the training nodes, the training nodes with cross-fitted experts, '
-    'or half of the validation nodes',
-    ('train', 'moe.ipynb'),
-)
-define(
-    'ways',
-    Choice(*WAY_NAMES),
-    'one',
-    'stage 3 in one way (small steps) or in nine, of which validation chooses: slower, often '
-    'better',
-    ('train', 'moe.ipynb'),
-    dict.fromkeys(('train', 'moe.ipynb'), dict(needs=('fine_tune', True))),
-)
-
-# %% ../nbs/01_parameters.ipynb #8733cfc6
+# %% ../nbs/01_parameters.ipynb #22004850
 define(
     'cache_dir',
     Text('a folder'),
@@ -585,7 +585,7 @@ define(
     ),
 )
 
-# %% ../nbs/01_parameters.ipynb #4616d24f
+# %% ../nbs/01_parameters.ipynb #c7411406
 define(
     'report',
     Flag(),
@@ -612,7 +612,7 @@ define(
     short='v',
 )
 
-# %% ../nbs/01_parameters.ipynb #9ffde15b
+# %% ../nbs/01_parameters.ipynb #86fba804
 define(
     'settings',
     Kind(),
@@ -645,7 +645,7 @@ define(
     LOADERS,
 )
 
-# %% ../nbs/01_parameters.ipynb #72b46a0b
+# %% ../nbs/01_parameters.ipynb #f1d7ef93
 define('hidden', Whole(1), 8, "width of the experts' hidden layer", ('FairMoEClassifier',))
 define(
     'validation_fraction',
@@ -684,7 +684,7 @@ define(
     ('FairMoEClassifier',),
 )
 
-# %% ../nbs/01_parameters.ipynb #f0a71090
+# %% ../nbs/01_parameters.ipynb #0300397b
 _DESIGN = dict(doors=('study.ipynb',), needs=('quick', False))
 define(
     'datasets',
@@ -711,7 +711,7 @@ define(
     **_DESIGN,
 )
 
-# %% ../nbs/01_parameters.ipynb #21c9fa68
+# %% ../nbs/01_parameters.ipynb #e52efe53
 define('methods', Names('names of methods'), None, 'None: all methods', ('study.ipynb',))
 define(
     'results',
@@ -735,7 +735,7 @@ define(
     ('study.ipynb',),
 )
 
-# %% ../nbs/01_parameters.ipynb #79b583d2
+# %% ../nbs/01_parameters.ipynb #86542953
 def options(
     door: str,  # one of `DOORS`
 ) -> dict[str, Parameter]:  # name → definition as it stands at this door
@@ -748,14 +748,14 @@ def options(
         raise ParameterError(unknown_name('door', door, list(DOORS)))
     return {n: replace(p, **p.at.get(door, {})) for n, p in PARAMETERS.items() if door in p.doors}
 
-# %% ../nbs/01_parameters.ipynb #cfa70bd2
+# %% ../nbs/01_parameters.ipynb #a8e99af5
 def names(
     door: str,  # one of `DOORS`
 ) -> tuple[str, ...]:
     "The names of a door's options."
     return tuple(options(door))
 
-# %% ../nbs/01_parameters.ipynb #5e33eff5
+# %% ../nbs/01_parameters.ipynb #a4fd5720
 def defaults(
     door: str,  # one of `DOORS`
 ) -> dict[str, object]:
@@ -766,7 +766,7 @@ def defaults(
     """
     return {n: p.default for n, p in options(door).items()}
 
-# %% ../nbs/01_parameters.ipynb #d724f6f6
+# %% ../nbs/01_parameters.ipynb #8514c51e
 class Given(Mapping):
     "Checked values of all options of a door; a mapping whose items are attributes, too."
 
@@ -806,7 +806,7 @@ class Given(Mapping):
             if n in self and (self[n] is not None or p.default is None or p.optional)
         }
 
-# %% ../nbs/01_parameters.ipynb #71db84dc
+# %% ../nbs/01_parameters.ipynb #69e39759
 def check(
     door: str,  # one of `DOORS`
     given: Mapping | None = None,  # name → value; what is absent has its default
@@ -829,7 +829,7 @@ def check(
         raise ParameterError('; '.join(dict.fromkeys(problems)))
     return Given(door, values)
 
-# %% ../nbs/01_parameters.ipynb #da049681
+# %% ../nbs/01_parameters.ipynb #2bc18c14
 def unknown(
     door: str,  # one of `DOORS`
     name: str,  # what was passed
@@ -842,7 +842,7 @@ def unknown(
         return f'{spelled(door, name)} is an option of {", ".join(doors)}, not of {door}'
     return unknown_name('parameter', name, names(door))
 
-# %% ../nbs/01_parameters.ipynb #cc0d0845
+# %% ../nbs/01_parameters.ipynb #5037ab71
 def spelled(
     door: str,  # one of `DOORS`
     name: str,  # of an option
@@ -855,7 +855,7 @@ def spelled(
     """
     return name if door not in COMMANDS else f'--{"" if value is not False else "no-"}{name}'
 
-# %% ../nbs/01_parameters.ipynb #8fe7637a
+# %% ../nbs/01_parameters.ipynb #4c6a0e3f
 def without_effect(
     parameter: Parameter,  # as it stands at the door
     door: str,  # one of `DOORS`
@@ -876,7 +876,7 @@ def without_effect(
         return f'{this} has no effect with {spelled(door, name, values[name])}'
     return f'{this} has no effect without {spelled(door, name)}'
 
-# %% ../nbs/01_parameters.ipynb #f727970d
+# %% ../nbs/01_parameters.ipynb #e833aebe
 class Parser(argparse.ArgumentParser):
     "The command line of a door; `given` parses and checks it."
 
@@ -893,25 +893,7 @@ class Parser(argparse.ArgumentParser):
         self.door = door
         self.add_argument('--version', action='version', version=f'{self.prog} {__version__}')
         for parameter in options(door).values():
-            self.add(parameter)
-
-    def add(
-        self,
-        parameter: Parameter,  # as it stands at the door
-    ) -> None:
-        "Add an option."
-        help = parameter.meaning.replace('`', '').replace('%', '%%') + default_text(parameter)
-        if parameter.positional:
-            self.add_argument(parameter.name, nargs='?', default=argparse.SUPPRESS, help=help)
-            return
-        flags = [f'-{parameter.short}'] if parameter.short else []
-        kwargs = parameter.kind.argument()
-        if isinstance(parameter.kind, Flag):
-            on_off = argparse.BooleanOptionalAction
-            kwargs = dict(action='store_true' if parameter.default is False else on_off)
-        self.add_argument(
-            *flags, f'--{parameter.name}', default=argparse.SUPPRESS, help=help, **kwargs
-        )
+            add_option(self, parameter)
 
     def error(self, message: str):
         "End with exit code 2 and one line that says what would be right."
@@ -929,7 +911,23 @@ class Parser(argparse.ArgumentParser):
         except ParameterError as err:
             self.error(str(err))
 
-# %% ../nbs/01_parameters.ipynb #c44fd3a9
+# %% ../nbs/01_parameters.ipynb #d87cb61a
+def add_option(
+    parser: argparse.ArgumentParser,
+    parameter: Parameter,  # as it stands at the door
+) -> None:
+    "Add an option to a command line. What is not given leaves no trace, so defaults stay out."
+    text = parameter.meaning.replace('`', '').replace('%', '%%') + default_text(parameter)
+    names_ = [f'--{parameter.name}', *([f'-{parameter.short}'] if parameter.short else [])]
+    kwargs = parameter.kind.argument()
+    if parameter.positional:
+        names_, kwargs = [parameter.name], kwargs | dict(nargs='?')
+    elif isinstance(parameter.kind, Flag):
+        on_off = argparse.BooleanOptionalAction
+        kwargs = dict(action='store_true' if parameter.default is False else on_off)
+    parser.add_argument(*names_, default=argparse.SUPPRESS, help=text, **kwargs)
+
+# %% ../nbs/01_parameters.ipynb #fbb73378
 def default_text(
     parameter: Parameter,  # as it stands at the door
 ) -> str:  # for `--help`; '' where there is no default to show
@@ -938,7 +936,7 @@ def default_text(
         return ''
     return f' (default: {" ".join(value) if isinstance(value, tuple) else value})'
 
-# %% ../nbs/01_parameters.ipynb #1554dde9
+# %% ../nbs/01_parameters.ipynb #ae92a7ed
 def hinted(
     door: str,  # one of `COMMANDS`
     message: str,  # of argparse
@@ -954,7 +952,7 @@ def hinted(
     guess = next((g for w in words if (g := did_you_mean(w, known, 0.7))), '')
     return f'{message}.{guess}' if guess else message
 
-# %% ../nbs/01_parameters.ipynb #7ebdf661
+# %% ../nbs/01_parameters.ipynb #404d80a9
 def parser(
     door: str,  # one of `COMMANDS`
     prog: str | None = None,  # how the program is called
@@ -966,7 +964,7 @@ def parser(
     """
     return Parser(door, prog)
 
-# %% ../nbs/01_parameters.ipynb #f7aa29a5
+# %% ../nbs/01_parameters.ipynb #67525283
 def command(
     door: str,  # one of `COMMANDS`
     given: Mapping,  # name → value
@@ -985,7 +983,7 @@ def command(
         words += [spelled(door, name, value), *([] if value is False else map(str, parts))]
     return shlex.join(words)
 
-# %% ../nbs/01_parameters.ipynb #57aa8c22
+# %% ../nbs/01_parameters.ipynb #1ea29096
 def call(
     door: str,  # one of `CALLS`
     given: Mapping,  # name → value
@@ -997,7 +995,7 @@ def call(
     """
     return f'{door}({", ".join(f"{n}={v!r}" for n, v in given.items())})'
 
-# %% ../nbs/01_parameters.ipynb #a33b6e6d
+# %% ../nbs/01_parameters.ipynb #4c9c9f02
 def collect(
     door: str,  # one of `NOTEBOOKS`
     namespace: Mapping,  # the notebook's `globals()`
@@ -1007,7 +1005,7 @@ def collect(
     extra = [n for n in injected(namespace.get('In', ())) if n not in given]
     return check(door, given | dict.fromkeys(extra))
 
-# %% ../nbs/01_parameters.ipynb #e8e8962b
+# %% ../nbs/01_parameters.ipynb #f6f50ef1
 def injected(
     cells: Iterable[str],  # source of the cells run so far
 ) -> list[str]:
@@ -1022,7 +1020,7 @@ def injected(
         if isinstance(t, ast.Name)
     ]
 
-# %% ../nbs/01_parameters.ipynb #5fe39844
+# %% ../nbs/01_parameters.ipynb #4a286a26
 def door_signature(
     door: str,  # one of `DOORS`
     function=None,  # its other arguments are kept
@@ -1050,7 +1048,7 @@ def door_signature(
     last = [Argument(extras, Argument.VAR_KEYWORD)] if extras else []
     return Signature(sorted([*kept, *taken], key=lambda a: a.kind) + last)
 
-# %% ../nbs/01_parameters.ipynb #df45e5cb
+# %% ../nbs/01_parameters.ipynb #ed82546a
 def takes(
     door: str,  # one of `DOORS`
     checked: bool = True,  # False: values are passed on as they are, as scikit-learn asks
@@ -1078,7 +1076,7 @@ def takes(
 
     return decorate
 
-# %% ../nbs/01_parameters.ipynb #5cdbc01d
+# %% ../nbs/01_parameters.ipynb #0af3cf6c
 def documented(
     text: str | None,  # a docstring
     door: str,  # one of `DOORS`
@@ -1087,7 +1085,7 @@ def documented(
     lines = [f'    {n}: {p.meaning}' for n, p in options(door).items()]
     return '\n'.join([(text or DOORS[door].description).rstrip(), '', 'Options:', *lines])
 
-# %% ../nbs/01_parameters.ipynb #f9a343d1
+# %% ../nbs/01_parameters.ipynb #dbb1eead
 def markdown_table(
     *doors: str,  # of `DOORS`; each has a column of names
     heads: Sequence[str] = ('parameter',),  # headings of these columns
@@ -1103,7 +1101,7 @@ def markdown_table(
             rows.append((*names_, shown_default(p), values, p.meaning))
     return '\n'.join(f'| {" | ".join(row)} |' for row in rows)
 
-# %% ../nbs/01_parameters.ipynb #f187315e
+# %% ../nbs/01_parameters.ipynb #2b70b471
 def shown_default(
     parameter: Parameter,  # as it stands at a door
 ) -> str:  # in Markdown
@@ -1114,7 +1112,7 @@ def shown_default(
         return 'on' if value else 'off'
     return f'`{" ".join(value) if isinstance(value, tuple) else value}`'
 
-# %% ../nbs/01_parameters.ipynb #21b6b940
+# %% ../nbs/01_parameters.ipynb #d645cab0
 def parameters_cell(
     door: str,  # one of `NOTEBOOKS`
 ) -> str:

@@ -55,7 +55,7 @@ def messages(
         logger.removeHandler(handler)
         logger.setLevel(level)
 
-# %% ../nbs/71_run_expert_tuning.ipynb #b3d44788
+# %% ../nbs/71_run_expert_tuning.ipynb #0336ff67
 def run_command(
     door: str,  # one of `parameters.COMMANDS`
     work: Callable[[parameters.Given], int],  # what the command does; gives the exit code
@@ -70,7 +70,7 @@ def run_command(
             from moe_expert.errors import MoEExpertError, ParameterError
 
             try:
-                known_dataset(given.dataset)
+                known_dataset(door, given.dataset)
                 return work(given)
             except ParameterError as err:
                 parser.error(one_line(err))
@@ -81,8 +81,9 @@ def run_command(
         print('\ninterrupted; ' + continues(given), file=sys.stderr)
         return 130
 
-# %% ../nbs/71_run_expert_tuning.ipynb #9ddd53b0
+# %% ../nbs/71_run_expert_tuning.ipynb #30d38c8c
 def known_dataset(
+    door: str,  # one of `parameters.COMMANDS`
     name,  # as given; several names and None are checked later
 ) -> None:
     "Raises `ParameterError` for a name that no data set has."
@@ -94,7 +95,8 @@ def known_dataset(
     try:
         canonical_name(name)
     except DataError as err:
-        raise ParameterError(f'argument --dataset: {err}') from err
+        argument = 'dataset' if door == 'datasets' else '--dataset'
+        raise ParameterError(f'argument {argument}: {err}') from err
 
 # %% ../nbs/71_run_expert_tuning.ipynb #f7cea41d
 def continues(

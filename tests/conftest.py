@@ -1,4 +1,5 @@
 "What all tests share: where the real benchmark files are, and one thread per process."
+
 import os
 import warnings
 from pathlib import Path
@@ -6,7 +7,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-os.environ.setdefault('OMP_NUM_THREADS', '1')  # before torch is imported; results then do not depend on the machine's load
+os.environ.setdefault(
+    'OMP_NUM_THREADS', '1'
+)  # before torch is imported; results then do not depend on the machine's load
 
 
 def find_data_dir():
@@ -18,10 +21,13 @@ def find_data_dir():
 
 @pytest.fixture(scope='session')
 def data_dir():
-    "Folder of the four benchmark data sets; without it the test is skipped loudly, or fails where `CI` is set."
+    "Folder of the benchmark data; without it a test is skipped loudly, or fails if `CI` is set."
     found = find_data_dir()
     if found is None:
-        why = 'the benchmark files are not here: set MOE_EXPERT_DATA to the folder with bail/, german/, math/, por/ and facts.json'
+        why = (
+            'the benchmark files are missing: set MOE_EXPERT_DATA to the folder with '
+            'bail/, german/, math/, por/ and facts.json'
+        )
         if os.environ.get('CI'):
             pytest.fail(why)
         warnings.warn(why, stacklevel=1)
@@ -37,22 +43,37 @@ def repo_root():
 
 @pytest.fixture
 def refused(capsys):
-    "Calls a script's `main` with wrong arguments: it must exit with 2, one line, and nothing on stdout."
+    "Call a script's `main` with wrong arguments: exit code 2, one line, nothing on stdout."
+
     def call(main, wrong, says):
-        with pytest.raises(SystemExit) as end: main(wrong)
+        with pytest.raises(SystemExit) as end:
+            main(wrong)
         out, err = capsys.readouterr()
-        assert end.value.code == 2 and out == '' and err.count('\n') == 1 and says in err and '--help' in err
+        assert (
+            end.value.code == 2
+            and out == ''
+            and err.count('\n') == 1
+            and says in err
+            and '--help' in err
+        )
+
     return call
 
 
 @pytest.fixture
 def fails_in_one_line(capsys, tmp_path):
-    "Calls a script's `main` with what only our own errors can answer: it must return 1 with one line."
+    "Call a script's `main` with what raises an error of the package: it returns 1 with one line."
+
     def call(main, few):
-        for wrong, says in ((['--edition', 'offline'], 'no offline edition'), (['--device', 'nowhere'], 'nowhere'), (['--drop', 'c99'], 'c99')):
+        for wrong, says in (
+            (['--edition', 'offline'], 'no offline edition'),
+            (['--device', 'nowhere'], 'nowhere'),
+            (['--drop', 'c99'], 'c99'),
+        ):
             assert main([*few, '--cache_dir', str(tmp_path), *wrong]) == 1
             err = capsys.readouterr().err
             assert err.startswith('error: ') and err.count('\n') == 1 and says in err
         (tmp_path / 'file').write_text('')
         assert main([*few, '--cache_dir', str(tmp_path / 'file')]) == 1
+
     return call

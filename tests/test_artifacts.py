@@ -1,4 +1,5 @@
-"""Files survive kills, full disks and rubbish; nothing foreign is executed; two settings never share a data set's files."""
+"""Files survive kills, full disks and rubbish; nothing foreign is executed; two settings never
+share a data set's files."""
 
 import errno
 import json
@@ -65,7 +66,7 @@ def names(folder):
     return sorted(p.name for p in Path(folder).iterdir() if p.suffix != '.lock')
 
 
-# ---- whole or not at all --------------------------------------------------------------------------------------------------
+# ---- whole or not at all -------------------------------------------------------------------------
 
 
 def fail_with(number):
@@ -97,7 +98,10 @@ def test_a_failing_disk_leaves_the_old_file(tmp_path, monkeypatch, call, number,
 
 
 def test_order_of_the_steps(tmp_path, monkeypatch):
-    "Content to the disk, then the name, then the folder: any other order can lose both files in a power cut."
+    """Content to the disk, then the name, then the folder.
+
+    Any other order can lose both files in a power cut.
+    """
     done, fsync, replace = [], os.fsync, os.replace
     monkeypatch.setattr(
         os,
@@ -264,7 +268,7 @@ def test_sweep_leaves_young_and_foreign_files(tmp_path):
     )
 
 
-# ---- strict JSON ----------------------------------------------------------------------------------------------------------
+# ---- strict JSON ---------------------------------------------------------------------------------
 
 text = st.text(st.characters(exclude_categories=['Cs']), max_size=10)
 scalars = (
@@ -379,7 +383,7 @@ def test_plain_converts_what_the_package_computes():
         pytest.raises(ArtifactError, tuning_artifacts.plain, [bad])
 
 
-# ---- checkpoints ----------------------------------------------------------------------------------------------------------
+# ---- checkpoints ---------------------------------------------------------------------------------
 
 
 def test_checkpoint_round_trip(tmp_path):
@@ -463,7 +467,10 @@ def test_other_content_than_a_dict(tmp_path):
 
 
 def test_truncation_and_flipped_bytes_are_noticed(tmp_path):
-    "Whatever damage: our own error, or (bytes that carry no content) the very same payload; never other numbers."
+    """Whatever damage.
+
+    Our own error, or (bytes that carry no content) the very same payload; never other numbers.
+    """
     tuning_artifacts.save_checkpoint(tmp_path / 'c.pt', PAYLOAD)
     data = (tmp_path / 'c.pt').read_bytes()
     rng = np.random.default_rng(0)
@@ -540,7 +547,7 @@ def test_a_view_does_not_drag_its_population_along(tmp_path):
     assert (tmp_path / 'c.pt').stat().st_size < 10_000
 
 
-# ---- names ----------------------------------------------------------------------------------------------------------------
+# ---- names ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -617,12 +624,15 @@ def test_everything_lists_every_name_once():
 
 
 def test_no_data_sets_files_are_anothers():
-    "Not even for a data set called bail_expert1 or bail_moe: no ending is `_something` before another ending."
+    """Not even for a data set called bail_expert1 or bail_moe.
+
+    No ending is `_something` before another ending.
+    """
     ends = [p.name.removeprefix('bail') for p in tuning_folder.everything(ExpertFiles('w', 'bail'))]
     assert not [(a, b) for a, b in product(ends, ends) if a != b and a.endswith(b)]
 
 
-# ---- whose files ----------------------------------------------------------------------------------------------------------
+# ---- whose files ---------------------------------------------------------------------------------
 
 
 def fill(files):

@@ -7,10 +7,9 @@ from captum.attr import IntegratedGradients
 
 from moe_expert.experts import populations as experts_populations
 from moe_expert.experts import graph_attention as experts_graph_attention
-from moe_expert.experts import backbones as experts_backbones
 from moe_expert import run_expert_tuning
 from moe_expert.experts import trainers as experts_trainers
-from moe_expert.errors import MoEExpertError
+from moe_expert.errors import MoEExpertError, ParameterError
 from moe_expert.data.synthetic import make_synthetic
 from moe_expert.scores.evaluation import Evaluator
 from moe_expert.experts.specs import EXPERTS
@@ -22,7 +21,7 @@ from moe_expert.experts.initialisation import init_population, stack_models
 from moe_expert.scores.procedure import att_jsd
 from moe_expert.experts.trainers import TrainConfig, TrainSettings
 from moe_expert.experts.training import train_population
-from moe_expert.report.run import Parameters, check_parameters
+from moe_expert.parameters import check
 from moe_expert.report.winners import winners_table
 from moe_expert.tune_experts import ExpertTuner
 from moe_expert.tuning.records import load_expert
@@ -136,7 +135,7 @@ def test_chunks_change_nothing(backbone, monkeypatch, chunk):
     pop, nodes, features = population(backbone), torch.tensor([5, 0, 0, 11, 2]), torch.arange(10).view(2, 5) % 5 - 1
     ask = lambda: (pop.probabilities(x, edges), pop.masked_probabilities(x, edges, nodes, features), pop.attributions(x, edges, nodes))
     whole = ask()
-    monkeypatch.setattr(experts_backbones, 'NUMBERS_AT_ONCE', chunk)
+    monkeypatch.setattr(experts_populations, 'NUMBERS_AT_ONCE', chunk)
     experts_populations._MADE.clear()
     for a, b in zip(whole, ask()): torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
 
@@ -201,7 +200,7 @@ def test_gradients_of_gat_against_finite_differences():
         assert g.abs().max() > 1e-3
 
 
-# --- messages -----------------------------------------------------------------------------------------------------------------------
+# --- messages -------------------------------------------------------------------------------------
 
 
 def test_messages_and_samples_against_a_loop():
@@ -230,7 +229,7 @@ def test_samples_are_uniform_without_replacement():
     assert ((seen[1:] / 2000 - 3 / 8).abs() < 0.05).all()  # 4.6 standard deviations
 
 
-# --- training and tuning ------------------------------------------------------------------------------------------------------------
+# --- training and tuning --------------------------------------------------------------------------
 
 
 @pytest.fixture(scope='module')
@@ -304,5 +303,5 @@ def test_backbone_from_the_command_line_and_in_the_notebook(tmp_path, capsys):
     assert run_expert_tuning.main([*asked, '--backbone', 'sage']) == 0
     assert load_expert(tmp_path, 'synthetic-150', 'expert1')[0].backbone == 'sage'
     assert run_expert_tuning.main(asked) == 1 and 'sage' in capsys.readouterr().err  # the mlp's files need another folder
-    assert check_parameters(dict(backbone='gat')) == Parameters(backbone='gat')
-    with pytest.raises(MoEExpertError, match="backbone must be 'mlp', 'gcn'"): check_parameters(dict(backbone='gnc'))
+    assert check('tune.ipynb', dict(backbone='gat')).backbone == 'gat'
+    with pytest.raises(ParameterError, match="backbone must be 'mlp', 'gcn'"): check('tune.ipynb', dict(backbone='gnc'))

@@ -18,7 +18,7 @@ import sections
 
 from moe_expert.data.synthetic import make_synthetic
 from moe_expert.experts.specs import EXPERTS
-from moe_expert.experts.training import TrainSettings
+from moe_expert.experts.trainers import TrainSettings
 from moe_expert.scores.evaluation import Evaluator
 from moe_expert.tune_experts import ExpertTuner
 from moe_expert.tuning.settings import TuneSettings

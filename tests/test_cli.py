@@ -1,4 +1,5 @@
-"The command: hands over to the scripts with their options, and reports on several data sets; what `report` writes is in test_report."
+"The command hands over to the scripts and reports on several data sets."
+
 import configparser
 import subprocess
 import sys
@@ -6,7 +7,7 @@ from importlib import import_module
 
 import pytest
 
-from moe_expert import cli
+from moe_expert import cli, parameters
 
 
 def test_the_console_script_is_the_main_function(repo_root):
@@ -15,60 +16,198 @@ def test_the_console_script_is_the_main_function(repo_root):
     name, target = config['DEFAULT']['console_scripts'].split('=')
     module, function = target.split(':')
     assert name == 'moe-expert' and getattr(import_module(module), function) is cli.main
-    assert "entry_points={'console_scripts': cfg['console_scripts'].split()}" in (repo_root / 'setup.py').read_text()
+    assert (
+        "entry_points={'console_scripts': cfg['console_scripts'].split()}"
+        in (repo_root / 'setup.py').read_text()
+    )
 
 
 def test_as_a_module_in_a_process_of_its_own(repo_root):
-    done = subprocess.run([sys.executable, '-m', 'moe_expert.cli', 'datasets'], cwd=repo_root, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0 and done.stderr == ''
-    assert [line.split()[0] for line in done.stdout.splitlines()] == ['name', 'bail', 'german', 'math', 'por', 'synthetic']
+    for module in ('moe_expert', 'moe_expert.cli'):
+        done = subprocess.run(
+            [sys.executable, '-m', module, 'datasets'],
+            cwd=repo_root,
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        assert done.returncode == 0 and done.stderr == ''
+    assert [line.split()[0] for line in done.stdout.splitlines()] == [
+        'name',
+        'bail',
+        'german',
+        'math',
+        'por',
+        'synthetic',
+    ]
 
 
-@pytest.mark.parametrize('argv, code, said', [
-    (['--help'], 0, 'commands:'), ([], 2, 'commands:'), (['tunes'], 2, "'tunes' is no command"),
-    (['datasets', 'bial'], 1, "Did you mean 'bail'?")])
+@pytest.mark.parametrize(
+    'argv, code, said',
+    [
+        (['--help'], 0, 'commands:'),
+        ([], 2, 'commands:'),
+        (['tunes'], 2, "unknown command 'tunes'. Did you mean 'tune'?"),
+        (['--version'], 0, 'moe-expert 0.'),
+    ],
+)
 def test_exit_codes(argv, code, said, capsys):
     assert cli.main(argv) == code
     assert said in ''.join(capsys.readouterr())
 
 
-@pytest.mark.parametrize('argv, said', [
-    (['tune', '--n_trial', '3'], 'moe-expert tune: error: unrecognized arguments: --n_trial 3 (did you mean --n_trials?)'),
-    (['report', '--expert', 'expert4'], "moe-expert report: error: argument --expert: invalid choice: 'expert4'"),
-    (['report', '--pareto'], 'moe-expert report: error: --pareto is an option of tune, not of report'),
-    (['datasets', '--edition', 'x'], 'moe-expert datasets: error: argument --edition')])
+@pytest.mark.parametrize(
+    'argv, said',
+    [
+        (
+            ['tune', '--n_trial', '3'],
+            'moe-expert tune: error: unrecognized arguments: --n_trial 3. Did you mean',
+        ),
+        (
+            ['report', '--expert', 'expert4'],
+            "moe-expert report: error: argument --expert: invalid choice: 'expert4'",
+        ),
+        (
+            ['report', '--pareto'],
+            'moe-expert report: error: --pareto is an option of tune, not of report',
+        ),
+        (
+            ['datasets', 'bial'],
+            "moe-expert datasets: error: argument dataset: unknown data set 'bial'. Did",
+        ),
+        (['datasets', '--edition', 'x'], 'moe-expert datasets: error: argument --edition'),
+    ],
+)
 def test_wrong_arguments_are_one_line(argv, said, capsys):
-    with pytest.raises(SystemExit, match='2'): cli.main(argv)
+    with pytest.raises(SystemExit, match='2'):
+        cli.main(argv)
     error = capsys.readouterr().err
     assert said in error and error.count('\n') == 1
 
 
 def test_train_hands_over(capsys):
-    with pytest.raises(SystemExit, match='2'): cli.main(['train', '--dataset', 'bial'])
-    assert "moe-expert train: error: argument --dataset: unknown data set 'bial'. Did you mean 'bail'?" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match='2'):
+        cli.main(['train', '--dataset', 'bial'])
+    assert (
+        "moe-expert train: error: argument --dataset: unknown data set 'bial'. Did you mean 'bail'?"
+        in capsys.readouterr().err
+    )
 
 
 def test_tune_hands_over(tmp_path, capsys):
-    few = ['--dataset', 'synthetic-300', '--expert', 'expert1', '--n_trials', '1', '--epochs', '100', '--cache_dir', str(tmp_path)]
+    few = [
+        '--dataset',
+        'synthetic-300',
+        '--expert',
+        'expert1',
+        '--n_trials',
+        '1',
+        '--epochs',
+        '100',
+        '--cache_dir',
+        str(tmp_path),
+    ]
     assert cli.main(['tune', *few]) == 0
-    assert (tmp_path / 'synthetic-300_expert1_best.pt').exists() and 'maximize' not in capsys.readouterr().err
+    assert (
+        tmp_path / 'synthetic-300_expert1_best.pt'
+    ).exists() and 'maximize' not in capsys.readouterr().err
 
 
-def test_every_pair_is_reported_and_one_that_stops_does_not_stop_the_rest(tmp_path, monkeypatch, capsys):
-    from moe_expert.report import run as report_run
+def test_every_pair_is_reported_and_one_that_stops_does_not_stop_the_rest(
+    tmp_path, monkeypatch, capsys
+):
     from moe_expert.errors import MoEExpertError
+    from moe_expert.report import run as report_run
+
     asked = []
 
     def run_report(dataset, expert, **given):
         asked.append((dataset, expert, given))
-        if dataset == 'german': raise MoEExpertError('not\nhere')
+        if dataset == 'german':
+            raise MoEExpertError('not\nhere')
         return tmp_path / f'{dataset}_{expert}.ipynb'
+
     monkeypatch.setattr(report_run, 'run_report', run_report)
-    monkeypatch.setattr(report_run, 'run_moe_report', lambda dataset, **given: run_report(dataset, 'mixture', **given))
-    options = ['--n_trials', '7', '--drop', 'a,b', 'c', '--groups', 'd', '--cache_dir', str(tmp_path)]
-    assert cli.main(['report', '--dataset', 'bail', 'german', 'math', '--expert', 'all', 'expert2', 'mixture', *options]) == 1
-    assert [a[:2] for a in asked] == [(d, e) for d in ('bail', 'german', 'math') for e in ('all', 'expert2', 'mixture')]
-    assert all(a[2]['drop'] == ['a', 'b', 'c'] and a[2]['n_trials'] == 7 and a[2]['groups'] == ['d'] for a in asked)
+    monkeypatch.setattr(
+        report_run,
+        'run_moe_report',
+        lambda dataset, **given: run_report(dataset, 'mixture', **given),
+    )
+    options = [
+        '--n_trials',
+        '7',
+        '--drop',
+        'a,b',
+        'c',
+        '--groups',
+        'd',
+        '--cache_dir',
+        str(tmp_path),
+    ]
+    assert (
+        cli.main(
+            [
+                'report',
+                '--dataset',
+                'bail',
+                'german',
+                'math',
+                '--expert',
+                'all',
+                'expert2',
+                'mixture',
+                *options,
+            ]
+        )
+        == 1
+    )
+    assert [a[:2] for a in asked] == [
+        (d, e) for d in ('bail', 'german', 'math') for e in ('all', 'expert2', 'mixture')
+    ]
+    assert all(
+        a[2]['drop'] == ('a', 'b', 'c') and a[2]['n_trials'] == 7 and a[2]['groups'] == ('d',)
+        for a in asked
+    )
     out, err = capsys.readouterr()
-    assert 'error: german, all: not here' in err and f'bail, all: {tmp_path}/bail_all.html' in out and (tmp_path / 'index.html').exists()
-    assert set(asked[0][2]) <= set(report_run.Parameters.__dataclass_fields__) | {'storage'}
+    assert (
+        'error: german, all: not here' in err
+        and f'bail, all: {tmp_path}/bail_all.html' in out
+        and (tmp_path / 'index.html').exists()
+    )
+    assert set(asked[0][2]) <= {*parameters.names('tune.ipynb'), 'storage', 'progress_bar'}
+
+
+def test_overwrite_removes_what_was_there_before_the_call_and_no_more(tmp_path, monkeypatch):
+    from moe_expert.report import run as report_run
+
+    asked = []
+
+    def run_report(dataset, expert='mixture', overwrite=None, **given):
+        asked.append((dataset, expert, overwrite))
+        return tmp_path / f'{dataset}_{expert}.ipynb'
+
+    monkeypatch.setattr(report_run, 'run_report', run_report)
+    monkeypatch.setattr(report_run, 'run_moe_report', run_report)
+    words = 'report --dataset bail math --expert all mixture --overwrite --cache_dir'.split()
+    assert cli.main([*words, str(tmp_path)]) == 0
+    assert asked == [
+        ('bail', 'all', True),
+        ('bail', 'mixture', False),
+        ('math', 'all', True),
+        ('math', 'mixture', False),
+    ]
+
+
+def test_quiet_shows_no_progress_and_verbose_logs(tmp_path, capsys):
+    few = (
+        '--dataset synthetic-200 --expert expert1 --n_trials 1 --epochs 60 --cache_dir'.split()
+        + [str(tmp_path)]
+    )
+    assert cli.main(['tune', *few, '--quiet']) == 0
+    out, err = capsys.readouterr()
+    assert '%' not in err and 'expert1' not in err and 'this run' in out
+    assert cli.main(['tune', *few, '-q', '-v']) == 0
+    assert 'INFO: expert1 of synthetic-200' in capsys.readouterr().err
+    assert cli.main(['tune', *few]) == 0
+    err = capsys.readouterr().err
+    assert 'INFO' not in err and 'from the cache' in err

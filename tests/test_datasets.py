@@ -1,4 +1,5 @@
-"Data sets: the published splits and graphs, the similarity rule, every error, no network, the synthetic generator."
+"Data sets: published splits and graphs, the similarity rule, errors, no network, the generator."
+
 import hashlib
 import http.server
 import json
@@ -18,17 +19,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial.distance import cdist
 
-from moe_expert.data import tables as data_tables
 from moe_expert.data import sources as data_sources
-from moe_expert import datasets
-from moe_expert.data.catalogue import DATASETS, DatasetSpec
-from moe_expert.errors import DataError, DataWarning, MoEExpertError, OfflineEditionWarning
-from moe_expert.datasets import canonical_name, load_dataset
-from moe_expert.data.graph import check_edges, similarity_graph
-from moe_expert.data.audit import data_card, leakage_audit
-from moe_expert.data.synthetic import make_synthetic
+from moe_expert.data import tables as data_tables
 from moe_expert.data.assembly import scale_features
+from moe_expert.data.audit import data_card, leakage_audit
+from moe_expert.data.catalogue import DATASETS, DatasetSpec
+from moe_expert.data.graph import check_edges, similarity_graph
 from moe_expert.data.split import standard_split
+from moe_expert.data.synthetic import make_synthetic
+from moe_expert.datasets import canonical_name, load_dataset
+from moe_expert.errors import DataError, DataWarning, MoEExpertError, OfflineEditionWarning
 
 BENCHMARKS = ('bail', 'german', 'math', 'por')
 
@@ -52,7 +52,9 @@ def nowhere(monkeypatch, tmp_path):
     monkeypatch.delenv('MOE_EXPERT_DATA', raising=False)
     monkeypatch.setattr(data_sources, 'cache_dir', lambda: tmp_path / 'cache')
     for name, spec in DATASETS.items():
-        table, edges = (replace(f, urls=(f'http://127.0.0.1:9/{f.name}',)) for f in (spec.table, spec.edges))
+        table, edges = (
+            replace(f, urls=(f'http://127.0.0.1:9/{f.name}',)) for f in (spec.table, spec.edges)
+        )
         monkeypatch.setitem(DATASETS, name, replace(spec, table=table, edges=edges))
 
 
@@ -62,6 +64,7 @@ def pairs(data):
 
 # ---- the benchmarks as published
 
+
 @pytest.mark.parametrize('name', BENCHMARKS)
 def test_split_equals_the_published_one(name, loaded, facts):
     for part in ('train', 'val', 'test'):
@@ -69,7 +72,10 @@ def test_split_equals_the_published_one(name, loaded, facts):
         expected = facts[name]['split'][part]
         assert len(nodes) == expected['n']
         assert int(loaded[name].y[nodes].sum()) == expected['positive']
-        assert hashlib.sha256(','.join(map(str, nodes.tolist())).encode()).hexdigest() == expected['sha256']
+        assert (
+            hashlib.sha256(','.join(map(str, nodes.tolist())).encode()).hexdigest()
+            == expected['sha256']
+        )
 
 
 @pytest.mark.parametrize('name', BENCHMARKS)
@@ -78,7 +84,10 @@ def test_graph_equals_the_edge_list(name, loaded, facts, data_dir):
     listed = np.loadtxt(data_dir / name / f'{name}_edges.txt').astype(int)
     both = {(i, j) for a, b in listed.tolist() if a != b for i, j in ((a, b), (b, a))}
     assert data.num_nodes == n and pairs(data) == both
-    assert data.num_edges == 2 * facts[name]['undirected_edges'] and data.num_edges + n == facts[name]['adjacency_nnz_with_self_loops']
+    assert (
+        data.num_edges == 2 * facts[name]['undirected_edges']
+        and data.num_edges + n == facts[name]['adjacency_nnz_with_self_loops']
+    )
     assert data.is_coalesced() and data.is_undirected() and not data.has_self_loops()
 
 
@@ -108,10 +117,19 @@ def test_fields(name, loaded, data_dir):
     spec = DATASETS[name]
     assert data.feature_names == [c for c in frame.columns if c not in (spec.label, *spec.unused)]
     assert data.x.dtype == torch.float32 and data.x.min() == -1 and data.x.max() == 1
-    assert data.y.dtype == data.sens.dtype == torch.int64 and data.edition == 'full' and data.name == name and data.split_seed == 20
-    assert not (data.train_mask & data.val_mask).any() and not (data.val_mask & data.test_mask).any()
+    assert (
+        data.y.dtype == data.sens.dtype == torch.int64
+        and data.edition == 'full'
+        and data.name == name
+        and data.split_seed == 20
+    )
+    assert (
+        not (data.train_mask & data.val_mask).any() and not (data.val_mask & data.test_mask).any()
+    )
     k = data.feature_names.index(spec.sens)
-    assert torch.equal(data.x[:, k] > 0, data.sens == 1)  # the sensitive attribute is a feature, the label is not
+    assert torch.equal(
+        data.x[:, k] > 0, data.sens == 1
+    )  # the sensitive attribute is a feature, the label is not
     raw = frame[data.feature_names].assign(**{spec.sens: data.sens.numpy()}).to_numpy(float)
     assert np.array_equal(data.x_min, raw.min(0)) and np.array_equal(data.x_max, raw.max(0))
     again, clipped = scale_features(raw, data.x_min.numpy(), data.x_max.numpy())
@@ -120,7 +138,9 @@ def test_fields(name, loaded, data_dir):
 
 def test_german_coding(loaded, data_dir):
     frame, data = pd.read_csv(data_dir / 'german' / 'german.csv'), loaded['german']
-    assert np.array_equal(data.sens, frame['Gender'] == 'Female') and np.array_equal(data.y, frame['GoodCustomer'] == 1)
+    assert np.array_equal(data.sens, frame['Gender'] == 'Female') and np.array_equal(
+        data.y, frame['GoodCustomer'] == 1
+    )
     assert data.group_names == ['male', 'female']
 
 
@@ -128,18 +148,28 @@ def test_drop_rebuilds_the_graph(loaded, data_dir):
     without = load_dataset('math', data_dir=data_dir, drop=['G2', 'G1'])
     assert len(pairs(without) & pairs(loaded['math'])) // 2 == 502
     assert without.drop == ['G1', 'G2'] and without.fingerprint != loaded['math'].fingerprint
-    assert not {'G1', 'G2'} & set(without.feature_names) and without.x.shape[1] == loaded['math'].x.shape[1] - 2
-    assert without.fingerprint == load_dataset('math', data_dir=data_dir, drop=('G1', 'G2')).fingerprint
+    assert (
+        not {'G1', 'G2'} & set(without.feature_names)
+        and without.x.shape[1] == loaded['math'].x.shape[1] - 2
+    )
+    assert (
+        without.fingerprint
+        == load_dataset('math', data_dir=data_dir, drop=('G1', 'G2')).fingerprint
+    )
 
 
 def test_fingerprints(loaded, data_dir):
     assert len({d.fingerprint for d in loaded.values()}) == 4
     other = load_dataset('math', data_dir=data_dir, split_seed=3)
-    assert other.fingerprint == loaded['math'].fingerprint and not torch.equal(other.val_mask, loaded['math'].val_mask)
+    assert other.fingerprint == loaded['math'].fingerprint and not torch.equal(
+        other.val_mask, loaded['math'].val_mask
+    )
 
 
 def test_known_leaks_are_flagged(loaded):
-    flagged = {name: leakage_audit(data).query('flagged').index.tolist() for name, data in loaded.items()}
+    flagged = {
+        name: leakage_audit(data).query('flagged').index.tolist() for name, data in loaded.items()
+    }
     assert flagged == {'bail': ['TIME'], 'german': [], 'math': ['G2'], 'por': ['G2']}
     everyone = {}
     for name, column in (('bail', 'TIME'), ('math', 'G2'), ('por', 'G2')):
@@ -151,6 +181,7 @@ def test_known_leaks_are_flagged(loaded):
 
 def test_audit_is_sklearns_auc(loaded):
     from sklearn.metrics import roc_auc_score
+
     data = loaded['german']
     audit, val = leakage_audit(data), data.val_mask
     for k, name in enumerate(data.feature_names):
@@ -160,11 +191,19 @@ def test_audit_is_sklearns_auc(loaded):
 
 def test_data_card(loaded):
     card = data_card(loaded['german'])
-    assert card.loc['all', 'nodes'].tolist() == [690, 310] and card.loc['all', 'positives'].sum() == 700
+    assert (
+        card.loc['all', 'nodes'].tolist() == [690, 310]
+        and card.loc['all', 'positives'].sum() == 700
+    )
     for part in ('train', 'val', 'test'):
         mask = loaded['german'][f'{part}_mask']
-        assert card.loc[part, 'nodes'].sum() == int(mask.sum()) and card.loc[part, 'share of part'].sum() == pytest.approx(1)
-    assert card.attrs['fingerprint'] == loaded['german'].fingerprint and card.attrs['undirected_edges'] == 21742
+        assert card.loc[part, 'nodes'].sum() == int(mask.sum()) and card.loc[
+            part, 'share of part'
+        ].sum() == pytest.approx(1)
+    assert (
+        card.attrs['fingerprint'] == loaded['german'].fingerprint
+        and card.attrs['undirected_edges'] == 21742
+    )
 
 
 def test_memory_of_the_bail_rebuild(data_dir):
@@ -176,10 +215,11 @@ assert similarity_graph(x, 0.6).shape[1] == 2 * 311870
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 '''
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
-    assert int(done.stdout) / 1024 ** 2 < 1.5  # GB; with all pairs at once one matrix alone has 2.85
+    assert int(done.stdout) / 1024**2 < 1.5  # GB; with all pairs at once one matrix alone has 2.85
 
 
 # ---- the similarity rule
+
 
 def dense_rule(x, threshold):
     s = 1 / (1 + cdist(x, x))
@@ -189,23 +229,37 @@ def dense_rule(x, threshold):
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.integers(2, 40), st.integers(1, 4), st.integers(1, 6), st.sampled_from((0.3, 0.5, 0.6, 0.8, 0.95)),
-       st.sampled_from((0.0, 1e3, 1e6)), st.integers(0, 10 ** 6), st.integers(1, 9))
+@given(
+    st.integers(2, 40),
+    st.integers(1, 4),
+    st.integers(1, 6),
+    st.sampled_from((0.3, 0.5, 0.6, 0.8, 0.95)),
+    st.sampled_from((0.0, 1e3, 1e6)),
+    st.integers(0, 10**6),
+    st.integers(1, 9),
+)
 def test_rule_on_whole_numbers_with_ties(n, d, levels, threshold, offset, seed, rows):
     x = offset + np.random.default_rng(seed).integers(0, levels, (n, d)).astype(float)
-    assert torch.equal(similarity_graph(x, threshold, block_bytes=8 * n * rows), dense_rule(x, threshold))
+    assert torch.equal(
+        similarity_graph(x, threshold, block_bytes=8 * n * rows), dense_rule(x, threshold)
+    )
 
 
 @pytest.mark.parametrize('scale', ([1, 1, 1, 1], [1e6, 1, 1e-3, 1], [1e8, 1e8, 1e-2, 0]))
 def test_rule_on_badly_scaled_columns(scale):
     x = np.random.default_rng(0).normal(size=(300, 4)) * scale + np.array([0, 1e5, 0, 3])
     for threshold in (0.4, 0.8):
-        assert torch.equal(similarity_graph(x, threshold, block_bytes=8 * 300 * 7), dense_rule(x, threshold))
+        assert torch.equal(
+            similarity_graph(x, threshold, block_bytes=8 * 300 * 7), dense_rule(x, threshold)
+        )
 
 
 def test_duplicates_are_each_others_nearest():
-    x = np.array([[0., 0], [0, 0], [3, 4]])  # similarities 1, and 1/6 to the third
-    assert similarity_graph(x, 0.5).tolist() == [[0, 0, 1, 1, 2, 2], [1, 2, 0, 2, 0, 1]]  # the third links to its nearest: both
+    x = np.array([[0.0, 0], [0, 0], [3, 4]])  # similarities 1, and 1/6 to the third
+    assert similarity_graph(x, 0.5).tolist() == [
+        [0, 0, 1, 1, 2, 2],
+        [1, 2, 0, 2, 0, 1],
+    ]  # the third links to its nearest: both
     assert similarity_graph(torch.from_numpy(x), 0.5).shape == (2, 6)
 
 
@@ -216,9 +270,17 @@ def test_node_order_does_not_matter():
     assert {tuple(e) for e in a.T.tolist()} == {(order[i], order[j]) for i, j in b.T.tolist()}
 
 
-@pytest.mark.parametrize('x, kwargs, message', [
-    (np.ones((1, 2)), {}, 'two rows'), (np.ones(4), {}, 'two rows'), (np.full((3, 2), np.inf), {}, 'finite'),
-    (np.eye(3), {'threshold': 0}, 'threshold'), (np.eye(3), {'threshold': 1}, 'threshold'), (np.eye(3), {'method': 'fast'}, 'method')])
+@pytest.mark.parametrize(
+    'x, kwargs, message',
+    [
+        (np.ones((1, 2)), {}, 'two rows'),
+        (np.ones(4), {}, 'two rows'),
+        (np.full((3, 2), np.inf), {}, 'finite'),
+        (np.eye(3), {'threshold': 0}, 'threshold'),
+        (np.eye(3), {'threshold': 1}, 'threshold'),
+        (np.eye(3), {'method': 'fast'}, 'method'),
+    ],
+)
 def test_rule_refuses(x, kwargs, message):
     with pytest.raises(DataError, match=message):
         similarity_graph(x, **{'threshold': 0.5, **kwargs})
@@ -229,7 +291,9 @@ def test_approximate_rule_finds_the_edges():
     pytest.importorskip('pynndescent', reason='the extra [ann] is not installed')
     x = np.random.default_rng(0).normal(size=(3000, 12))
     exact = {tuple(e) for e in similarity_graph(x, 0.85).T.tolist()}
-    found = {tuple(e) for e in similarity_graph(x, 0.85, method='approximate', n_neighbors=60).T.tolist()}
+    found = {
+        tuple(e) for e in similarity_graph(x, 0.85, method='approximate', n_neighbors=60).T.tolist()
+    }
     assert len(found & exact) / len(exact) > 0.95 and len(found - exact) / len(found) < 0.01
 
 
@@ -241,59 +305,95 @@ def test_approximate_without_its_package(monkeypatch):
 
 # ---- splitting
 
+
 def test_split_is_pythons_global_stream_without_touching_it():
     y = np.random.default_rng(0).integers(0, 2, 301)
     random.seed(20)
     zero, one = (np.where(y == c)[0] for c in (0, 1))
     random.shuffle(zero)
     random.shuffle(one)
-    expected = [np.sort(np.append(zero[a(len(zero))], one[a(len(one))])) for a in (
-        lambda n: slice(0, min(int(0.5 * n), 50)), lambda n: slice(int(0.5 * n), int(0.75 * n)), lambda n: slice(int(0.75 * n), n))]
+    expected = [
+        np.sort(np.append(zero[a(len(zero))], one[a(len(one))]))
+        for a in (
+            lambda n: slice(0, min(int(0.5 * n), 50)),
+            lambda n: slice(int(0.5 * n), int(0.75 * n)),
+            lambda n: slice(int(0.75 * n), n),
+        )
+    ]
     random.seed(5)
     before = random.getstate()
-    assert all(np.array_equal(a, b) for a, b in zip(standard_split(torch.from_numpy(y), 100), expected))
+    assert all(
+        np.array_equal(a, b) for a, b in zip(standard_split(torch.from_numpy(y), 100), expected)
+    )
     assert random.getstate() == before
 
 
 # ---- bad tables and edge lists
 
+
 @pytest.fixture
 def frame():
     rng = np.random.default_rng(3)
-    return pd.DataFrame({'a': rng.normal(size=80), 'b': rng.integers(0, 9, 80), 'g': rng.integers(0, 2, 80), 'y': rng.integers(0, 2, 80)})
+    return pd.DataFrame(
+        {
+            'a': rng.normal(size=80),
+            'b': rng.integers(0, 9, 80),
+            'g': rng.integers(0, 2, 80),
+            'y': rng.integers(0, 2, 80),
+        }
+    )
 
 
 SPEC = DatasetSpec('toy', 'y', 'g', ('group 0', 'group 1'))
 
 
-@pytest.mark.parametrize('change, message', [
-    (lambda f: f.drop(columns='y'), "label 'y' is missing"),
-    (lambda f: f.drop(columns='g'), "sensitive attribute 'g' is missing"),
-    (lambda f: f.assign(y=[2] + [0, 1] * 39 + [0]), "label 'y' must hold only 0 .* row 0 holds 2"),
-    (lambda f: f.assign(g=['x'] * 80), "sensitive attribute 'g' must hold only"),
-    (lambda f: f.assign(y=[np.nan] + [0, 1] * 39 + [0]), "'y'.* row 0 holds nan"),
-    (lambda f: f.assign(y=0), "label 'y' is 0 in every row"),
-    (lambda f: f.assign(b=f.b.where(f.index != 7)), "column 'b', row 7 holds nan"),
-    (lambda f: f.assign(a=f.a.where(f.index != 9, np.inf)), "column 'a', row 9 holds inf"),
-    (lambda f: f.assign(b=['low'] * 80), "column 'b', row 0 holds 'low'"),
-    (lambda f: pd.concat([f, f[['a']]], axis=1), 'same name'),
-])
+@pytest.mark.parametrize(
+    'change, message',
+    [
+        (lambda f: f.drop(columns='y'), "label 'y' is missing"),
+        (lambda f: f.drop(columns='g'), "sensitive attribute 'g' is missing"),
+        (
+            lambda f: f.assign(y=[2] + [0, 1] * 39 + [0]),
+            "label 'y' must hold only 0 .* row 0 holds 2",
+        ),
+        (lambda f: f.assign(g=['x'] * 80), "sensitive attribute 'g' must hold only"),
+        (lambda f: f.assign(y=[np.nan] + [0, 1] * 39 + [0]), "'y'.* row 0 holds nan"),
+        (lambda f: f.assign(y=0), "label 'y' is 0 in every row"),
+        (lambda f: f.assign(b=f.b.where(f.index != 7)), "column 'b', row 7 holds nan"),
+        (lambda f: f.assign(a=f.a.where(f.index != 9, np.inf)), "column 'a', row 9 holds inf"),
+        (lambda f: f.assign(b=['low'] * 80), "column 'b', row 0 holds 'low'"),
+        (lambda f: pd.concat([f, f[['a']]], axis=1), 'same name'),
+    ],
+)
 def test_bad_tables(frame, change, message):
     with pytest.raises(DataError, match=message):
         data_tables.check_table(change(frame), SPEC, 'toy')
 
 
-@pytest.mark.parametrize('edges, message', [
-    ([[0, 1], [1, 80]], 'line 2 .* numbered 0 to 79'), ([[-1, 2]], 'line 1'), ([[0.5, 2]], 'line 1'), ([[0, np.nan]], 'line 1'),
-    ([[0, 1, 2]], 'two columns')])
+@pytest.mark.parametrize(
+    'edges, message',
+    [
+        ([[0, 1], [1, 80]], 'line 2 .* numbered 0 to 79'),
+        ([[-1, 2]], 'line 1'),
+        ([[0.5, 2]], 'line 1'),
+        ([[0, np.nan]], 'line 1'),
+        ([[0, 1, 2]], 'two columns'),
+    ],
+)
 def test_bad_edges(edges, message):
     with pytest.raises(DataError, match=message):
         check_edges(np.array(edges), 80, 'toy')
 
 
-@pytest.mark.parametrize('drop, message', [
-    ('y', 'cannot be dropped: it is the label'), (['a', 'g'], 'sensitive'), (['aa'], "no feature 'aa'. Did you mean 'a'"),
-    ('zz', 'Features: a, b, g')])
+@pytest.mark.parametrize(
+    'drop, message',
+    [
+        ('y', 'cannot be dropped: it is the label'),
+        (['a', 'g'], 'sensitive'),
+        (['aa'], "no feature 'aa'. Did you mean 'a'"),
+        ('zz', 'Features: a, b, g'),
+    ],
+)
 def test_bad_drops(drop, message):
     with pytest.raises(DataError, match=message):
         data_tables.check_drop(drop, ['a', 'b', 'g'], SPEC)
@@ -303,15 +403,24 @@ def test_bad_files(tmp_path, nowhere):
     folder = tmp_path / 'math'
     folder.mkdir()
     (folder / 'math.csv').write_text('')
-    with pytest.warns(DataWarning, match='not the published'), pytest.raises(DataError, match='math.csv cannot be read'):
+    with (
+        pytest.warns(DataWarning, match='not the published'),
+        pytest.raises(DataError, match='math.csv cannot be read'),
+    ):
         load_dataset('math', data_dir=tmp_path)
     n = 60
-    pd.DataFrame({'sex': [0, 1] * (n // 2), 'G1': range(n), 'G3': [0, 0, 1, 1] * (n // 4)}).to_csv(folder / 'math.csv', index=False)
+    pd.DataFrame({'sex': [0, 1] * (n // 2), 'G1': range(n), 'G3': [0, 0, 1, 1] * (n // 4)}).to_csv(
+        folder / 'math.csv', index=False
+    )
     with pytest.warns(DataWarning, match='SHA-256'):
         edited = load_dataset('math', data_dir=tmp_path)
     assert edited.num_nodes == n and edited.edition == 'full'
-    for text, message in (('0 60\n', 'math_edges.txt: line 1'), ('0 one\n', 'numbers only'), ('0 1 2\n', 'two columns'),
-                          ('', 'cannot be read')):
+    for text, message in (
+        ('0 60\n', 'math_edges.txt: line 1'),
+        ('0 one\n', 'numbers only'),
+        ('0 1 2\n', 'two columns'),
+        ('', 'cannot be read'),
+    ):
         (folder / 'math_edges.txt').write_text(text)
         with pytest.warns(DataWarning), pytest.raises(DataError, match=message):
             load_dataset('math', data_dir=tmp_path)
@@ -319,18 +428,42 @@ def test_bad_files(tmp_path, nowhere):
 
 # ---- names
 
-@pytest.mark.parametrize('name, expected', [
-    ('bail', 'bail'), ('Recidivism', 'bail'), ('credit', 'german'), ('german_credit', 'german'), ('German Credit', 'german'),
-    ('student-math', 'math'), ('student_por', 'por'), ('synthetic', 'synthetic'), ('synthetic-500', 'synthetic-500')])
+
+@pytest.mark.parametrize(
+    'name, expected',
+    [
+        ('bail', 'bail'),
+        ('Recidivism', 'bail'),
+        ('credit', 'german'),
+        ('german_credit', 'german'),
+        ('German Credit', 'german'),
+        ('student-math', 'math'),
+        ('student_por', 'por'),
+        ('synthetic', 'synthetic'),
+        ('synthetic-500', 'synthetic-500'),
+    ],
+)
 def test_names(name, expected):
     assert canonical_name(name) == expected
 
 
-@pytest.mark.parametrize('name, message', [
-    ('bial', "Did you mean 'bail'.*Known: bail, german, math, por"), ('germany', "Did you mean 'german'"),
-    ('sinthetic', "Did you mean 'synthetic'"), ('xyzzy', 'Known'), ('', 'Known'), ('../bail', 'data_dir='), ('/etc/passwd', 'data_dir='),
-    ('a\\b', 'data_dir='), ('..', 'data_dir='), (None, 'not the name'),
-    ('synthetic-', 'unknown'), ('synthetic--5', 'unknown')])
+@pytest.mark.parametrize(
+    'name, message',
+    [
+        ('bial', "Did you mean 'bail'.*Known: bail, german, math, por"),
+        ('germany', "Did you mean 'german'"),
+        ('sinthetic', "Did you mean 'synthetic'"),
+        ('xyzzy', 'Known'),
+        ('', 'Known'),
+        ('../bail', 'data_dir='),
+        ('/etc/passwd', 'data_dir='),
+        ('a\\b', 'data_dir='),
+        ('..', 'data_dir='),
+        (None, 'not the name'),
+        ('synthetic-', 'unknown'),
+        ('synthetic--5', 'unknown'),
+    ],
+)
 def test_bad_names(name, message):
     with pytest.raises(DataError, match=message):
         load_dataset(name)
@@ -342,13 +475,20 @@ def test_errors_are_value_errors():
 
 # ---- no network, downloads, the embedded edition
 
+
 @pytest.mark.parametrize('name', ('german', 'math', 'por'))
 def test_nothing_found(name, nowhere, tmp_path):
     start = time.perf_counter()
     with pytest.raises(DataError) as e:
         load_dataset(name)
     assert time.perf_counter() - start < 5
-    for part in (f'{name}.csv', 'MOE_EXPERT_DATA (not given)', str(tmp_path / 'cache'), 'http://127.0.0.1:9/', 'data_dir='):
+    for part in (
+        f'{name}.csv',
+        'MOE_EXPERT_DATA (not given)',
+        str(tmp_path / 'cache'),
+        'http://127.0.0.1:9/',
+        'data_dir=',
+    ):
         assert part in str(e.value)
 
 
@@ -364,7 +504,10 @@ def test_full_refuses_the_fall_back(nowhere):
 
 
 def test_fall_back_is_announced(nowhere, caplog):
-    with caplog.at_level('INFO', 'moe_expert.data.sources'), pytest.warns(OfflineEditionWarning, match='OFFLINE EDITION'):
+    with (
+        caplog.at_level('INFO', 'moe_expert.data.sources'),
+        pytest.warns(OfflineEditionWarning, match='OFFLINE EDITION'),
+    ):
         fallen = load_dataset('recidivism')
     assert '127.0.0.1:9' in caplog.text
     asked = load_dataset('bail', edition='offline')
@@ -376,15 +519,29 @@ def test_offline_edition_facts():
         warnings.simplefilter('error', DataWarning)
         data = load_dataset('bail', edition='offline')
     recid = data_sources._offline_bail()
-    assert data.num_nodes == 1445 and int(data.y.sum()) == 552 and data.label_name == 'RECID' and data.sens_name == 'WHITE'
+    assert (
+        data.num_nodes == 1445
+        and int(data.y.sum()) == 552
+        and data.label_name == 'RECID'
+        and data.sens_name == 'WHITE'
+    )
     assert torch.bincount(data.sens).tolist() == [701, 744]  # black, white
-    assert not {'durat', 'ldurat', 'cens', 'black', 'RECID'} & set(data.feature_names) and len(data.feature_names) == 15
-    assert torch.equal(data.edge_index, dense_rule(recid.drop(columns='RECID').to_numpy(float), 0.6))
+    assert (
+        not {'durat', 'ldurat', 'cens', 'black', 'RECID'} & set(data.feature_names)
+        and len(data.feature_names) == 15
+    )
+    assert torch.equal(
+        data.edge_index, dense_rule(recid.drop(columns='RECID').to_numpy(float), 0.6)
+    )
     assert not leakage_audit(data)['flagged'].any()
 
 
 def test_hanging_network_is_given_up(nowhere, monkeypatch):
-    monkeypatch.setattr(datasets.socket, 'create_connection', lambda *a, **k: time.sleep(20))  # as a name look-up may hang
+    def hang(*args, **kwargs):  # as a name look-up may
+        time.sleep(20)
+        raise OSError('gave up')
+
+    monkeypatch.setattr(data_sources.socket, 'create_connection', hang)
     start = time.perf_counter()
     with pytest.raises(DataError, match='no answer within 2 s'):
         load_dataset('math')
@@ -393,23 +550,34 @@ def test_hanging_network_is_given_up(nowhere, monkeypatch):
 
 @pytest.fixture
 def server(tmp_path, monkeypatch, nowhere):
-    "A web server with a small table in place of math's; returns the folder it serves and the paths asked for."
+    "A web server with a small table as math.csv: the folder it serves, and the paths asked for."
     folder, asked = tmp_path / 'served', []
     folder.mkdir()
 
     class Handler(http.server.SimpleHTTPRequestHandler):
-        def __init__(self, *args): super().__init__(*args, directory=str(folder))
-        def log_message(self, *args): asked.append(self.path)
+        def __init__(self, *args):
+            super().__init__(*args, directory=str(folder))
+
+        def log_message(self, *args):
+            asked.append(self.path)
 
     n = 80
-    pd.DataFrame({'sex': [0, 1] * (n // 2), 'G1': range(n), 'G3': [0, 0, 1, 1] * (n // 4)}).to_csv(folder / 'math.csv', index=False)
+    pd.DataFrame({'sex': [0, 1] * (n // 2), 'G1': range(n), 'G3': [0, 0, 1, 1] * (n // 4)}).to_csv(
+        folder / 'math.csv', index=False
+    )
     (folder / 'math_edges.txt').write_text('0.0 1.0\n2.0 3.0\n')
     httpd = http.server.ThreadingHTTPServer(('127.0.0.1', 0), Handler)
     threading.Thread(target=httpd.serve_forever, daemon=True).start()
     root = f'http://127.0.0.1:{httpd.server_port}'
-    files = [replace(f, urls=(f'{root}/missing/{f.name}', f'{root}/{f.name}'), also_known=(),
-                     sha256=hashlib.sha256((folder / f.name).read_bytes()).hexdigest())
-             for f in (DATASETS['math'].table, DATASETS['math'].edges)]
+    files = [
+        replace(
+            f,
+            urls=(f'{root}/missing/{f.name}', f'{root}/{f.name}'),
+            also_known=(),
+            sha256=hashlib.sha256((folder / f.name).read_bytes()).hexdigest(),
+        )
+        for f in (DATASETS['math'].table, DATASETS['math'].edges)
+    ]
     monkeypatch.setitem(DATASETS, 'math', replace(DATASETS['math'], table=files[0], edges=files[1]))
     yield folder, asked
     httpd.shutdown()
@@ -422,9 +590,13 @@ def test_download_once_then_cache(server, tmp_path):
     assert data.num_nodes == 80 and pairs(data) == {(0, 1), (1, 0), (2, 3), (3, 2)}
     assert '/missing/math.csv' in asked  # the first address did not have it, the second did
     n = len(asked)
-    assert load_dataset('math').fingerprint == data.fingerprint and len(asked) == n  # from the cache
+    assert (
+        load_dataset('math').fingerprint == data.fingerprint and len(asked) == n
+    )  # from the cache
     (tmp_path / 'cache' / 'math' / 'math.csv').write_text('spoilt')
-    assert load_dataset('math').fingerprint == data.fingerprint and len(asked) > n  # not trusted, fetched again
+    assert (
+        load_dataset('math').fingerprint == data.fingerprint and len(asked) > n
+    )  # not trusted, fetched again
 
 
 def test_another_content_is_refused(server):
@@ -439,39 +611,62 @@ def test_published_addresses_are_pinned():
             assert len(file.sha256) == 64 and file.urls
             for url in file.urls:
                 parts = url.split('/')
-                assert url.startswith('https://raw.githubusercontent.com/') and len(parts[5]) == 40 and parts[-1] == file.name
+                assert (
+                    url.startswith('https://raw.githubusercontent.com/')
+                    and len(parts[5]) == 40
+                    and parts[-1] == file.name
+                )
 
 
 def test_environment_variable(data_dir, loaded, monkeypatch):
     monkeypatch.setenv('MOE_EXPERT_DATA', str(data_dir))
     assert load_dataset('por').fingerprint == loaded['por'].fingerprint
-    monkeypatch.setenv('MOE_EXPERT_DATA', str(data_dir / 'por'))  # the other layout: the files directly in the folder
+    monkeypatch.setenv(
+        'MOE_EXPERT_DATA', str(data_dir / 'por')
+    )  # the other layout: the files directly in the folder
     assert load_dataset('por').fingerprint == loaded['por'].fingerprint
 
 
 # ---- synthetic people
+
 
 def test_synthetic_is_deterministic():
     np.random.seed(1)
     torch.manual_seed(1)
     before, torch_before = np.random.get_state()[1].copy(), torch.get_rng_state()
     a, b, c = make_synthetic(seed=3), make_synthetic(seed=3), make_synthetic(seed=4)
-    assert torch.equal(a.x, b.x) and torch.equal(a.edge_index, b.edge_index) and a.fingerprint == b.fingerprint != c.fingerprint
-    assert np.array_equal(before, np.random.get_state()[1]) and torch.equal(torch_before, torch.get_rng_state())
+    assert (
+        torch.equal(a.x, b.x)
+        and torch.equal(a.edge_index, b.edge_index)
+        and a.fingerprint == b.fingerprint != c.fingerprint
+    )
+    assert np.array_equal(before, np.random.get_state()[1]) and torch.equal(
+        torch_before, torch.get_rng_state()
+    )
 
 
 @pytest.mark.parametrize('n, degree', ((40, 5), (500, 3), (3000, 25)))
 def test_synthetic_shape(n, degree):
     data = make_synthetic(n, 22, avg_degree=degree)
-    assert data.num_nodes == n and data.num_edges == 2 * round(n * degree / 2) and data.x.shape == (n, 22)
+    assert (
+        data.num_nodes == n
+        and data.num_edges == 2 * round(n * degree / 2)
+        and data.x.shape == (n, 22)
+    )
     assert data.is_coalesced() and data.is_undirected() and not data.has_self_loops()
     binary = [len(torch.unique(column)) == 2 for column in data.x.T]
     assert sum(binary) == 11 and not any(binary[:11])
-    assert int(data.train_mask.sum()) in (n // 2, n // 2 - 1) and data.edition == 'synthetic' and data.feature_names[-1] == data.sens_name
+    assert (
+        int(data.train_mask.sum()) in (n // 2, n // 2 - 1)
+        and data.edition == 'synthetic'
+        and data.feature_names[-1] == data.sens_name
+    )
 
 
 def test_synthetic_bias_is_planted():
-    def gap(data, v): return (v[data.sens == 1].double().mean() - v[data.sens == 0].double().mean()).item()
+    def gap(data, v):
+        return (v[data.sens == 1].double().mean() - v[data.sens == 0].double().mean()).item()
+
     gaps = [gap(d, d.y) for d in (make_synthetic(20000, group_bias=b) for b in (-2, 0, 2))]
     assert gaps[0] < -0.2 and abs(gaps[1]) < 0.03 and gaps[2] > 0.2
     biased, fair = make_synthetic(20000), make_synthetic(20000, proxy_bias=0, noise_gap=0)
@@ -479,15 +674,32 @@ def test_synthetic_bias_is_planted():
     assert gap(biased, biased.x[:, k]) > 0.1 and abs(gap(fair, fair.x[:, k])) < 0.02
     auc = [leakage_audit(d)['auc'] for d in (biased, fair)]
     assert auc[0].max() < 0.95 and auc[0]['c0'] > 0.65 and auc[0]['c3'] < 0.55  # informative, noise
-    alike = [d.sens[d.edge_index].diff(dim=0).eq(0).double().mean() for d in (make_synthetic(homophily=h) for h in (0, 0.9))]
+    alike = [
+        d.sens[d.edge_index].diff(dim=0).eq(0).double().mean()
+        for d in (make_synthetic(homophily=h) for h in (0, 0.9))
+    ]
     assert alike[0] < 0.55 and alike[1] > 0.65
 
 
 def test_synthetic_by_name_and_drop():
     data = load_dataset('synthetic-300')
-    assert data.num_nodes == 300 and data.name == 'synthetic-300' and load_dataset('synthetic').num_nodes == 2000
+    assert (
+        data.num_nodes == 300
+        and data.name == 'synthetic-300'
+        and load_dataset('synthetic').num_nodes == 2000
+    )
     fewer = load_dataset('synthetic-300', drop=['c0'])
-    assert 'c0' not in fewer.feature_names and fewer.fingerprint != data.fingerprint and torch.equal(fewer.edge_index, data.edge_index)
-    for bad in ({'n_nodes': 10}, {'n_features': 2}, {'minority': 1}, {'homophily': 2}, {'avg_degree': 1000}):
+    assert (
+        'c0' not in fewer.feature_names
+        and fewer.fingerprint != data.fingerprint
+        and torch.equal(fewer.edge_index, data.edge_index)
+    )
+    for bad in (
+        {'n_nodes': 10},
+        {'n_features': 2},
+        {'minority': 1},
+        {'homophily': 2},
+        {'avg_degree': 1000},
+    ):
         with pytest.raises(DataError, match='make_synthetic needs'):
             make_synthetic(**bad)

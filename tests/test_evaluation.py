@@ -1,22 +1,38 @@
-"Evaluator, NodeRecord and bootstrap against scores made by hand from a small population of networks."
+"Evaluator, NodeRecord and bootstrap against scores computed by hand for a few networks."
+
 import numpy as np
 import pytest
 import torch
 from sklearn.metrics import roc_auc_score
 
-from moe_expert.scores import intervals as scores_intervals
-from moe_expert.scores import evaluation as scores_evaluation
-from moe_expert.scores import attributions as scores_attributions
-from moe_expert.scores import procedure as scores_procedure
-from moe_expert.scores import metrics as scores_metrics
-from moe_expert.datasets import load_dataset
 from moe_expert.data.synthetic import make_synthetic
-from moe_expert.scores.evaluation import Evaluator
-from moe_expert.scores.intervals import bootstrap, resamples
-from moe_expert.scores.graphlime import GraphLIME, graphlime
+from moe_expert.datasets import load_dataset
 from moe_expert.errors import UndefinedScoreError
+from moe_expert.scores import attributions as scores_attributions
+from moe_expert.scores import evaluation as scores_evaluation
+from moe_expert.scores import intervals as scores_intervals
+from moe_expert.scores import metrics as scores_metrics
+from moe_expert.scores import procedure as scores_procedure
+from moe_expert.scores.evaluation import Evaluator
+from moe_expert.scores.facts import FACTS
+from moe_expert.scores.graphlime import GraphLIME, graphlime
+from moe_expert.scores.intervals import bootstrap, resamples
 
-SCORES = ['acc', 'f1', 'auc', 'utility', 'dp', 'eo', 'fair_result', 'selection_rate', 'ref', 'vef', 'att_jsd', 'fair_procedure', 'final_score']
+SCORES = [
+    'acc',
+    'f1',
+    'auc',
+    'utility',
+    'dp',
+    'eo',
+    'fair_result',
+    'selection_rate',
+    'ref',
+    'vef',
+    'att_jsd',
+    'fair_procedure',
+    'final_score',
+]
 
 
 class Networks:
@@ -28,7 +44,10 @@ class Networks:
     @classmethod
     def random(cls, d, models=4, seed=0, scale=1.0):
         generator = torch.Generator().manual_seed(seed)
-        return cls(scale * torch.randn(models, 8, d, generator=generator), torch.randn(models, 2, 8, generator=generator))
+        return cls(
+            scale * torch.randn(models, 8, d, generator=generator),
+            torch.randn(models, 2, 8, generator=generator),
+        )
 
     def __getitem__(self, models):
         return Networks(self.w1[models], self.w2[models])
@@ -47,8 +66,15 @@ class Networks:
 
     def attributions(self, x, edge_index, nodes):
         rows = x[nodes].double()
-        models = [self[m:m + 1] for m in range(len(self.w1))]
-        return torch.stack([scores_attributions.integrated_gradients(lambda r, model=model: model.logits(r[None])[0], rows) for model in models])
+        models = [self[m : m + 1] for m in range(len(self.w1))]
+        return torch.stack(
+            [
+                scores_attributions.integrated_gradients(
+                    lambda r, model=model: model.logits(r[None])[0], rows
+                )
+                for model in models
+            ]
+        )
 
 
 @pytest.fixture(scope='module')
@@ -68,13 +94,15 @@ def by_hand(data, nodes, population, m, rho=0.1):
     x, y, s = data.x, data.y[nodes].numpy(), data.sens[nodes].numpy()
     everywhere = population.probabilities(x, data.edge_index)[m]
     p = everywhere[nodes].numpy()
-    beta = graphlime(x, data.edge_index, torch.stack([1 - everywhere, everywhere], -1), nodes, rho).numpy()
+    beta = graphlime(
+        x, data.edge_index, torch.stack([1 - everywhere, everywhere], -1), nodes, rho
+    ).numpy()
     after = p.copy()
     for i, node in enumerate(nodes.tolist()):
         if beta[i].max() > 0:
             row = x[node].clone()
             row[np.flatnonzero(beta[i] >= beta[i].max() - 1e-10)[0]] = 0
-            after[i] = population[m:m + 1].logits(row[None, None]).softmax(-1)[0, 0, 1]
+            after[i] = population[m : m + 1].logits(row[None, None]).softmax(-1)[0, 0, 1]
     yes, yes_after = p >= 0.5, after >= 0.5
     f = np.where(yes, p - after, after - p)
 
@@ -82,21 +110,33 @@ def by_hand(data, nodes, population, m, rho=0.1):
         threshold = np.sort(values)[-k]
         above, tied = values > threshold + 1e-9, np.abs(values - threshold) <= 1e-9
         return above + tied * (k - above.sum()) / tied.sum()
+
     top = weights(f, max(1, len(f) // 5))
     ref = abs(top[s == 0].sum() / (s == 0).sum() - top[s == 1].sum() / (s == 1).sum())
     drop = []
     for g in (0, 1):
         k = max(1, (s == g).sum() // 5)
-        drop.append((weights(f[s == g], k) * ((yes == y).astype(int) - (yes_after == y))[s == g]).sum() / k)
+        drop.append(
+            (weights(f[s == g], k) * ((yes == y).astype(int) - (yes_after == y))[s == g]).sum() / k
+        )
     dp = abs(yes[s == 0].mean() - yes[s == 1].mean())
     eo = abs(yes[(s == 0) & (y == 1)].mean() - yes[(s == 1) & (y == 1)].mean())
-    return {'auc': roc_auc_score(y, p), 'acc': (yes == y).mean(), 'dp': dp, 'eo': eo, 'ref': ref, 'vef': abs(drop[0] - drop[1])}
+    return {
+        'auc': roc_auc_score(y, p),
+        'acc': (yes == y).mean(),
+        'dp': dp,
+        'eo': eo,
+        'ref': ref,
+        'vef': abs(drop[0] - drop[1]),
+    }
 
 
 def test_scores_equal_those_made_by_hand(data, networks):
     evaluator = Evaluator(data, 'val')
     scores = evaluator.scores(networks)
-    assert list(scores) == SCORES and all(v.shape == (4,) and v.dtype == torch.float64 for v in scores.values())
+    assert list(scores) == SCORES and all(
+        v.shape == (4,) and v.dtype == torch.float64 for v in scores.values()
+    )
     for m in range(4):
         for name, value in by_hand(data, evaluator.nodes, networks, m).items():
             assert scores[name][m].item() == pytest.approx(value, abs=1e-9), (name, m)
@@ -105,7 +145,9 @@ def test_scores_equal_those_made_by_hand(data, networks):
         assert s['utility'] == pytest.approx((s['acc'] + s['f1'] + s['auc']) / 3)
         assert s['fair_result'] == pytest.approx((s['dp'] + s['eo']) / 2)
         assert s['fair_procedure'] == pytest.approx((s['ref'] + s['vef'] + s['att_jsd']) / 3)
-        assert s['final_score'] == pytest.approx(s['utility'] - s['fair_result'] - s['fair_procedure'])
+        assert s['final_score'] == pytest.approx(
+            s['utility'] - s['fair_result'] - s['fair_procedure']
+        )
 
 
 def test_scores_do_not_depend_on_node_numbers(data, networks):
@@ -114,10 +156,16 @@ def test_scores_do_not_depend_on_node_numbers(data, networks):
     new_number = torch.randperm(data.num_nodes, generator=torch.Generator().manual_seed(2))
     old_number = new_number.argsort()
     shuffled = data.clone()
-    shuffled.x, shuffled.y, shuffled.sens = data.x[old_number], data.y[old_number], data.sens[old_number]
+    shuffled.x, shuffled.y, shuffled.sens = (
+        data.x[old_number],
+        data.y[old_number],
+        data.sens[old_number],
+    )
     shuffled.edge_index = new_number[data.edge_index]
     shuffled.y = torch.where(data.val_mask[old_number], shuffled.y, -1)
-    nodes = new_number[evaluator.nodes][torch.randperm(len(evaluator.nodes), generator=torch.Generator().manual_seed(3))]
+    nodes = new_number[evaluator.nodes][
+        torch.randperm(len(evaluator.nodes), generator=torch.Generator().manual_seed(3))
+    ]
     expected, scores = evaluator.scores(networks), Evaluator(shuffled, nodes).scores(networks)
     for name in SCORES:
         torch.testing.assert_close(scores[name], expected[name], atol=1e-9, rtol=0, msg=name)
@@ -141,7 +189,7 @@ def test_a_population_is_its_members_one_by_one(data, networks):
     evaluator = Evaluator(data, 'test')
     together = evaluator.scores(networks)
     for m in range(4):
-        for name, value in evaluator.scores(networks[m:m + 1]).items():
+        for name, value in evaluator.scores(networks[m : m + 1]).items():
             torch.testing.assert_close(value[0], together[name][m], atol=1e-9, rtol=0, msg=name)
 
 
@@ -158,12 +206,17 @@ class Unhelpful(Networks):
     "Answers something else where nothing is masked."
 
     def masked_probabilities(self, x, edge_index, nodes, features):
-        return torch.where(features >= 0, super().masked_probabilities(x, edge_index, nodes, features), 0.123)
+        return torch.where(
+            features >= 0, super().masked_probabilities(x, edge_index, nodes, features), 0.123
+        )
 
 
 def test_unexplained_nodes_have_no_fidelity_whatever_the_model_says(data, networks):
     record = Evaluator(data).record(Unhelpful(networks.w1, networks.w2))
-    assert torch.equal(record.p1_masked[record.feature < 0], record.p1[record.feature < 0]) and (record.feature < 0).any()
+    assert (
+        torch.equal(record.p1_masked[record.feature < 0], record.p1[record.feature < 0])
+        and (record.feature < 0).any()
+    )
 
 
 def test_parts_of_the_work(data, networks, monkeypatch):
@@ -187,7 +240,9 @@ def test_splits_and_nodes(data, networks):
         assert torch.equal(evaluator.nodes, mask.nonzero().squeeze(1))
         for other in (mask, evaluator.nodes.flip(0)):
             scores = Evaluator(data, other).scores(networks, procedure=False)
-            torch.testing.assert_close(scores['utility'], evaluator.scores(networks, procedure=False)['utility'])
+            torch.testing.assert_close(
+                scores['utility'], evaluator.scores(networks, procedure=False)['utility']
+            )
     for wrong in ('valid', torch.tensor([0, 0]), torch.tensor([10**6]), torch.tensor([True])):
         with pytest.raises(ValueError):
             Evaluator(data, wrong)
@@ -212,35 +267,54 @@ def test_published_fidelity_is_an_option(data):
 
 # ---------------------------------------------------------------- bootstrap
 
+
 def test_bootstrap_equals_scoring_each_resample(data, networks):
     "REF's and VEF's cut-offs are made anew in every draw."
     record = Evaluator(data).record(networks)
     draws = resamples(record.sens, 25, seed=4)
-    fast = scores_intervals._resampled_scores(record, draws)
+    fast = scores_intervals.resampled_scores(record, draws)
     for b, draw in enumerate(draws):
         again = scores_evaluation.NodeRecord(
-            record.nodes[draw], record.y[draw], record.sens[draw], record.p1[:, draw], record.p1_masked[:, draw],
-            record.feature[:, draw], record.attributions[:, draw])
+            record.nodes[draw],
+            record.y[draw],
+            record.sens[draw],
+            record.p1[:, draw],
+            record.p1_masked[:, draw],
+            record.feature[:, draw],
+            record.attributions[:, draw],
+        )
         for name, value in again.scores().items():
             torch.testing.assert_close(fast[name][:, b], value, atol=1e-12, rtol=0, msg=name)
     intervals = bootstrap(record, 25, seed=4)
     expected = np.quantile(fast['final_score'].numpy(), [0.025, 0.975], axis=1)
-    np.testing.assert_allclose(torch.stack([intervals['final_score'].low, intervals['final_score'].high]), expected, atol=1e-12)
+    np.testing.assert_allclose(
+        torch.stack([intervals['final_score'].low, intervals['final_score'].high]),
+        expected,
+        atol=1e-12,
+    )
 
 
 def test_draws_keep_the_groups_and_follow_the_seed(data):
     sens = data.sens[data.val_mask]
     draws = resamples(sens, 50, seed=1)
     assert (sens[draws].sum(1) == sens.sum()).all()
-    assert torch.equal(draws, resamples(sens, 50, seed=1)) and not torch.equal(draws, resamples(sens, 50, seed=2))
-    assert torch.bincount(draws.flatten(), minlength=len(sens)).min() > 0  # everyone is drawn at some time
+    assert torch.equal(draws, resamples(sens, 50, seed=1)) and not torch.equal(
+        draws, resamples(sens, 50, seed=2)
+    )
+    assert (
+        torch.bincount(draws.flatten(), minlength=len(sens)).min() > 0
+    )  # everyone is drawn at some time
     with pytest.raises(UndefinedScoreError):
         resamples(torch.ones(5), 3)
 
 
 def test_undefined_resamples_are_counted_not_filled_in(data, networks):
     positive = data.y == 1
-    members = (data.sens == 0, 30), ((data.sens == 1) & ~positive, 2), ((data.sens == 1) & positive, 1)
+    members = (
+        (data.sens == 0, 30),
+        ((data.sens == 1) & ~positive, 2),
+        ((data.sens == 1) & positive, 1),
+    )
     few = torch.cat([mask.nonzero()[:count, 0] for mask, count in members])
     record = Evaluator(data, few).record(networks)
     intervals = bootstrap(record, 400, seed=0)
@@ -257,11 +331,13 @@ def test_bootstrap_without_explanations_has_the_cheap_scores(data, networks):
 
 
 def test_interval_covers_about_as_often_as_it_says():
-    "On many samples of a known population the 90 % interval of accuracy contains the truth in about 90 %."
+    "On samples of a known population, about 90 % of the 90 % intervals contain the truth."
     generator, hits = torch.Generator().manual_seed(0), 0
     for seed in range(60):
         y = torch.randint(2, (300,), generator=generator)
-        p1 = torch.where(torch.rand(300, generator=generator) < 0.8, y, 1 - y).double()[None]  # right in 80 %
+        p1 = torch.where(torch.rand(300, generator=generator) < 0.8, y, 1 - y).double()[
+            None
+        ]  # right in 80 %
         record = scores_evaluation.NodeRecord(torch.arange(300), y, torch.arange(300) % 2, p1)
         interval = bootstrap(record, 300, seed, level=0.9)['acc']
         hits += bool(interval.low <= 0.8 <= interval.high)
@@ -270,6 +346,27 @@ def test_interval_covers_about_as_often_as_it_says():
 
 def test_metrics_and_record_agree(data, networks):
     record = Evaluator(data).record(networks, explain=False)
-    torch.testing.assert_close(record.scores()['utility'], scores_metrics.utility(record.p1, record.y))
-    torch.testing.assert_close(record.scores()['fair_result'], scores_metrics.fair_result(record.p1, record.y, record.sens))
+    torch.testing.assert_close(
+        record.scores()['utility'], scores_metrics.utility(record.p1, record.y)
+    )
+    torch.testing.assert_close(
+        record.scores()['fair_result'], scores_metrics.fair_result(record.p1, record.y, record.sens)
+    )
     assert isinstance(Evaluator(data).plan, GraphLIME)
+
+
+def test_text_of_a_score_with_its_interval(data, networks):
+    record = Evaluator(data).record(networks[:1], explain=False)
+    described = scores_intervals.scores_with_intervals(record, 50)['acc']
+    text = scores_intervals.interval_text(**described)
+    numbers = [f'{described[part]:.3f}' for part in ('value', 'low', 'high')]
+    assert text == '{} [{}, {}]'.format(*numbers)
+    assert scores_intervals.interval_text(0.25, digits=1) == '0.2'
+
+
+def test_every_score_has_facts_and_keeps_its_bounds(data, networks):
+    for name, values in Evaluator(data).scores(networks).items():
+        if name == 'selection_rate':
+            continue
+        facts = FACTS[name]
+        assert ((values >= facts.low) & (values <= facts.high)).all(), name

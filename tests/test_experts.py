@@ -6,7 +6,7 @@ from captum.attr import IntegratedGradients
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moe_expert.experts import backbones as experts_backbones
+from moe_expert.experts import populations as experts_populations
 from moe_expert.errors import MoEExpertError
 from moe_expert.datasets import load_dataset
 from moe_expert.experts.specs import EXPERTS, LAMBDAS
@@ -50,7 +50,7 @@ def population(request):
     return Population({k: 4 * v for k, v in fresh.params.items()}, 0.2, negative_slope=0.1)
 
 
-# --- one model and many -------------------------------------------------------------------------------------------------------------
+# --- one model and many ---------------------------------------------------------------------------
 
 
 def test_backbone_is_the_benchmarks():
@@ -103,7 +103,7 @@ def test_hidden_gradient_is_that_of_autograd(population):
         torch.testing.assert_close(by_hand[m], torch.autograd.grad(f.margin[m].sum(), x, retain_graph=True)[0])
 
 
-# --- the three questions ------------------------------------------------------------------------------------------------------------
+# --- the three questions --------------------------------------------------------------------------
 
 
 def test_probabilities_in_double_precision_for_all_or_some_nodes(population):
@@ -169,7 +169,7 @@ def test_attributions_against_captum_and_quadrature(population):
 def test_chunks_and_absent_nodes_change_nothing(population, monkeypatch, chunk, nodes):
     x, which = rows(60, 7).float(), torch.arange(60) if nodes is None else nodes
     features = torch.randint(-1, 7, (5, len(which)), generator=torch.Generator().manual_seed(2))
-    monkeypatch.setattr(experts_backbones, 'NUMBERS_AT_ONCE', chunk)
+    monkeypatch.setattr(experts_populations, 'NUMBERS_AT_ONCE', chunk)
     torch.testing.assert_close(population.probabilities(x, None, nodes), torch.stack(
         [population.module(m).double()(x[which].double()).softmax(-1)[:, 1] for m in range(5)]), rtol=0, atol=1e-13)
     torch.testing.assert_close(population.masked_probabilities(x, None, nodes, features),
@@ -185,7 +185,7 @@ def test_row_of_zeros_has_no_attributions_and_an_even_probability(population):
     assert (population.probabilities(x)[:, 2] == 0.5).all()
 
 
-# --- making, stacking, choosing -----------------------------------------------------------------------------------------------------
+# --- making, stacking, choosing -------------------------------------------------------------------
 
 
 def test_seeds_make_models_by_themselves():
@@ -245,7 +245,7 @@ def test_stacking_errors():
     with pytest.raises(MoEExpertError, match='one shape'): stack_models([MLP(5, 8), MLP(6, 8)])
 
 
-# --- cross-entropy ------------------------------------------------------------------------------------------------------------------
+# --- cross-entropy --------------------------------------------------------------------------------
 
 
 def test_cross_entropy_is_pytorchs_on_logits(population):
@@ -271,7 +271,7 @@ def test_cross_entropy_of_extreme_margins_is_finite():
     assert loss.item() == 1e5 and torch.autograd.grad(loss, margin)[0].isfinite().all()
 
 
-# --- expert 2 -----------------------------------------------------------------------------------------------------------------------
+# --- expert 2 -------------------------------------------------------------------------------------
 
 
 @settings(deadline=None, max_examples=30)
@@ -305,7 +305,7 @@ def test_a_minibatch_without_a_group_has_no_gap():
     torch.testing.assert_close(found, soft_demographic_parity(f.p1, sens) / 2)
 
 
-# --- expert 3: attention ------------------------------------------------------------------------------------------------------------
+# --- expert 3: attention --------------------------------------------------------------------------
 
 
 def attention(params, x, sens, y, slope=0.1, buffers=None):
@@ -407,7 +407,7 @@ def test_a_step_against_the_attention_gradient_lowers_it():
     assert (after < loss).all()
 
 
-# --- expert 3: adversaries ----------------------------------------------------------------------------------------------------------
+# --- expert 3: adversaries ------------------------------------------------------------------------
 
 
 def adversaries(m, hidden, seed=0):
@@ -436,7 +436,7 @@ def test_adversaries_learn_while_the_expert_unlearns():
         assert expected[k].abs().max() > 1e-3
 
 
-# --- the whole loss -----------------------------------------------------------------------------------------------------------------
+# --- the whole loss -------------------------------------------------------------------------------
 
 
 def everything(m, hidden, seed=0):

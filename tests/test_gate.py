@@ -1,4 +1,4 @@
-"The gate against captum, brute force, finite differences and scipy; what may not depend on company, order or batches."
+"The gate against captum, brute force, finite differences and scipy; and what may not matter."
 
 from dataclasses import replace
 
@@ -123,7 +123,7 @@ class Whole(nn.Module):
         return (g * p).sum(-1)
 
 
-# --- what a mixture says ------------------------------------------------------------------------------------------------------------
+# --- what a mixture says --------------------------------------------------------------------------
 
 
 def test_probabilities_and_weights_are_those_of_the_whole_module(mixture, data):
@@ -297,7 +297,7 @@ def test_state_is_finite_where_all_experts_agree():
     assert grad.isfinite().all()
 
 
-# --- what it is taught --------------------------------------------------------------------------------------------------------------
+# --- what it is taught ----------------------------------------------------------------------------
 
 
 def objective(experts, gates, data, nodes, temperature=1.5, n_steps=4):
@@ -328,19 +328,12 @@ def test_gradients_are_finite_differences_for_gate_and_experts(data, nodes, back
     for name, value in leaves.items():
         direction = torch.randn(value.shape, generator=rng, dtype=torch.double)
 
-        def at(step):
-            return objective(
-                *parts(
-                    {
-                        k: v.detach() + (step * direction if k == name else 0)
-                        for k, v in leaves.items()
-                    }
-                ),
-                data,
-                some,
-            )  # noqa: B023
+        def at(step, name=name, direction=direction):
+            moved = {k: v.detach() for k, v in leaves.items()}
+            moved[name] = moved[name] + step * direction
+            return objective(*parts(moved), data, some)
 
-        h = 1e-7  # a hidden unit that switches at a quadrature point is a step; larger ones hit some
+        h = 1e-7  # a hidden unit that switches at a quadrature point is a step: larger h meet some
         numeric, exact = ((at(h) - at(-h)) / (2 * h)).item(), (grads[name] * direction).sum().item()
         assert exact == pytest.approx(numeric, abs=2e-6, rel=2e-4), name
         assert abs(exact) > 1e-5, name
@@ -425,7 +418,7 @@ def test_the_coefficients_do_what_they_say(trained, data):
     assert kl_even < kl and kl_even < 0.01 and kl > 0.02
 
 
-# --- training side by side ----------------------------------------------------------------------------------------------------------
+# --- training side by side ------------------------------------------------------------------------
 
 
 @pytest.fixture(scope='module')
@@ -454,7 +447,8 @@ def test_a_gate_does_not_depend_on_its_batch(trained, data, lesson):
 
 
 def test_what_is_selected_is_the_measured_best_validation(trained, data, lesson):
-    "The checkpoint's score is the mixture's own, measured anew; no earlier or later validation was better."
+    """The checkpoint's score is the mixture's own, measured anew; no earlier or later validation
+    was better."""
     evaluator = Evaluator(data)
     (model,) = train_gates(
         trained,
@@ -505,7 +499,8 @@ def test_training_improves_the_objective_of_the_nodes_that_teach(trained, data, 
 
 
 def test_screening_changes_neither_winner_nor_history(trained, data, lesson, monkeypatch):
-    "final_score ≤ utility − fair_result: where that is not better than what is kept, no explanation is made; the result is the same."
+    """final_score ≤ utility − fair_result: where that is not better than what is kept, no
+    explanation is made; the result is the same."""
     evaluator, explained = Evaluator(data), []
     original = evaluator.scores
     monkeypatch.setattr(
@@ -534,7 +529,8 @@ def test_screening_changes_neither_winner_nor_history(trained, data, lesson, mon
 
 
 def test_a_constant_mixture_cannot_be_selected(data):
-    "Experts that say the same of everybody make a mixture that is perfectly fair and below the floor."
+    """Experts that say the same of everybody make a mixture that is perfectly fair and below the
+    floor."""
     blind = init_population([0, 1, 2], 8)
     blind = replace(
         blind, params={k: v * (0 if k == 'hidden.weight' else 1) for k, v in blind.params.items()}

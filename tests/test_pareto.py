@@ -1,4 +1,7 @@
-"The front against a double loop; a search that goes on; choices by rule; what is refused; the script."
+"""The front against a double loop.
+
+A search that goes on; choices by rule; what is refused; the script.
+"""
 
 import itertools
 

@@ -1,4 +1,5 @@
 "Tables and figures hold what the records say, in good times and bad; parameters and progress."
+
 import base64
 import io
 import json
@@ -10,29 +11,29 @@ import numpy as np
 import pytest
 import torch
 
-from moe_expert.tuning import winners as tuning_winners
+from moe_expert import report
+from moe_expert.data.synthetic import make_synthetic
+from moe_expert.datasets import load_dataset
+from moe_expert.errors import ArtifactError, DataWarning, OfflineEditionWarning, ParameterError
+from moe_expert.experts.specs import EXPERTS
+from moe_expert.experts.training import TrainSettings
+from moe_expert.parameters import check, collect, names
+from moe_expert.report import groups as report_groups
+from moe_expert.report import index as report_index
 from moe_expert.report import look as report_look
-from moe_expert.scores import facts as scores_facts
+from moe_expert.report import pages as report_pages
 from moe_expert.report import people as report_people
+from moe_expert.report import run as report_run
 from moe_expert.report import search as report_search
 from moe_expert.report import winners as report_winners
-from moe_expert.report import pages as report_pages
-from moe_expert.report import index as report_index
+from moe_expert.scores import facts as scores_facts
 from moe_expert.scores import intervals as scores_intervals
-from moe_expert.report import run as report_run
-from moe_expert.tuning import progress as tuning_progress
-from moe_expert.report import recorder as report_recorder
-from moe_expert.errors import ArtifactError
-from moe_expert.tuning.folder import ExpertFiles, make_folder
-from moe_expert.tuning.artifacts import read_json
-from moe_expert.errors import DataWarning, MoEExpertError, OfflineEditionWarning
-from moe_expert.datasets import load_dataset
-from moe_expert.data.synthetic import make_synthetic
 from moe_expert.scores.evaluation import Evaluator
-from moe_expert.experts.specs import EXPERTS
-from moe_expert.report.run import check_parameters
-from moe_expert.experts.training import TrainSettings
 from moe_expert.tune_experts import ExpertTuner
+from moe_expert.tuning import progress as tuning_progress
+from moe_expert.tuning import winners as tuning_winners
+from moe_expert.tuning.artifacts import read_json
+from moe_expert.tuning.folder import ExpertFiles, make_folder
 from moe_expert.tuning.progress import Progress
 from moe_expert.tuning.settings import TuneSettings
 
@@ -54,26 +55,44 @@ def winners(run):
 
 def infeasible(result):
     "The same record as if no trial had reached the floor."
-    trials = [t | dict(feasible=False, constraints=[.1, .1, 0.]) if t['state'] == 'complete' else t for t in result['trials']]
+    trials = [
+        t | dict(feasible=False, constraints=[0.1, 0.1, 0.0]) if t['state'] == 'complete' else t
+        for t in result['trials']
+    ]
     return result | dict(feasible=False, n_feasible=0, trials=trials)
 
 
 def failed(result, number):
     "The same record as if one trial had failed."
-    lost = dict(state='fail', score=None, feasible=False, metrics=None, constraints=None, epoch=None, error='NaN in epoch 3')
-    return result | dict(trials=[t | lost if t['number'] == number else t for t in result['trials']])
+    lost = dict(
+        state='fail',
+        score=None,
+        feasible=False,
+        metrics=None,
+        constraints=None,
+        epoch=None,
+        error='NaN in epoch 3',
+    )
+    return result | dict(
+        trials=[t | lost if t['number'] == number else t for t in result['trials']]
+    )
 
 
 def test_every_score_of_a_result_has_a_meaning(run):
     shown = set(report_look.score_meanings().index)
     assert set(run[1]['expert1']['best_metrics']) - {'selection_rate'} == shown
     assert {s.objective for s in EXPERTS.values()} <= shown
-    assert all(row.meaning.endswith('.') and row.better in ('higher', 'lower') for row in report_look.score_meanings().itertuples())
+    assert all(
+        row.meaning.endswith('.') and row.better in ('higher', 'lower')
+        for row in report_look.score_meanings().itertuples()
+    )
 
 
 def test_tables_show_long_texts_and_escape(run):
     html = report_look.score_meanings()._repr_html_()
-    assert scores_facts.SCORES['att_jsd'][1].split(':')[1].strip() in html.replace('&#x27;', "'")
+    assert scores_facts.FACTS['att_jsd'].meaning.split(':')[1].strip() in html.replace(
+        '&#x27;', "'"
+    )
     evil = report_look.table([dict(a='<script>')], 'x < y')._repr_html_()
     assert '<script>' not in evil and 'x &lt; y' in evil
 
@@ -82,15 +101,17 @@ def test_notices():
     offline = load_dataset('bail', edition='offline')
     assert [n.title for n in report_people.data_notices(offline)] == ['Offline edition']
     data = make_synthetic(200, 8, seed=0)
-    data.x[:, 2] = -data.y * 1.  # a column that says the outcome the other way round
-    note, = report_people.data_notices(data)
+    data.x[:, 2] = -data.y * 1.0  # a column that says the outcome the other way round
+    (note,) = report_people.data_notices(data)
     assert note.title == 'Possible leakage' and data.feature_names[2] in note.text
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter('always')
         warnings.warn('not the published file', DataWarning, stacklevel=1)
         warnings.warn('offline', OfflineEditionWarning, stacklevel=1)
         warnings.warn('other', UserWarning, stacklevel=1)
-    assert [n.text for n in report_people.data_notices(data, caught)[1:]] == ['not the published file']
+    assert [n.text for n in report_people.data_notices(data, caught)[1:]] == [
+        'not the published file'
+    ]
     assert '&lt;b&gt;' in report_look.Notices([report_look.Notice('x', '<b>')])._repr_html_()
     assert 'role="alert"' in report_people.data_notices(offline)._repr_html_()
 
@@ -103,8 +124,14 @@ def test_an_infeasible_winner_is_shouted_everywhere(run):
     assert 'INFEASIBLE' in ' '.join(report_search.trials_table(bad['expert2'])['verdict'])
     figures = report_search.plot_history(bad), report_search.plot_tradeoff(bad)
     labels = [t.get_text() for figure in figures for legend in figure.legends for t in legend.texts]
-    assert 'kept, but infeasible' in labels and 'winner' not in labels and 'best feasible so far' not in labels
-    assert report_search.result_notices(results) == [] or not all(r['feasible'] for r in results.values())
+    assert (
+        'kept, but infeasible' in labels
+        and 'winner' not in labels
+        and 'best feasible so far' not in labels
+    )
+    assert report_search.result_notices(results) == [] or not all(
+        r['feasible'] for r in results.values()
+    )
 
 
 def test_a_failed_trial_is_told_and_breaks_nothing(run):
@@ -113,7 +140,11 @@ def test_a_failed_trial_is_told_and_breaks_nothing(run):
     bad = {'expert1': failed(r, lost)}
     assert 'NaN in epoch 3' in report_search.result_notices(bad)[0].text
     assert report_search.trials_table(bad['expert1']).loc[lost, 'verdict'] == 'fail: NaN in epoch 3'
-    for figure in (report_search.plot_history(bad), report_search.plot_importance(bad), report_search.plot_tradeoff(bad)):
+    for figure in (
+        report_search.plot_history(bad),
+        report_search.plot_importance(bad),
+        report_search.plot_tradeoff(bad),
+    ):
         assert figure._repr_png_().startswith(b'\x89PNG')
 
 
@@ -127,30 +158,61 @@ def test_importance_with_few_trials(run, n):
 
 def test_importance_finds_the_parameter_that_matters():
     rng = np.random.default_rng(0)
-    space = dict(lr=dict(low=1e-5, high=1e-3, log=True), weight_decay=dict(low=1e-6, high=1e-3, log=True))
-    draws = [dict(lr=10 ** rng.uniform(-5, -3), weight_decay=10 ** rng.uniform(-6, -3)) for _ in range(30)]
-    trials = [dict(number=i, state='complete', params=p, score=float(np.log(p['lr']))) for i, p in enumerate(draws)]
+    space = dict(
+        lr=dict(low=1e-5, high=1e-3, log=True), weight_decay=dict(low=1e-6, high=1e-3, log=True)
+    )
+    draws = [
+        dict(lr=10 ** rng.uniform(-5, -3), weight_decay=10 ** rng.uniform(-6, -3))
+        for _ in range(30)
+    ]
+    trials = [
+        dict(number=i, state='complete', params=p, score=float(np.log(p['lr'])))
+        for i, p in enumerate(draws)
+    ]
     for n, method in ((8, 'rank correlation'), (30, 'fANOVA')):
-        importance = report_search.parameter_importance(dict(trials=trials[:n], search_space=space, direction='maximize'))
-        assert method in importance.attrs['method'] and importance.index[0] == 'lr' and importance['lr'] > .8
-    again = report_search.parameter_importance(dict(trials=trials, search_space=space, direction='maximize'))
+        importance = report_search.parameter_importance(
+            dict(trials=trials[:n], search_space=space, direction='maximize')
+        )
+        assert (
+            method in importance.attrs['method']
+            and importance.index[0] == 'lr'
+            and importance['lr'] > 0.8
+        )
+    again = report_search.parameter_importance(
+        dict(trials=trials, search_space=space, direction='maximize')
+    )
     assert again.equals(importance)  # seeded
-    flat = report_search.parameter_importance(dict(trials=[t | dict(score=.5) for t in trials], search_space=space, direction='maximize'))
+    flat = report_search.parameter_importance(
+        dict(trials=[t | dict(score=0.5) for t in trials], search_space=space, direction='maximize')
+    )
     assert flat.empty and 'same objective' in flat.attrs['method']
 
 
 def test_figures_have_labelled_axes_and_no_pyplot(run, winners):
     import matplotlib.pyplot as plt
+
     data, results, _ = run
-    figures = [report_search.plot_history(results), report_search.plot_importance(results), report_search.plot_tradeoff(results), report_search.plot_learning(results),
-               report_winners.plot_attributions(data, winners), report_winners.plot_intervals(winners)]
+    figures = [
+        report_search.plot_history(results),
+        report_search.plot_importance(results),
+        report_search.plot_tradeoff(results),
+        report_search.plot_learning(results),
+        report_winners.plot_attributions(data, winners),
+        report_winners.plot_intervals(winners),
+    ]
     assert plt.get_fignums() == []
     for figure in figures:
         assert figure.get_figwidth() <= 10
         assert figure.axes[-1].get_xlabel()
         figure._repr_png_()
-    stars = report_search.plot_history(results, winners), report_search.plot_tradeoff(results, winners)
-    assert all("winner's 95 % interval" in [t.get_text() for t in figure.legends[0].texts] for figure in stars)
+    stars = (
+        report_search.plot_history(results, winners),
+        report_search.plot_tradeoff(results, winners),
+    )
+    assert all(
+        "winner's 95 % interval" in [t.get_text() for t in figure.legends[0].texts]
+        for figure in stars
+    )
     one = report_search.plot_tradeoff({'expert3': results['expert3']})
     assert len(one.axes) == 2
 
@@ -161,19 +223,37 @@ def test_winners_are_the_recorded_ones(run, winners):
         scores = w.record.scores()
         assert all(abs(scores[n].item() - v) < 1e-6 for n, v in results[e]['best_metrics'].items())
     table = report_winners.metrics_table(winners)
-    assert table.caption == 'selected on these nodes: optimistic; node sampling only, not training seeds' == report_winners.SELECTED
+    assert (
+        table.caption
+        == 'selected on these nodes: optimistic; node sampling only, not training seeds'
+        == report_winners.SELECTED
+    )
     w = winners['expert2']
-    value, low, high = (float(v) for v in table.loc['utility', 'expert2'].replace('[', ',').replace(']', '').split(',') if v)
-    assert abs(value - w.result['best_score' if w.result['objective'] == 'utility' else 'best_metrics']['utility']) < 6e-4
+    value, low, high = (
+        float(v)
+        for v in table.loc['utility', 'expert2'].replace('[', ',').replace(']', '').split(',')
+        if v
+    )
+    assert (
+        abs(
+            value
+            - w.result['best_score' if w.result['objective'] == 'utility' else 'best_metrics'][
+                'utility'
+            ]
+        )
+        < 6e-4
+    )
     assert abs(low - w.intervals['utility'].low.item()) < 6e-4 and low <= high
 
 
 def test_a_checkpoint_that_does_not_give_the_recorded_score_stops_the_report(run, tmp_path):
     data, _, files = run
-    for path in files.cache_dir.glob('*expert1*'): (tmp_path / path.name).write_bytes(path.read_bytes())
+    for path in files.cache_dir.glob('*expert1*'):
+        (tmp_path / path.name).write_bytes(path.read_bytes())
     there = tmp_path / files.results('expert1').name
-    there.write_text(json.dumps(json.loads(there.read_text()) | dict(best_score=.99)))
-    with pytest.raises(ArtifactError, match='0.99'): tuning_winners.load_winner(tmp_path, data, 'expert1', n_resamples=2)
+    there.write_text(json.dumps(json.loads(there.read_text()) | dict(best_score=0.99)))
+    with pytest.raises(ArtifactError, match='0.99'):
+        tuning_winners.load_winner(tmp_path, data, 'expert1', n_resamples=2)
 
 
 def test_attributions_are_the_group_means(run, winners):
@@ -187,7 +267,7 @@ def test_attributions_are_the_group_means(run, winners):
 
 
 def test_group_scores_explain_the_gaps(run, winners):
-    table = report_winners.group_scores(run[0], winners)
+    table = report_groups.group_scores(run[0], winners)
     for e, w in winners.items():
         gaps = table.loc[(e, 'difference')]
         assert abs(gaps['selection rate'] - w.result['best_metrics']['dp']) < 1e-9
@@ -196,21 +276,39 @@ def test_group_scores_explain_the_gaps(run, winners):
 
 def test_cells_of_tables_are_aligned_and_intervals_stay_on_one_line(winners):
     html = report_winners.metrics_table(winners)._repr_html_()
-    assert all(re.search(rf'{w.result["best_metrics"]["dp"]:.3f} <span style="white-space:nowrap">\[', html) for w in winners.values())
-    html = report_look.table([dict(n=3, text='three 3', share='41.4%', interval='0.783 [0.771, 0.794]')])._repr_html_()
-    assert '<td style="text-align:right">3</td>' in html and '<td style="text-align:left">three 3</td>' in html
+    assert all(
+        re.search(
+            rf'{w.result["best_metrics"]["dp"]:.3f} <span style="white-space:nowrap">\[', html
+        )
+        for w in winners.values()
+    )
+    html = report_look.table(
+        [dict(n=3, text='three 3', share='41.4%', interval='0.783 [0.771, 0.794]')]
+    )._repr_html_()
+    assert (
+        '<td style="text-align:right">3</td>' in html
+        and '<td style="text-align:left">three 3</td>' in html
+    )
     assert '<td style="text-align:right">41.4%</td>' in html
 
 
 def loads(html):
     "Everything a page would fetch: not links to follow."
-    attributes = re.findall(r'<(?!a\b)\w+[^>]*?\b(?:src|href|srcset|data|poster)\s*=\s*["\']?([^"\'\s>]+)', html)
-    return [u for u in attributes + re.findall(r'(?:url\(|@import|import\()\s*["\']?([^"\')\s]+)', html) if not u.startswith(('data:', '#', '{'))]
+    attributes = re.findall(
+        r'<(?!a\b)\w+[^>]*?\b(?:src|href|srcset|data|poster)\s*=\s*["\']?([^"\'\s>]+)', html
+    )
+    return [
+        u
+        for u in attributes + re.findall(r'(?:url\(|@import|import\()\s*["\']?([^"\')\s]+)', html)
+        if not u.startswith(('data:', '#', '{'))
+    ]
 
 
 def test_the_helper_sees_what_a_page_loads():
-    assert loads('<script src="https://a/x.js"></script><link href=\'//b/y.css\'><style>@import "z.css"; a {b: url(q.png)}</style>') == [
-        'https://a/x.js', '//b/y.css', 'z.css', 'q.png']
+    assert loads(
+        '<script src="https://a/x.js"></script><link href=\'//b/y.css\'>'
+        '<style>@import "z.css"; a {b: url(q.png)}</style>'
+    ) == ['https://a/x.js', '//b/y.css', 'z.css', 'q.png']
     assert loads('<a href="https://a">x</a><img src="data:image/png;base64,AA">') == []
 
 
@@ -218,20 +316,46 @@ def executed(made, path):
     "A notebook that shows these objects, as a kernel would have saved it."
     from IPython.core.formatters import DisplayFormatter
     from nbformat import v4, write
+
     shown = []
     for thing in made:
         data, metadata = DisplayFormatter().format(thing)
-        data |= {'image/png': base64.b64encode(data['image/png']).decode()} if 'image/png' in data else {}
-        shown.append(v4.new_code_cell('show()', outputs=[v4.new_output('display_data', data, metadata=metadata)]))
-    write(v4.new_notebook(cells=[v4.new_markdown_cell('# Tuning report\n\nutility − fair_result'), *shown]), path)
+        data |= (
+            {'image/png': base64.b64encode(data['image/png']).decode()}
+            if 'image/png' in data
+            else {}
+        )
+        shown.append(
+            v4.new_code_cell(
+                'show()', outputs=[v4.new_output('display_data', data, metadata=metadata)]
+            )
+        )
+    write(
+        v4.new_notebook(
+            cells=[v4.new_markdown_cell('# Tuning report\n\nutility − fair_result'), *shown]
+        ),
+        path,
+    )
 
 
 def test_pages_load_nothing_and_describe_their_pictures(run, winners, tmp_path):
-    executed([report_winners.metrics_table(winners), report_winners.plot_intervals(winners), report_search.plot_history(run[1])], tmp_path / 'r.ipynb')
+    executed(
+        [
+            report_winners.metrics_table(winners),
+            report_winners.plot_intervals(winners),
+            report_search.plot_history(run[1]),
+        ],
+        tmp_path / 'r.ipynb',
+    )
     html = report_pages.write_page(tmp_path / 'r.ipynb').read_text()
     assert loads(html) == [] and '<script' not in html and html.count('src="data:image/png') == 2
-    assert 'One panel per expert: expert1, expert2, expert3.' in html and 'No description has been provided' not in html
-    assert 'show()' not in html and 'utility − fair_result' in html and report_winners.SELECTED in html
+    assert (
+        'One panel per expert: expert1, expert2, expert3.' in html
+        and 'No description has been provided' not in html
+    )
+    assert (
+        'show()' not in html and 'utility − fair_result' in html and report_winners.SELECTED in html
+    )
 
 
 def test_the_index_shows_the_scores_of_the_reports(run, winners, tmp_path):
@@ -239,7 +363,11 @@ def test_the_index_shows_the_scores_of_the_reports(run, winners, tmp_path):
     shutil.copytree(files.cache_dir, tmp_path, dirs_exist_ok=True)
     files = ExpertFiles(tmp_path, data.name)
     html = report_index.write_index(tmp_path).read_text()
-    assert html.count('no report shows its scores yet') == 3 and html.count(f'<h2>{data.name}</h2>') == 1 and loads(html) == []
+    assert (
+        html.count('no report shows its scores yet') == 3
+        and html.count(f'<h2>{data.name}</h2>') == 1
+        and loads(html) == []
+    )
     executed([report_winners.metrics_table(winners)], files.report())
     report_pages.write_page(files.report())
     files.report('expert2').with_suffix('.failed.ipynb').write_text('{}')
@@ -247,7 +375,10 @@ def test_the_index_shows_the_scores_of_the_reports(run, winners, tmp_path):
     value, low, high = tuning_winners.interval_record(winners['expert2'])['fair_result']
     assert f'<b>{value:.3f} [{low:.3f}, {high:.3f}]</b>' in html and 'no report shows' not in html
     links = re.findall(r'href="([^"]+)"', html)
-    assert all((tmp_path / link).exists() for link in links) and f'{data.name}_experts_tuning_report.html' in links
+    assert (
+        all((tmp_path / link).exists() for link in links)
+        and f'{data.name}_experts_tuning_report.html' in links
+    )
     assert 'A report stopped' in html and f'{data.name}_expert2_tuning_report.failed.ipynb' in links
     changed = read_json(files.results('expert1')) | dict(checkpoint_sha256='0' * 64)
     files.results('expert1').write_text(json.dumps(changed))
@@ -258,11 +389,19 @@ def test_the_index_shows_the_test_of_the_mixture(run, tmp_path):
     data, _, files = run
     shutil.copytree(files.cache_dir, tmp_path, dirs_exist_ok=True)
     files = ExpertFiles(tmp_path, data.name)
-    known, unknown = dict(value=.5, low=.4, high=.6), dict(value=.5, low=None, high=None)
-    methods = {'moe': dict.fromkeys(scores_facts.SCORES, known), '<x>': dict.fromkeys(scores_facts.SCORES, unknown)}
+    known, unknown = dict(value=0.5, low=0.4, high=0.6), dict(value=0.5, low=None, high=None)
+    methods = {
+        'moe': dict.fromkeys(scores_facts.FACTS, known),
+        '<x>': dict.fromkeys(scores_facts.FACTS, unknown),
+    }
     files.moe_results.write_text(json.dumps(dict(nodes=1234, methods=methods)))
     html = report_index.write_index(tmp_path).read_text()
-    assert '<b>moe</b>' in html and html.count('0.500 [0.400, 0.600]') == 4 and '&lt;x&gt;' in html and '1,234 people' in html
+    assert (
+        '<b>moe</b>' in html
+        and html.count('0.500 [0.400, 0.600]') == 4
+        and '&lt;x&gt;' in html
+        and '1,234 people' in html
+    )
     files.moe_results.write_text('{')
     assert f'{data.name}_moe_results.json' in report_index.write_index(tmp_path).read_text()
 
@@ -273,33 +412,62 @@ def test_the_index_names_what_it_cannot_read(run, tmp_path):
     ExpertFiles(tmp_path, data.name).results('expert2').write_text('{')
     html = report_index.write_index(tmp_path).read_text()
     assert f'{data.name}_expert2_tuning_results.json' in html and 'class="warn"' in html
-    assert 'no tuned experts' in report_index.write_index(make_folder(tmp_path / 'empty')).read_text()
+    assert (
+        'no tuned experts' in report_index.write_index(make_folder(tmp_path / 'empty')).read_text()
+    )
 
 
 def test_rates_and_their_words_are_those_of_fairlearn(run, winners):
-    from fairlearn.metrics import MetricFrame, demographic_parity_difference, false_positive_rate, selection_rate, true_positive_rate
+    from fairlearn.metrics import (
+        MetricFrame,
+        demographic_parity_difference,
+        false_positive_rate,
+        selection_rate,
+        true_positive_rate,
+    )
+
     data = run[0]
-    rates = report_winners.group_rates(data, winners)
+    rates = report_groups.group_rates(data, winners)
     for e, w in winners.items():
-        decided = (w.record.p1[0] >= .5).long().numpy()
-        metrics = {'selection rate': selection_rate, 'true positive rate': true_positive_rate, 'false positive rate': false_positive_rate}
-        frame = MetricFrame(metrics=metrics, y_true=w.record.y.numpy(), y_pred=decided,
-                            sensitive_features=w.record.sens.numpy())
+        decided = (w.record.p1[0] >= 0.5).long().numpy()
+        metrics = {
+            'selection rate': selection_rate,
+            'true positive rate': true_positive_rate,
+            'false positive rate': false_positive_rate,
+        }
+        frame = MetricFrame(
+            metrics=metrics,
+            y_true=w.record.y.numpy(),
+            y_pred=decided,
+            sensitive_features=w.record.sens.numpy(),
+        )
         for s in (0, 1):
-            assert all(abs(rates[e][s][name][0] - frame.by_group.loc[s, name]) < 1e-9 for name in frame.by_group)
-        gap = scores_intervals.newcombe(rates[e][0]['selection rate'], rates[e][1]['selection rate'])
-        dp = demographic_parity_difference(w.record.y.numpy(), decided, sensitive_features=w.record.sens.numpy())
+            assert all(
+                abs(rates[e][s][name][0] - frame.by_group.loc[s, name]) < 1e-9
+                for name in frame.by_group
+            )
+        gap = scores_intervals.newcombe(
+            rates[e][0]['selection rate'], rates[e][1]['selection rate']
+        )
+        dp = demographic_parity_difference(
+            w.record.y.numpy(), decided, sensitive_features=w.record.sens.numpy()
+        )
         assert abs(abs(gap[0]) - dp) < 1e-9 and gap[1] <= gap[0] <= gap[2]
-        cell = report_winners.rates_table(data, winners).loc[(e, ' − '.join(data.group_names)), 'selection rate']
+        cell = report_groups.rates_table(data, winners).loc[
+            (e, ' − '.join(data.group_names)), 'selection rate'
+        ]
         assert cell == f'{100 * gap[0]:.1f} [{100 * gap[1]:.1f}, {100 * gap[2]:.1f}]'
-    sentences = report_winners.in_words(data, winners)
-    assert len(sentences) == 3 and all(e in s and 'percentage points' in s for e, s in zip(winners, sentences))
+    sentences = report_groups.in_words(data, winners)
+    assert len(sentences) == 3 and all(
+        e in s and 'percentage points' in s for e, s in zip(winners, sentences)
+    )
     assert sentences._repr_html_().count('<li>') == 3
 
 
-@pytest.mark.parametrize('share, n', [(0., 5), (.5, 2), (.03, 400), (1., 7)])
+@pytest.mark.parametrize('share, n', [(0.0, 5), (0.5, 2), (0.03, 400), (1.0, 7)])
 def test_wilson_is_scipys(share, n):
     from scipy.stats import binomtest
+
     low, high = scores_intervals.wilson(share, n, z=1.959963984540054)
     there = binomtest(round(share * n), n).proportion_ci(method='wilson')
     assert abs(low - there.low) < 1e-9 and abs(high - there.high) < 1e-9
@@ -311,103 +479,200 @@ def test_nothing_of_the_test_nodes_enters(run, winners):
     blind.y = torch.where(data.test_mask, 1 - data.y, data.y)  # every test label wrong
     again = tuning_winners.load_winners(files.cache_dir, blind, n_resamples=50)
     assert report_winners.metrics_table(again).equals(report_winners.metrics_table(winners))
-    assert report_winners.group_scores(blind, again).equals(report_winners.group_scores(data, winners))
+    assert report_groups.group_scores(blind, again).equals(
+        report_groups.group_scores(data, winners)
+    )
     assert report_people.leakage_table(blind).equals(report_people.leakage_table(data))
-    assert set(winners['expert1'].record.nodes.tolist()) == set(Evaluator(data, 'val').nodes.tolist())
+    assert set(winners['expert1'].record.nodes.tolist()) == set(
+        Evaluator(data, 'val').nodes.tolist()
+    )
 
 
 def test_saved_files_are_all_there(run):
     import hashlib
+
     _, results, files = run
-    table = report_winners.saved_files(files)
+    table = report_index.saved_files(files)
     assert len(table) == 9
     for path, digest in table['SHA-256'].items():
-        if digest != '–': assert hashlib.sha256(open(path, 'rb').read()).hexdigest() == digest
-    assert len(report_winners.saved_files(files, ['expert2'])) == 5
+        if digest != '–':
+            assert hashlib.sha256(open(path, 'rb').read()).hexdigest() == digest
+    assert len(report_index.saved_files(files, ['expert2'])) == 5
 
 
-@pytest.mark.parametrize('drop, expected', [
-    ([], ()), (None, ()), ('', ()), ('TIME', ('TIME',)), ('a, b', ('a', 'b')), (['a', 'b'], ('a', 'b')), ("['a', 'b']", ('a', 'b'))])
+@pytest.mark.parametrize(
+    'drop, expected',
+    [
+        ([], ()),
+        (None, ()),
+        ('', ()),
+        ('TIME', ('TIME',)),
+        ('a, b', ('a', 'b')),
+        (['a', 'b'], ('a', 'b')),
+        ("['a', 'b']", ('a', 'b')),
+    ],
+)
 def test_forms_of_drop(drop, expected):
-    assert check_parameters(dict(drop=drop)).drop == expected
+    assert check('tune.ipynb', dict(drop=drop)).drop == expected
 
 
-@pytest.mark.parametrize('given, message', [
-    (dict(expert='expert4'), "expert must be 'all', 'expert1', 'expert2', 'expert3', not 'expert4'"),
-    (dict(expert=None), 'expert must be'), (dict(n_trials=0), 'n_trials must be a whole number of at least 1, not 0'),
-    (dict(n_trials=2.5), 'not 2.5'), (dict(n_trials=True), 'not True'), (dict(n_trials='30'), "not '30'"),
-    (dict(seed=-1), 'seed must be'), (dict(seed=2 ** 32), 'seed must be'), (dict(epochs='many'), 'epochs must be'),
-    (dict(edition='ofline'), "edition must be 'auto', 'full'"), (dict(drop=3), 'drop must be'), (dict(drop=['a', 3]), 'drop must be'),
-    (dict(drop='[a'), 'drop must be'), (dict(overwrite='yes'), 'overwrite must be True or False'),
-    (dict(cache_dir=''), 'cache_dir must be'), (dict(data_dir=1), 'data_dir must be'), (dict(dataset=None), 'dataset must be'),
-    (dict(n_trial=5), r'unknown parameter n_trial \(did you mean n_trials\?\)'),
-    (dict(colour=5), 'unknown parameter colour; there are dataset, .*expert')])
+@pytest.mark.parametrize(
+    'given, message',
+    [
+        (
+            dict(expert='expert4'),
+            "expert must be 'all', 'expert1', 'expert2', 'expert3', not 'expert4'",
+        ),
+        (dict(expert=None), 'expert must be'),
+        (dict(n_trials=0), 'n_trials must be a whole number of at least 1, not 0'),
+        (dict(n_trials=2.5), 'not 2.5'),
+        (dict(n_trials=True), 'not True'),
+        (dict(n_trials='30'), "not '30'"),
+        (dict(seed=-1), 'seed must be'),
+        (dict(seed=2**32), 'seed must be'),
+        (dict(epochs='many'), 'epochs must be'),
+        (dict(edition='ofline'), "edition must be 'auto', 'full'"),
+        (dict(drop=3), 'drop must be'),
+        (dict(drop=['a', 3]), 'drop must be'),
+        (dict(drop='[a'), 'drop must be'),
+        (dict(overwrite='yes'), 'overwrite must be True or False'),
+        (dict(cache_dir=''), 'cache_dir must be'),
+        (dict(data_dir=1), 'data_dir must be'),
+        (dict(dataset=None), 'dataset must be'),
+        (dict(n_trial=5), r"unknown parameter 'n_trial'. Did you mean 'n_trials'\?"),
+        (dict(colour=5), "unknown parameter 'colour'. Known: dataset, .*expert"),
+    ],
+)
 def test_wrong_parameters(given, message):
-    with pytest.raises(MoEExpertError, match=message): check_parameters(given)
+    with pytest.raises(ParameterError, match=message):
+        check('tune.ipynb', given)
 
 
 def test_all_wrong_parameters_are_named_at_once():
-    with pytest.raises(MoEExpertError) as err: check_parameters(dict(seed='x', expert='y'), ['# Parameters\nepoch = 3\n', 'other = 1'])
-    assert all(word in str(err.value) for word in ('seed', 'expert', 'unknown parameter epoch')) and 'other' not in str(err.value)
+    cells = ['# Parameters\nepoch = 3\n', 'other = 1']
+    with pytest.raises(ParameterError) as err:
+        collect('tune.ipynb', dict(seed='x', expert='y', In=cells))
+    assert all(word in str(err.value) for word in ('seed', 'expert', "unknown parameter 'epoch'"))
+    assert 'other' not in str(err.value)
 
 
-def test_notebook_defaults_are_the_parameters(repo_root):
+@pytest.mark.parametrize('name', ['tune.ipynb', 'moe.ipynb'])
+def test_notebook_defaults_are_the_parameters(repo_root, name):
     import nbformat
-    cells = nbformat.read(repo_root / 'nbs' / 'tune.ipynb', 4).cells
-    cell, = [c for c in cells if 'parameters' in c.metadata.get('tags', [])]
+
+    cells = nbformat.read(repo_root / 'nbs' / name, 4).cells
+    (cell,) = [c for c in cells if 'parameters' in c.metadata.get('tags', [])]
     given = {}
     exec(cell.source, {}, given)
-    assert check_parameters(given) == report_run.Parameters()
-    assert set(given) == set(report_run.Parameters.__dataclass_fields__)
+    assert dict(check(name, given)) == dict(check(name))
+    assert set(given) == set(names(name))
     prose = ''.join(c.source for c in cells if c.cell_type == 'markdown')
-    assert all(f'| `{name}` |' in prose for name in given)
-    assert f'## {report_winners.SELECTED}\n' in prose + '\n'
+    assert all(f'| `{option}` |' in prose for option in given)
+    assert (f'## {report_winners.SELECTED}\n' in prose + '\n') == (name == 'tune.ipynb')
+
+
+def test_every_name_of_the_door_resolves():
+    rooms = {room.split('.')[-1] for room in report.ROOMS}
+    assert len(report.__all__) == len(set(report.__all__)) and not rooms & set(report.__all__)
+    for room, held in report.ROOMS.items():
+        module = __import__(f'moe_expert.{room}', fromlist=held)
+        assert all(getattr(report, name) is getattr(module, name) for name in held)
+    assert set(report.__all__) <= set(dir(report))
+    with pytest.raises(AttributeError, match='plot_nothing'):
+        _ = report.plot_nothing
+
+
+def test_the_notebooks_use_names_of_the_door_only(repo_root):
+    for name in ('tune.ipynb', 'moe.ipynb'):
+        cells = json.loads((repo_root / 'nbs' / name).read_text())['cells']
+        code = '\n'.join(''.join(c['source']) for c in cells if c['cell_type'] == 'code')
+        used = set(re.findall(r'\breport\.(\w+)', code))
+        assert used <= set(report.__all__) and len(used) > 15
+
+
+@pytest.mark.parametrize('backbone', [None, 'gcn'])
+def test_the_mixture_is_run_with_the_backbone_that_was_asked_for(monkeypatch, backbone):
+    asked = []
+    monkeypatch.setattr(report_run, 'execute', lambda given, *rest: asked.append(given))
+    report_run.run_moe_report('synthetic-200', backbone=backbone)
+    assert asked[0].backbone == backbone and asked[0].door == 'moe.ipynb'
+    arguments = report_run.trainer_arguments(asked[0], 'MoETrainer')
+    assert arguments.get('backbone') == backbone
+    assert not {'dataset', 'data_dir', 'edition', 'drop'} & set(arguments)
 
 
 def test_progress_lines():
-    cached = Progress('expert1', 30, 30, best=.8, cached=True)
+    cached = Progress('expert1', 30, 30, best=0.8, cached=True)
     assert tuning_progress.progress_line(cached) == 'expert1: 30 trials, all from the cache'
-    assert 'no feasible trial yet' in tuning_progress.progress_line(Progress('expert1', 10, 30, 300, 2000, 7))
+    assert 'no feasible trial yet' in tuning_progress.progress_line(
+        Progress('expert1', 10, 30, 300, 2000, 7)
+    )
 
 
 def test_terminal_progress_writes_only_to_its_stream(capsys):
     stream = io.StringIO()
     with tuning_progress.TerminalProgress(stream) as show:
         for e in ('expert1', 'expert2'):
-            for epoch in range(0, 2001, 100): show(Progress(e, 0, 10, epoch, 2000, 5))
-            show(Progress(e, 10, 10, best=.7))
+            for epoch in range(0, 2001, 100):
+                show(Progress(e, 0, 10, epoch, 2000, 5))
+            show(Progress(e, 10, 10, best=0.7))
     assert capsys.readouterr() == ('', '')
     text = stream.getvalue()
-    assert 'expert2 (result fairness): 100%' in text and '10 of 10 trials, best fair_result 0.7000' in text
+    assert (
+        'expert2 (result fairness): 100%' in text
+        and '10 of 10 trials, best fair_result 0.7000' in text
+    )
     assert len(text) < 3000  # a log is not flooded
 
 
 def test_notebook_progress_outside_a_notebook(capsys):
-    with tuning_progress.NotebookProgress() as show: show(Progress('expert1', 3, 3, best=.5))
+    with tuning_progress.NotebookProgress() as show:
+        show(Progress('expert1', 3, 3, best=0.5))
     assert repr(show).startswith('Done in 0 s')
 
 
 def message(kind, parent, **content):
-    return dict(msg_type=kind, header=dict(msg_type=kind), parent_header=dict(msg_id=parent), content=content)
+    return dict(
+        msg_type=kind,
+        header=dict(msg_type=kind),
+        parent_header=dict(msg_id=parent),
+        content=content,
+    )
 
 
 def test_recorded_outputs_follow_the_protocol():
-    cells = report_recorder.executed_cells([
-        message('stream', 'before', name='stdout', text='not ours'),
-        message('execute_input', 'a', code='x', execution_count=1),
-        message('stream', 'a', name='stdout', text='1\n'), message('stream', 'a', name='stderr', text='!'),
-        message('clear_output', 'a', wait=False),
-        message('stream', 'a', name='stdout', text='2\n'), message('stream', 'a', name='stdout', text='3\n'),
-        message('execute_result', 'a', data={'text/plain': '4'}, metadata={}, execution_count=1),
-        message('execute_input', 'b', code='y', execution_count=2), message('error', 'b', ename='E', evalue='v', traceback=[]),
-        message('execute_input', 'c', code='y\n', execution_count=3), message('status', 'c', execution_state='idle')])
-    assert [o.output_type for o in cells['x'][1]] == ['stream', 'execute_result'] and cells['x'][1][0].text == '2\n3\n'
+    cells = report_pages.executed_cells(
+        [
+            message('stream', 'before', name='stdout', text='not ours'),
+            message('execute_input', 'a', code='x', execution_count=1),
+            message('stream', 'a', name='stdout', text='1\n'),
+            message('stream', 'a', name='stderr', text='!'),
+            message('clear_output', 'a', wait=False),
+            message('stream', 'a', name='stdout', text='2\n'),
+            message('stream', 'a', name='stdout', text='3\n'),
+            message(
+                'execute_result', 'a', data={'text/plain': '4'}, metadata={}, execution_count=1
+            ),
+            message('execute_input', 'b', code='y', execution_count=2),
+            message('error', 'b', ename='E', evalue='v', traceback=[]),
+            message('execute_input', 'c', code='y\n', execution_count=3),
+            message('status', 'c', execution_state='idle'),
+        ]
+    )
+    assert [o.output_type for o in cells['x'][1]] == ['stream', 'execute_result'] and cells['x'][1][
+        0
+    ].text == '2\n3\n'
     assert cells['y'] == (3, [])  # the last run counts
 
 
 def test_cells_of_the_user_are_kept_where_they_ran():
     from nbformat.v4 import new_code_cell, new_notebook
+
     shipped = new_notebook(cells=[new_code_cell('a'), new_code_cell('b')])
-    filled = report_recorder.fill(shipped, {'b': (3, []), 'a': (1, []), 'mine': (2, [])})
-    assert [(c.source, c.execution_count) for c in filled.cells] == [('a', 1), ('mine', 2), ('b', 3)]
+    filled = report_pages.fill(shipped, {'b': (3, []), 'a': (1, []), 'mine': (2, [])})
+    assert [(c.source, c.execution_count) for c in filled.cells] == [
+        ('a', 1),
+        ('mine', 2),
+        ('b', 3),
+    ]
     assert all(c.execution_count is None for c in shipped.cells)

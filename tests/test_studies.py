@@ -1,4 +1,7 @@
-"The loop behind every study: the storage, the draws, whose trial it is, many workers, failures, who wins."
+"""The loop behind every study.
+
+The storage, the draws, whose trial it is, many workers, failures, who wins.
+"""
 
 import json
 import logging
@@ -45,7 +48,7 @@ def test_weights_survive_the_storage_to_the_bit():
     assert all(torch.equal(v.float(), single[k]) for k, v in unpack(pack(single)).items())
 
 
-# --- whose trial it is, and which count -----------------------------------------------------------------------------------------------
+# --- whose trial it is, and which count -----------------------------------------------------------
 
 SPACE = dict(x=FloatDistribution(-3.0, 3.0), y=FloatDistribution(-3.0, 3.0))
 
@@ -157,7 +160,10 @@ def test_trials_of_others_are_taken_over_only_without_a_sign_of_life(study, monk
 @pytest.mark.parametrize('told', [0, 1, 3])
 @pytest.mark.parametrize('at', [1, 2, 3])
 def test_an_interrupted_batch_is_repeated_whole_in_its_company(study, whole, monkeypatch, at, told):
-    "Killed while a batch is trained or told: the same configurations train side by side again, in their order; none counts twice."
+    """Killed while a batch is trained or told.
+
+    The same configurations train side by side again, in their order; none counts twice.
+    """
     batches = []
 
     def train(batch):
@@ -259,7 +265,7 @@ def test_fewer_trials_than_are_owed(study, whole):
     ) == 12
 
 
-# --- many workers ---------------------------------------------------------------------------------------------------------------------
+# --- many workers ---------------------------------------------------------------------------------
 
 WORKER = """
 import json, sys, time
@@ -271,14 +277,16 @@ from moe_expert.tuning.trials import Outcome
 from moe_expert.tuning.storage import open_storage, open_study
 from optuna.distributions import FloatDistribution
 tuning_storage.HEARTBEAT, tuning_storage.GRACE, tuning_studies.WAIT = 1, 4, .1
-address, n_trials, batch_size, seconds = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), float(sys.argv[4])
+address, n_trials, batch_size, seconds = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]),
+float(sys.argv[4])
 def train(batch):
     print(json.dumps(batch), flush=True)
     time.sleep(seconds)
     return [Outcome((p['x'] - 1) ** 2 + p['y'] ** 2) for p in batch]
 study = open_study(open_storage(address, None), 'shared', False)
 space = dict(x=FloatDistribution(-3., 3.), y=FloatDistribution(-3., 3.))
-run_study(study, space, train, seed=0, label='shared', n_trials=n_trials, batch_size=batch_size, default=dict(x=0., y=0.))
+run_study(study, space, train, seed=0, label='shared', n_trials=n_trials,
+          batch_size=batch_size, default=dict(x=0., y=0.))
 assert len(finished(study)) == n_trials, 'a worker left before the study had its trials'
 """
 
@@ -300,7 +308,10 @@ def trained(process):
 
 @pytest.mark.faults
 def test_workers_share_the_trials_of_a_file(address):
-    "Started at the same moment on a file that is not there yet; each configuration is trained once, by one of them."
+    """Started at the same moment on a file that is not there yet.
+
+    Each configuration is trained once, by one of them.
+    """
     done = [trained(p) for p in [start(address, 24, 2, 0.2) for _ in range(3)]]
     study = open_study(open_storage(address, None), 'shared', False)
     assert len(finished(study)) == 24 == sum(map(len, done))
@@ -323,7 +334,7 @@ def test_a_live_worker_with_a_long_batch_is_not_robbed(address):
     assert slow.returncode == 0 and states(study) == ['COMPLETE'] * 4
 
 
-# --- training that fails --------------------------------------------------------------------------------------------------------------
+# --- training that fails --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -383,7 +394,7 @@ def test_what_is_not_a_number_fails(study, score, constraint):
         winner(bare(study), False)
 
 
-# --- storages that fail ---------------------------------------------------------------------------------------------------------------
+# --- storages that fail ---------------------------------------------------------------------------
 
 
 def test_a_storage_that_fails_for_a_moment_loses_nothing(study, whole, monkeypatch):
@@ -413,7 +424,8 @@ def test_a_storage_that_is_gone_is_an_error_that_says_so(study, monkeypatch):
             patch.setattr(study._storage, name, gone)
         with pytest.raises(
             ArtifactError,
-            match='parabola .sqlite:.*studies.db. does not answer.*gone.*start the same command again',
+            match='parabola .sqlite:.*studies.db. does not answer.*gone.*'
+            'start the same command again',
         ):
             run(study)
     run(study)

@@ -1,4 +1,8 @@
-"Stages 2 and 3: what is loaded and refused, what is written and kept, that test labels wait for the test, and the table against other libraries."
+"""Stages 2 and 3.
+
+What is loaded and refused, what is written and kept, that test labels wait for the test, and the
+table against other libraries.
+"""
 
 import copy
 import dataclasses
@@ -22,7 +26,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import accuracy_score, f1_score, roc_auc_score
 
 from moe_expert import MoETrainer as of_the_package
-from moe_expert import parameters, trainer
+from moe_expert import parameters, trainer, tune_experts
 from moe_expert.data.synthetic import make_synthetic
 from moe_expert.datasets import load_dataset
 from moe_expert.errors import ArtifactError, DataError, MoEExpertError
@@ -36,7 +40,7 @@ from moe_expert.mixture.checkpoints import load_experts, load_mixture, predict_p
 from moe_expert.mixture.comparison import Linear, logistic_regression, majority_class
 from moe_expert.mixture.gate import Mixture, init_gates
 from moe_expert.mixture.gate_training import GateConfig, GateSettings, start_biases
-from moe_expert.mixture.integration import FineTuneSettings, FineTuner, fine_tuned
+from moe_expert.mixture.integration import FineTuner, FineTuneSettings, fine_tuned
 from moe_expert.mixture.teachers import crossfit_lesson, halves
 from moe_expert.scores.evaluation import Evaluator
 from moe_expert.trainer import MoESettings, MoETrainer
@@ -126,7 +130,7 @@ def no_training(monkeypatch):
         monkeypatch.setattr(module, name, fail)
 
 
-# --- loading experts ----------------------------------------------------------------------------------------------------------------
+# --- loading experts ------------------------------------------------------------------------------
 
 
 def test_what_the_tuner_wrote_is_what_is_loaded(experts, data):
@@ -323,7 +327,7 @@ def test_settings_out_of_range(cache, data):
         one.evaluate('everything')
 
 
-# --- the gate's study ---------------------------------------------------------------------------------------------------------------
+# --- the gate's study -----------------------------------------------------------------------------
 
 
 def test_files_are_named_as_the_contract_says(done):
@@ -505,11 +509,14 @@ def test_a_killed_study_goes_on_to_the_same_bits(
     assert (cache / GATE).read_bytes() == (whole / GATE).read_bytes()
 
 
-# --- test labels --------------------------------------------------------------------------------------------------------------------
+# --- test labels ----------------------------------------------------------------------------------
 
 
 def test_no_test_label_is_read_before_the_test(done, data, tmp_path):
-    "Labels of the test nodes that are no labels at all: experts, gate and fine-tuned mixture are the same to the bit. The test then sees labels."
+    """Labels of the test nodes that are no labels at all.
+
+    Experts, gate and fine-tuned mixture are the same to the bit. The test then sees labels.
+    """
     folder, _, results = done
     test, other = data.test_mask.nonzero()[:, 0], data.clone()
     other.y[test] = 7
@@ -527,7 +534,7 @@ def test_no_test_label_is_read_before_the_test(done, data, tmp_path):
         assert wrong[m]['acc']['value'] == pytest.approx(1 - scores['acc']['value']), m
 
 
-# --- which nodes teach --------------------------------------------------------------------------------------------------------------
+# --- which nodes teach ----------------------------------------------------------------------------
 
 
 def test_halves_are_even_and_reproducible(data):
@@ -605,7 +612,7 @@ def test_the_floor_is_the_experts(cache, data):
     assert moe(data, cache).floor == expected
 
 
-# --- fine-tuning --------------------------------------------------------------------------------------------------------------------
+# --- fine-tuning ----------------------------------------------------------------------------------
 
 
 def test_fine_tuning_that_helps_is_kept(cache, data):
@@ -631,7 +638,10 @@ def test_fine_tuning_that_helps_is_kept(cache, data):
 
 
 def test_fine_tuning_that_does_not_help_says_so_and_leaves_no_file(cache, data):
-    "After one that was kept, another gate's fine-tuning that is not: the old file goes, the mixture is the gate's."
+    """After one that was kept, another gate's fine-tuning that is not.
+
+    The old file goes, the mixture is the gate's.
+    """
     one = moe(data, cache, settings=UNIFORM)
     one.tune_gate(1)
     assert one.fine_tune()['kept'] and (cache / FINETUNED).exists()
@@ -791,7 +801,7 @@ def test_fine_tuning_in_batches_sets_aside_what_is_left_over(cache, data):
     assert found['metrics'] and 'NaN' not in found['why'] and found['epochs_run'] == 10
 
 
-# --- mixtures on disk ---------------------------------------------------------------------------------------------------------------
+# --- mixtures on disk -----------------------------------------------------------------------------
 
 
 def test_save_and_load_give_the_same_to_the_bit(done, data, tmp_path):
@@ -855,7 +865,7 @@ def test_a_damaged_mixture_is_refused(done, data, tmp_path, how):
         moe(data, folder).load(path)
 
 
-# --- new people ---------------------------------------------------------------------------------------------------------------------
+# --- new people -----------------------------------------------------------------------------------
 
 
 def raw_table(data):
@@ -917,7 +927,7 @@ def test_graphs_that_do_not_fit(done, data):
         predict_proba(done[1].mixture, raw_table(data))
 
 
-# --- the test -----------------------------------------------------------------------------------------------------------------------
+# --- the test -------------------------------------------------------------------------------------
 
 
 def test_the_table_is_that_of_other_libraries(done, data):
@@ -1059,7 +1069,7 @@ def test_linear_models_against_scikit_learn_and_captum(data):
     )
 
 
-# --- other backbones, real data -----------------------------------------------------------------------------------------------------
+# --- other backbones, real data -------------------------------------------------------------------
 
 
 @pytest.mark.parametrize('backbone', ['gcn', 'sage', 'gin', 'gat'])

@@ -16,9 +16,9 @@ from moe_expert.experts.specs import EXPERTS, LAMBDAS
 from moe_expert.experts.populations import PARAMETERS, Population
 from moe_expert.experts.initialisation import init_population
 from moe_expert.experts.floor import CONSTRAINTS, Floor, Selection
-from moe_expert.experts.optimizer import DropoutMasks, StackedAdam, resolve_device
-from moe_expert.experts.trainers import TrainConfig, TrainSettings
-from moe_expert.experts.training import reference_floor, train_population
+from moe_expert.experts.optimizer import DropoutMasks, StackedAdam, minibatches, resolve_device, using_threads
+from moe_expert.experts.trainers import PopulationTrainer, TrainConfig, Trainer, TrainSettings
+from moe_expert.experts.training import reference_floor, run_training, train_population
 
 
 @pytest.fixture(scope='module')
@@ -43,7 +43,7 @@ def assert_close(a, b, tolerance=1e-5):
     for k in PARAMETERS: torch.testing.assert_close(a.population.params[k], b.population.params[k], rtol=0, atol=tolerance)
 
 
-# --- Adam -----------------------------------------------------------------------------------------------------------------------------
+# --- Adam -----------------------------------------------------------------------------------------
 
 
 @settings(deadline=None, max_examples=25)
@@ -83,7 +83,7 @@ def test_stacked_adam_copies_what_it_is_given():
     assert (start['w'] == 1).all() and (adam.params['w'] < 1).all() and adam.params['w'].requires_grad
 
 
-# --- dropout --------------------------------------------------------------------------------------------------------------------------
+# --- dropout --------------------------------------------------------------------------------------
 
 
 def test_dropout_masks_do_not_depend_on_neighbours():
@@ -116,7 +116,68 @@ def test_dropout_and_initial_parameters_are_different_streams(seed):
     assert 0.4 < agree < 0.6
 
 
-# --- the whole path against a plain loop ----------------------------------------------------------------------------------------------
+# --- minibatches and threads ----------------------------------------------------------------------
+
+
+@settings(deadline=None, max_examples=100)
+@given(st.integers(1, 60), st.integers(1, 70), st.integers(0, 10 ** 6), st.booleans())
+def test_minibatches_cut_a_random_order_into_equal_steps(n, rows, seed, both_classes):
+    y = (torch.rand(n, generator=torch.Generator().manual_seed(seed)) < 0.3).long()
+    generator = torch.Generator().manual_seed(seed)
+    steps = list(minibatches(y, rows, generator, both_classes))
+    rows, oracle = min(rows, n), torch.Generator().manual_seed(seed)
+    order = torch.arange(n) if rows == n else torch.randperm(n, generator=oracle)
+    expected = [order[i:i + rows] for i in range(0, n - rows + 1, rows)]
+    if both_classes: expected = [b for b in expected if len(set(y[b].tolist())) == 2]
+    assert [b.tolist() for b in steps] == [b.tolist() for b in expected]
+    assert torch.equal(generator.get_state(), oracle.get_state())  # nothing else is drawn
+
+
+def test_the_number_of_threads_is_restored_after_an_error():
+    before = torch.get_num_threads()
+    with pytest.raises(ZeroDivisionError), using_threads(before + 1):
+        assert torch.get_num_threads() == before + 1
+        1 / 0
+    assert torch.get_num_threads() == before
+
+
+class Moments(PopulationTrainer):
+    "Writes down what is called."
+
+    def __init__(self, *arguments):
+        self.calls = []
+        super().__init__(*arguments)
+
+    def on_epoch(self, warm): self.calls.append(('epoch', warm))
+
+    def on_keep(self, which):
+        super().on_keep(which)
+        self.calls.append(('keep', list(which), list(self.running)))
+
+
+def test_the_moments_of_a_trainer(data, evaluator):
+    configs = [TrainConfig(1e-2), TrainConfig(1e308), TrainConfig(1e-2, seed=1)]
+    train = TrainSettings(epochs=5, val_every=2)
+    trainer = Moments(data, configs, train, torch.device('cpu'), 0)
+    models = run_training(trainer, configs, EXPERTS['expert2'], evaluator, None, train)
+    epochs = [('epoch', True), *[('epoch', False)] * 4]  # a warm-up of a fifth
+    assert trainer.calls == [*epochs[:2], ('keep', [0, 2], [0, 2]), *epochs[2:]]
+    assert [m.epochs_run for m in models] == [5, 2, 5] and models[1].error and trainer.running == [0, 2]
+
+
+def test_written_gradients_and_automatic_ones_train_the_same_models(data, evaluator):
+    class Automatic(PopulationTrainer):
+        written_gradients = False
+    configs = [TrainConfig(1e-2, lambda_rep=1., lambda_fair=2., lambda_attention=3., lambda_adv=.5)]
+    train = TrainSettings(epochs=20)
+    made = [kind(data, configs, train, torch.device('cpu'), 0) for kind in (PopulationTrainer, Automatic)]
+    for trainer in made:
+        for _ in range(20): trainer.epoch(warm=False)
+    torch.testing.assert_close(made[0].adam.flat, made[1].adam.flat, rtol=0, atol=1e-9)
+    assert issubclass(Automatic, Trainer)
+
+
+# --- the whole path against a plain loop ----------------------------------------------------------
 
 
 def plain_loss(model, x, y, sens, config, warm):
@@ -208,7 +269,7 @@ def test_training_leaves_the_data_alone(data):
     assert all(torch.equal(v, data[k]) for k, v in before.items())
 
 
-# --- neighbours, seeds ----------------------------------------------------------------------------------------------------------------
+# --- neighbours, seeds ----------------------------------------------------------------------------
 
 
 def mixed_configs(n=30):
@@ -253,7 +314,7 @@ def test_same_seed_same_bits_other_seed_other_model(data, evaluator):
         assert a.metrics != c.metrics
 
 
-# --- failures -------------------------------------------------------------------------------------------------------------------------
+# --- failures -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize('bad', [TrainConfig(math.nan), TrainConfig(math.inf), TrainConfig(1e-3, lambda_fair=math.nan),
@@ -290,7 +351,7 @@ def test_wrong_settings_are_refused(data):
     assert resolve_device('auto').type == ('cuda' if torch.cuda.is_available() else 'cpu') and resolve_device('cpu').type == 'cpu'
 
 
-# --- selection ------------------------------------------------------------------------------------------------------------------------
+# --- selection ------------------------------------------------------------------------------------
 
 
 def oracle(offers, maximize, patience):
@@ -383,7 +444,7 @@ def test_progress_is_told_at_every_validation(data, evaluator):
     assert [r for e, r in seen if e < 200] == [sum(end > e for end in ends) for e, _ in seen if e < 200]
 
 
-# --- the floor ------------------------------------------------------------------------------------------------------------------------
+# --- the floor ------------------------------------------------------------------------------------
 
 
 def test_reference_floor_is_the_plain_models(data, evaluator):
@@ -419,7 +480,7 @@ def test_a_penalty_that_makes_constants_does_not_win(data, evaluator):
     assert held.feasible == (held.metrics['utility'] >= floor.utility and held.metrics['auc'] >= floor.auc)
 
 
-# --- warm-up --------------------------------------------------------------------------------------------------------------------------
+# --- warm-up --------------------------------------------------------------------------------------
 
 
 def test_fairness_terms_act_before_selection(data, evaluator):
@@ -453,7 +514,7 @@ def test_warm_up_is_cross_entropy_alone(data, evaluator):
         assert not torch.equal(penalised.population.params[k], plain.population.params[k])
 
 
-# --- minibatches ----------------------------------------------------------------------------------------------------------------------
+# --- minibatches ----------------------------------------------------------------------------------
 
 
 def test_rows_of_a_step():
@@ -506,7 +567,7 @@ def test_every_node_is_used_in_the_course_of_the_epochs(data, evaluator):
         assert not same_bits(run(changed), before)  # moving one node's features moves the result
 
 
-# --- effects --------------------------------------------------------------------------------------------------------------------------
+# --- effects --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize('world', [0, 1])
@@ -542,7 +603,7 @@ def test_adversaries_make_the_group_harder_to_guess():
     assert (much < none).sum() >= 5
 
 
-# --- what explanations are made for ----------------------------------------------------------------------------------------------------
+# --- what explanations are made for ---------------------------------------------------------------
 
 
 class Listening(Evaluator):

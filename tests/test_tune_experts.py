@@ -1,4 +1,8 @@
-"The tuner: files, caching, continuing, interruptions, failures, and that only training and validation labels matter."
+"""The tuner.
+
+Files, caching, continuing, interruptions, failures, and that only training and validation labels
+matter.
+"""
 
 import dataclasses
 import hashlib
@@ -78,7 +82,10 @@ def strict(path):
 
 
 def bare(result):
-    "What must not depend on when, where and how often something was run: numbers, parameters, scores, order."
+    """What must not depend on when, where and how often something was run.
+
+    Numbers, parameters, scores, order.
+    """
     keys = (
         'number',
         'params',
@@ -95,7 +102,10 @@ def bare(result):
 
 
 def assert_same(found, expected):
-    "The same study up to the rounding that batches of another size bring; draws, epochs and verdicts without any."
+    """The same study up to the rounding that batches of another size bring.
+
+    Draws, epochs and verdicts without any.
+    """
     assert len(found) == len(expected)
     for a, b in zip(found, expected):
         for k in ('params', 'feasible', 'epoch', 'epochs_run', 'state', 'error'):
@@ -113,7 +123,7 @@ def no_training(monkeypatch):
     monkeypatch.setattr(tune_experts, 'reference_floor', fail)
 
 
-# --- what is written ------------------------------------------------------------------------------------------------------------------
+# --- what is written ------------------------------------------------------------------------------
 
 
 def test_files_are_named_as_the_contract_says(tuned):
@@ -190,7 +200,10 @@ def test_the_winner_is_the_best_feasible_trial_in_its_direction(tuned, expert):
 
 @pytest.mark.parametrize('expert', EXPERTS)
 def test_the_checkpoint_is_the_winner(tuned, expert):
-    "Evaluated on fresh data it gives the recorded scores; trained again, the winning configuration gives the same weights."
+    """Evaluated on fresh data it gives the recorded scores.
+
+    Trained again, the winning configuration gives the same weights.
+    """
     folder, results = tuned
     population, payload = load_expert(folder, NAME, expert)
     data, result = make_synthetic(300, 8, group_bias=2.0), results[expert]
@@ -273,7 +286,7 @@ def test_optuna_knows_the_constraints(tuned, data):
             )
 
 
-# --- again, more, other ---------------------------------------------------------------------------------------------------------------
+# --- again, more, other ---------------------------------------------------------------------------
 
 
 def test_the_same_call_again_trains_nothing_and_says_so(tuned, data, no_training, caplog):
@@ -425,7 +438,7 @@ def test_a_storage_elsewhere_serves_as_well(tuned, data, tmp_path):
         tuner(data, tmp_path / 'd', storage='postgresql://nobody@127.0.0.1:1/none')
 
 
-# --- wrong calls ----------------------------------------------------------------------------------------------------------------------
+# --- wrong calls ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize('n_trials', [0, -3, 'x', True, 2.0, None])
@@ -452,7 +465,7 @@ def test_unknown_names_are_refused(small, data, tmp_path):
         load_expert(tmp_path, NAME, 'expert1')
 
 
-# --- the floor ------------------------------------------------------------------------------------------------------------------------
+# --- the floor ------------------------------------------------------------------------------------
 
 
 def test_a_feasible_trial_beats_a_better_infeasible_one(tuned):
@@ -485,7 +498,7 @@ def test_without_a_feasible_trial_the_least_violating_is_kept_and_marked(
         print(one.study('expert2').best_trial)  # Optuna has none either
 
 
-# --- interruptions --------------------------------------------------------------------------------------------------------------------
+# --- interruptions --------------------------------------------------------------------------------
 
 
 def interrupt(monkeypatch, name, at):
@@ -541,7 +554,8 @@ from moe_expert.tuning.settings import TuneSettings
 def die(p):
     if p.trials == 10 and p.epoch == 100: os._exit(9)
 ExpertTuner(make_synthetic(300, 8, group_bias=2.0), cache_dir=sys.argv[1], progress=die,
-            settings=TuneSettings(TrainSettings(epochs=150, val_every=50), utility_fraction=0.7, auc_fraction=0.3)).tune_expert('expert2', 12)
+            settings=TuneSettings(TrainSettings(epochs=150, val_every=50), utility_fraction=0.7,
+                                  auc_fraction=0.3)).tune_expert('expert2', 12)
 """
 
 
@@ -580,7 +594,7 @@ def test_a_trial_killed_between_its_parameters_is_drawn_again_whole(tuned, data,
     assert bare(one.tune_expert('expert2', n_trials=12)) == bare(tuned[1]['expert2'])
 
 
-# --- failures -------------------------------------------------------------------------------------------------------------------------
+# --- failures -------------------------------------------------------------------------------------
 
 
 def failing(monkeypatch, which):
@@ -626,7 +640,7 @@ def test_when_all_trials_fail_the_first_error_is_raised(data, tmp_path, monkeypa
     assert one.tune_expert('expert1', n_trials=5)['n_trials'] == 5
 
 
-# --- damaged files --------------------------------------------------------------------------------------------------------------------
+# --- damaged files --------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -690,7 +704,7 @@ def test_a_summary_that_a_killed_process_did_not_write_is_made_up_for(data, tmp_
     assert entry['n_trials'] == 12 and entry['checkpoint_sha256'] == result['checkpoint_sha256']
 
 
-# --- whose labels matter --------------------------------------------------------------------------------------------------------------
+# --- whose labels matter --------------------------------------------------------------------------
 
 
 def with_shuffled_labels(data, mask):
@@ -726,7 +740,7 @@ def test_validation_and_training_labels_have(tuned, data, tmp_path):
         assert other['trials'][0]['metrics'] != tuned[1]['expert1']['trials'][0]['metrics']
 
 
-# --- the benchmarks -------------------------------------------------------------------------------------------------------------------
+# --- the benchmarks -------------------------------------------------------------------------------
 
 
 @pytest.mark.slow

@@ -1,4 +1,5 @@
 "tune.ipynb as people run it: papermill from the root, nbconvert from its folder, and from Python."
+
 import os
 import shutil
 import subprocess
@@ -7,10 +8,9 @@ import sys
 import nbformat
 import pytest
 
-from moe_expert.errors import MoEExpertError
-from moe_expert.report.winners import SELECTED
-from moe_expert.errors import ReportError
+from moe_expert.errors import ParameterError, ReportError
 from moe_expert.report.run import run_report
+from moe_expert.report.winners import SELECTED
 from moe_expert.run_expert_tuning import main
 
 SMALL = dict(n_trials=2, epochs=100)
@@ -19,14 +19,24 @@ SMALL = dict(n_trials=2, epochs=100)
 @pytest.fixture
 def clone(tmp_path, repo_root):
     "A clone that is not installed, with the notebook and the package only."
-    shutil.copytree(repo_root / 'moe_expert', tmp_path / 'clone' / 'moe_expert', ignore=shutil.ignore_patterns('__pycache__'))
+    shutil.copytree(
+        repo_root / 'moe_expert',
+        tmp_path / 'clone' / 'moe_expert',
+        ignore=shutil.ignore_patterns('__pycache__'),
+    )
     (tmp_path / 'clone' / 'nbs').mkdir()
     shutil.copy(repo_root / 'nbs' / 'tune.ipynb', tmp_path / 'clone' / 'nbs')
     return tmp_path / 'clone'
 
 
 def tool(*command, cwd):
-    return subprocess.run([sys.executable, '-m', *map(str, command)], cwd=cwd, capture_output=True, text=True, timeout=300)
+    return subprocess.run(
+        [sys.executable, '-m', *map(str, command)],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
 
 
 def papermill(cwd, out, **parameters):
@@ -44,7 +54,10 @@ def outputs(path):
 def text_of(cells):
     shown = [o for outputs in cells.values() for o in outputs]
     kinds = ('text/html', 'text/markdown')
-    return '\n'.join(o.get('text', '') + ''.join(o.get('data', {}).get(kind, '') for kind in kinds) for o in shown)
+    return '\n'.join(
+        o.get('text', '') + ''.join(o.get('data', {}).get(kind, '') for kind in kinds)
+        for o in shown
+    )
 
 
 def test_papermill_in_an_uninstalled_clone(clone):
@@ -54,27 +67,48 @@ def test_papermill_in_an_uninstalled_clone(clone):
     out, copy = outputs(clone / 'out.ipynb'), outputs(folder / 'bail_experts_tuning_report.ipynb')
     assert out == copy  # complete, the last cell's own output included
     text = text_of(copy)
-    assert SELECTED in text and 'Offline edition' in text and 'bail_experts_tuning_report.ipynb' in text
+    assert (
+        SELECTED in text
+        and 'Offline edition' in text
+        and 'bail_experts_tuning_report.ipynb' in text
+    )
     assert sum('image/png' in o.get('data', {}) for shown in copy.values() for o in shown) == 6
-    assert not any(o.output_type in ('stream', 'error') for shown in copy.values() for o in shown), text
-    assert (folder / 'bail_expert3_best.pt').exists() and (folder / 'bail_expert_tuning_summary.json').exists()
+    assert not any(
+        o.output_type in ('stream', 'error') for shown in copy.values() for o in shown
+    ), text
+    assert (folder / 'bail_expert3_best.pt').exists() and (
+        folder / 'bail_expert_tuning_summary.json'
+    ).exists()
     assert any(source.startswith('# Parameters') for source in copy)
     wrong = papermill(clone, 'wrong.ipynb', dataset='bail', expert='expert4', n_trial=3)
     assert wrong.returncode == 1
     assert "expert must be 'all', 'expert1', 'expert2', 'expert3', not 'expert4'" in wrong.stderr
-    assert 'did you mean n_trials?' in wrong.stderr
+    assert "Did you mean 'n_trials'?" in wrong.stderr
     assert 'expert4' in str(outputs(clone / 'wrong.ipynb'))
 
 
 def test_nbconvert_in_the_folder_of_the_notebook(clone):
     notebook = clone / 'nbs' / 'tune.ipynb'
     text = notebook.read_text()
-    for a, b in (("dataset = 'bail'", "dataset = 'synthetic-200'"), ('n_trials = 30', 'n_trials = 2'),
-                 ('epochs = 2000', 'epochs = 100'), ("expert = 'all'", "expert = 'expert2'")):
+    for a, b in (
+        ("dataset = 'bail'", "dataset = 'synthetic-200'"),
+        ('n_trials = 30', 'n_trials = 2'),
+        ('epochs = 2000', 'epochs = 100'),
+        ("expert = 'all'", "expert = 'expert2'"),
+    ):
         assert text.count(a) == 1
         text = text.replace(a, b)
     notebook.write_text(text)
-    done = tool('nbconvert', '--to', 'notebook', '--execute', 'tune.ipynb', '--output', 'run.ipynb', cwd=notebook.parent)
+    done = tool(
+        'nbconvert',
+        '--to',
+        'notebook',
+        '--execute',
+        'tune.ipynb',
+        '--output',
+        'run.ipynb',
+        cwd=notebook.parent,
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     report = clone / 'weights' / 'moe_experts' / 'synthetic-200_expert2_tuning_report.ipynb'
     assert outputs(report) == outputs(notebook.parent / 'run.ipynb')
@@ -83,10 +117,17 @@ def test_nbconvert_in_the_folder_of_the_notebook(clone):
 
 def test_full_bail(tmp_path, data_dir, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    path = run_report('recidivism', 'expert2', cache_dir='cache', data_dir=str(data_dir), edition='full', **SMALL)
+    path = run_report(
+        'recidivism', 'expert2', cache_dir='cache', data_dir=str(data_dir), edition='full', **SMALL
+    )
     assert str(path) == os.path.join('cache', 'bail_expert2_tuning_report.ipynb')
     text = text_of(outputs(path))
-    assert 'TIME' in text and 'Possible leakage' in text and '18,876' in text and 'Offline edition' not in text
+    assert (
+        'TIME' in text
+        and 'Possible leakage' in text
+        and '18,876' in text
+        and 'Offline edition' not in text
+    )
     assert sorted(p.name for p in path.parent.glob('*.pt')) == ['bail_expert2_best.pt']
 
 
@@ -102,15 +143,32 @@ def test_run_report_a_failure_and_the_script_from_the_cache(tmp_path, capsys):
     assert any(o.output_type == 'error' for shown in outputs(failed).values() for o in shown)
     assert 'STOPPED after' in text_of(outputs(failed))
     assert 'PYTHONPATH' not in os.environ or str(tmp_path) not in os.environ['PYTHONPATH']
-    options = ['--dataset', 'synthetic-200', '--expert', 'expert1', '--n_trials', '2', '--epochs', '100', '--report']
+    options = [
+        '--dataset',
+        'synthetic-200',
+        '--expert',
+        'expert1',
+        '--n_trials',
+        '2',
+        '--epochs',
+        '100',
+        '--report',
+    ]
     assert main([*options, '--cache_dir', str(tmp_path / 'cache')]) == 0
     assert f'Report: {first}' in capsys.readouterr().out
     page = first.with_suffix('.html').read_text()
-    assert '<script' not in page and page.count('src="data:image/png') == 6 and 'expert1: 2 trials, all from the cache' in page
+    assert (
+        '<script' not in page
+        and page.count('src="data:image/png') == 6
+        and 'expert1: 2 trials, all from the cache' in page
+    )
     assert 'No description has been provided' not in page
-    assert 'expert1: 2 trials, all from the cache' in text_of(outputs(first)) and not failed.exists()
+    assert (
+        'expert1: 2 trials, all from the cache' in text_of(outputs(first)) and not failed.exists()
+    )
 
 
 def test_wrong_parameters_stop_before_a_kernel_starts(tmp_path):
-    with pytest.raises(MoEExpertError, match="did you mean n_trials"): run_report('bail', n_trial=3, cache_dir=tmp_path)
+    with pytest.raises(ParameterError, match="Did you mean 'n_trials'"):
+        run_report('bail', n_trial=3, cache_dir=tmp_path)
     assert list(tmp_path.iterdir()) == []

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 # %% auto #0
 __all__ = ['similarity_keys', 'scale_features', 'feature_range', 'assemble']
 
-# %% ../../nbs/09_assembly.ipynb #6fe3277c
+# %% ../../nbs/09_assembly.ipynb #2a00884f
 def scale_features(
     raw: np.ndarray,  # [N, d] raw features
     x_min: np.ndarray,  # [d]
@@ -40,7 +40,7 @@ def scale_features(
     width = np.where(x_max > x_min, x_max - x_min, 1)
     x = 2 * (raw - x_min) / width - 1
     x[:, x_max <= x_min] = -1
-    clipped = np.count_nonzero((raw < x_min) | (raw > x_max))
+    clipped = int(np.count_nonzero((raw < x_min) | (raw > x_max)))
     return np.clip(x, -1, 1, out=x).astype(np.float32), clipped
 
 # %% ../../nbs/09_assembly.ipynb #f0724c1b
@@ -108,7 +108,7 @@ def _scaled(
         recipe={'columns': columns, 'x_min': x_min.tolist(), 'x_max': x_max.tolist()},
     )
 
-# %% ../../nbs/09_assembly.ipynb #1e26ea40
+# %% ../../nbs/09_assembly.ipynb #d974f838
 def assemble(
     table: Table,
     key: np.ndarray,  # undirected edges as keys
@@ -129,17 +129,17 @@ def assemble(
     split = split or standard_split(table.y, spec.label_number, split_seed)
     check_split(table.y, table.sens, split, {'label': spec.label, 'sens': spec.sens}, split_seed)
     return Data(
-        **_scaled(table, spec, split[0], scale_on, columns),
         edge_index=edge_tensor(key, len(table.y)),
         y=torch.from_numpy(table.y),
         sens=torch.from_numpy(table.sens),
+        **_masks(split, len(table.y)),
+        **_names(table, spec),
         split_seed='given' if split_seed is None else split_seed,
         edition=edition,
         source=source,
         fingerprint=_fingerprint(table, key),
         drop=list(drop),
-        **_masks(split, len(table.y)),
-        **_names(table, spec),
+        **_scaled(table, spec, split[0], scale_on, columns),
         **more,
     )
 

@@ -86,7 +86,7 @@ def _file(
     folder = re.split(r'[._]', name)[0]
     return DataFile(name, sha256, tuple(f'{root}{folder}/{name}' for root in roots), also_known)
 
-# %% ../../nbs/05_catalogue.ipynb #15b9ef70
+# %% ../../nbs/05_catalogue.ipynb #571bb86f
 _BAIL = DatasetSpec(
     'bail',
     label='RECID',
@@ -107,7 +107,7 @@ _BAIL = DatasetSpec(
     ),
 )
 
-# %% ../../nbs/05_catalogue.ipynb #0c95f7cd
+# %% ../../nbs/05_catalogue.ipynb #0276c86e
 _GERMAN = DatasetSpec(
     'german',
     label='GoodCustomer',
@@ -131,7 +131,7 @@ _GERMAN = DatasetSpec(
     ),
 )
 
-# %% ../../nbs/05_catalogue.ipynb #70adcdd9
+# %% ../../nbs/05_catalogue.ipynb #7908e980
 _MATH = DatasetSpec(
     'math',
     label='G3',
@@ -145,7 +145,7 @@ _MATH = DatasetSpec(
     ),
 )
 
-# %% ../../nbs/05_catalogue.ipynb #f255663e
+# %% ../../nbs/05_catalogue.ipynb #3c16aea7
 _POR = DatasetSpec(
     'por',
     label='G3',
@@ -159,10 +159,10 @@ _POR = DatasetSpec(
     ),
 )
 
-# %% ../../nbs/05_catalogue.ipynb #571810bc
+# %% ../../nbs/05_catalogue.ipynb #b000b32d
 DATASETS = {spec.name: spec for spec in (_BAIL, _GERMAN, _MATH, _POR)}
 
-# %% ../../nbs/05_catalogue.ipynb #c48d0979
+# %% ../../nbs/05_catalogue.ipynb #30b59bae
 ALIASES = {
     'recidivism': 'bail',
     'credit': 'german',
@@ -172,7 +172,7 @@ ALIASES = {
 }
 SYNTHETIC_NAME = re.compile(r'synthetic(?:-(\d{1,9}))?')
 
-# %% ../../nbs/05_catalogue.ipynb #409dea41
+# %% ../../nbs/05_catalogue.ipynb #1301674d
 def normalised_name(name: str) -> str:
     """A name in small letters, with hyphens for blanks and underscores.
 
@@ -181,12 +181,12 @@ def normalised_name(name: str) -> str:
     """
     return re.sub(r'[\s_]+', '-', name.strip().lower())
 
-# %% ../../nbs/05_catalogue.ipynb #87ddb354
+# %% ../../nbs/05_catalogue.ipynb #316eb535
 def known_spellings() -> dict[str, str]:
     "Every name and alias in its normalised form, with the name of the data set that it means."
     return {normalised_name(k): v for k, v in ALIASES.items()} | {k: k for k in DATASETS}
 
-# %% ../../nbs/05_catalogue.ipynb #4e5317d0
+# %% ../../nbs/05_catalogue.ipynb #a903af77
 def is_known(name: str) -> bool:
     """Is this the name or alias of a data set that comes with the package?
 
@@ -196,7 +196,7 @@ def is_known(name: str) -> bool:
     name = normalised_name(name)
     return name in known_spellings() or SYNTHETIC_NAME.fullmatch(name) is not None
 
-# %% ../../nbs/05_catalogue.ipynb #386cc9db
+# %% ../../nbs/05_catalogue.ipynb #fdf9c2fd
 def is_path(
     source: object,  # what a user gave as data set
 ) -> bool:
@@ -214,13 +214,13 @@ def is_path(
     except (OSError, ValueError):  # too long for a path, or with a null character
         return False
 
-# %% ../../nbs/05_catalogue.ipynb #b958ef69
+# %% ../../nbs/05_catalogue.ipynb #9919190c
 def known_names() -> str:
     "All data sets that come with the package, as the end of a sentence."
     names = ', '.join([*DATASETS, 'synthetic', 'synthetic-<number of nodes>'])
     return f'{names} (aliases: {", ".join(ALIASES)}), or the path of a card'
 
-# %% ../../nbs/05_catalogue.ipynb #1f2bf3fe
+# %% ../../nbs/05_catalogue.ipynb #fb3e2b90
 def check_name(
     name: object,  # name of a data set
     error: type[Exception] = DataError,  # class of the error

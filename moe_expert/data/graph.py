@@ -32,7 +32,7 @@ def edge_keys(
     i, j = np.asarray(i, dtype=np.int64), np.asarray(j, dtype=np.int64)
     return (np.minimum(i, j) * n + np.maximum(i, j))[i != j]
 
-# %% ../../nbs/07_graph.ipynb #d73ccc8b
+# %% ../../nbs/07_graph.ipynb #8cf48b8d
 def unique_keys(keys: list[np.ndarray]) -> np.ndarray:
     "Sorted unique keys; the list is emptied, so that memory holds them only once."
     key = np.concatenate(keys or [np.empty(0, dtype=np.int64)])
@@ -40,7 +40,7 @@ def unique_keys(keys: list[np.ndarray]) -> np.ndarray:
     key.sort()
     return key[np.concatenate([[True], key[1:] != key[:-1]])] if len(key) else key
 
-# %% ../../nbs/07_graph.ipynb #d9eaa63b
+# %% ../../nbs/07_graph.ipynb #e827f49f
 def edge_tensor(
     key: np.ndarray,  # [E/2] undirected edges `low * n + high`
     n: int,  # number of nodes
@@ -54,7 +54,7 @@ def edge_tensor(
     np.divmod(both, n, out=(edges[0], edges[1]))
     return torch.from_numpy(edges)
 
-# %% ../../nbs/07_graph.ipynb #f3c33635
+# %% ../../nbs/07_graph.ipynb #c47cc8a4
 def _distance(x: np.ndarray, i: np.ndarray, j: np.ndarray, chunk: int = 1 << 18) -> np.ndarray:
     "Euclidean distances of the pairs (i, j), from differences: the published formula in float64."
     distance = np.empty(len(i))
@@ -63,20 +63,20 @@ def _distance(x: np.ndarray, i: np.ndarray, j: np.ndarray, chunk: int = 1 << 18)
         distance[b] = np.sqrt(((x[i[b]] - x[j[b]]) ** 2).sum(1))
     return distance
 
-# %% ../../nbs/07_graph.ipynb #0ba0635a
+# %% ../../nbs/07_graph.ipynb #499449c4
 def _obeys(
     x: np.ndarray, i: np.ndarray, j: np.ndarray, nearest: np.ndarray, threshold: float
 ) -> np.ndarray:
     "Does the pair (i, j) obey the rule, given the distance from i to its nearest other node?"
     return 1 / (1 + _distance(x, i, j)) > threshold * (1 / (1 + nearest))
 
-# %% ../../nbs/07_graph.ipynb #6396511a
+# %% ../../nbs/07_graph.ipynb #7ab2f0b0
 def _screening_error(z: Tensor, sq: Tensor) -> Tensor:
     "[N] bound on |computed − true| of g for each row of the centred columns z [N, d]."
     u = torch.finfo(torch.float64).eps
     return 4 * (z.shape[1] + 8) * u * (sq.sqrt() + sq.max().sqrt()) ** 2
 
-# %% ../../nbs/07_graph.ipynb #ed29be37
+# %% ../../nbs/07_graph.ipynb #0979f021
 def _nearest_distance(x: np.ndarray, g: Tensor, first: int, error: Tensor) -> np.ndarray:
     "[B] exact distance from each row of the block, `first` and after, to its nearest other node."
     candidates = (g <= (g.amin(1) + 2 * error)[:, None]).nonzero().numpy()
@@ -85,7 +85,7 @@ def _nearest_distance(x: np.ndarray, g: Tensor, first: int, error: Tensor) -> np
     np.minimum.at(nearest, row, _distance(x, first + row, other))
     return nearest
 
-# %% ../../nbs/07_graph.ipynb #b9f82a72
+# %% ../../nbs/07_graph.ipynb #d536fa14
 def _block_edges(
     x: np.ndarray,  # [N, d] raw columns
     z: Tensor,  # [N, d] centred columns
@@ -112,7 +112,7 @@ def _block_edges(
     keep[tie] = _obeys(x, first + i[tie], j[tie], nearest[i[tie]], threshold)
     return first + i[keep], j[keep]
 
-# %% ../../nbs/07_graph.ipynb #a31a7524
+# %% ../../nbs/07_graph.ipynb #6ad32c1a
 def _exact_edges(x: np.ndarray, threshold: float, block_bytes: int) -> list[np.ndarray]:
     "Keys of the rule's edges, block by block."
     n, z = len(x), torch.from_numpy(x - x.mean(0))
@@ -122,7 +122,7 @@ def _exact_edges(x: np.ndarray, threshold: float, block_bytes: int) -> list[np.n
     blocks = (slice(a, min(a + step, n)) for a in range(0, n, step))
     return [edge_keys(*_block_edges(x, z, sq, err, b, threshold, memory), n) for b in blocks]
 
-# %% ../../nbs/07_graph.ipynb #4b44c3dd
+# %% ../../nbs/07_graph.ipynb #989c0241
 def _neighbour_pairs(x: np.ndarray, n_neighbors: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     "Nodes and their approximate nearest neighbours, as pairs (i, j)."
     try:
@@ -137,7 +137,7 @@ def _neighbour_pairs(x: np.ndarray, n_neighbors: int, seed: int) -> tuple[np.nda
     keep = (i != j) & (j >= 0)
     return i[keep], j[keep]
 
-# %% ../../nbs/07_graph.ipynb #d53898c0
+# %% ../../nbs/07_graph.ipynb #cc6acf5d
 def _approximate_edges(
     x: np.ndarray, threshold: float, n_neighbors: int, seed: int
 ) -> list[np.ndarray]:
@@ -156,7 +156,7 @@ def _approximate_edges(
         )
     return [edge_keys(i[obeys], j[obeys], len(x))]
 
-# %% ../../nbs/07_graph.ipynb #e7dd6396
+# %% ../../nbs/07_graph.ipynb #ab2b7baf
 def _check_columns(x: np.ndarray, threshold: float) -> None:
     "`DataError` for a table or a threshold that the rule cannot take."
     if x.ndim != 2 or len(x) < 2:
@@ -172,7 +172,7 @@ def _check_columns(x: np.ndarray, threshold: float) -> None:
     if not 0 < threshold < 1:
         raise DataError(f'threshold must lie between 0 and 1, not {threshold}')
 
-# %% ../../nbs/07_graph.ipynb #5a1abeba
+# %% ../../nbs/07_graph.ipynb #192c9f63
 def similarity_keys(
     x: np.ndarray | Tensor,  # [N, d] raw columns, N >= 2, finite
     threshold: float,  # θ in (0, 1)
@@ -191,7 +191,7 @@ def similarity_keys(
         return unique_keys(_approximate_edges(x, threshold, n_neighbors, seed))
     return unique_keys(_exact_edges(x, threshold, block_bytes))
 
-# %% ../../nbs/07_graph.ipynb #23684bd9
+# %% ../../nbs/07_graph.ipynb #f1c2616e
 def similarity_graph(
     x: np.ndarray | Tensor,  # [N, d] raw columns, N >= 2, finite
     threshold: float,  # θ in (0, 1)
@@ -204,7 +204,7 @@ def similarity_graph(
     """
     return edge_tensor(similarity_keys(x, threshold, **options), len(x))
 
-# %% ../../nbs/07_graph.ipynb #e64be50a
+# %% ../../nbs/07_graph.ipynb #a0b13a45
 def check_edges(
     pairs: np.ndarray,  # [E, 2] row numbers
     n: int,  # rows of the table
@@ -227,7 +227,7 @@ def check_edges(
         )
     return unique_keys([edge_keys(values[:, 0], values[:, 1], n)])
 
-# %% ../../nbs/07_graph.ipynb #432c83e1
+# %% ../../nbs/07_graph.ipynb #c79ec532
 def read_edges(
     path: Path,  # two row numbers a line, with blanks between
     n: int,  # rows of the table

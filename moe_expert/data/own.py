@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 # %% auto #0
 __all__ = ['PARTS', 'feature_columns', 'from_frame', 'from_data', 'load_own']
 
-# %% ../../nbs/13_own.ipynb #dfa2b33c
+# %% ../../nbs/13_own.ipynb #a076cd51
 from .assembly import assemble, feature_range, scale_features
 from moe_expert.data.cards import (
     CARDS,
@@ -54,7 +54,7 @@ from moe_expert.data.columns import (
 )
 from .graph import check_edges, read_edges, similarity_keys
 from .split import check_positives, standard_split
-from .tables import Table, names_to_drop, read_table
+from .tables import Table, check_unique, names_to_drop, read_table
 from ..errors import DataError, DataWarning, did_you_mean
 
 # %% ../../nbs/13_own.ipynb #360ba17a
@@ -87,7 +87,7 @@ def _check_named_columns(columns: Sequence[str], card: Card, where: str) -> None
                     f'{did_you_mean(name, columns)} It has {", ".join(columns)}'
                 )
 
-# %% ../../nbs/13_own.ipynb #fd3da365
+# %% ../../nbs/13_own.ipynb #f21cde4b
 def feature_columns(
     frame: pd.DataFrame,  # column names are strings
     card: Card,
@@ -95,8 +95,7 @@ def feature_columns(
 ) -> list[str]:  # in the table's order
     "Raw columns that become features. `DataError` if none is left, or a named one is absent."
     columns = list(frame.columns)
-    if twice := sorted({c for c in columns if columns.count(c) > 1}):
-        raise DataError(f'{where}: two columns have the same name: {", ".join(twice)}')
+    check_unique(columns, where)
     _check_named_columns(columns, card, where)
     left_out = {card.label, card.split.get('column'), *card.drop}
     if not card.sensitive_as_feature:
@@ -166,16 +165,12 @@ def _recipe_columns(usable: _Usable, card: Card, coding: Mapping, train: np.ndar
         for c in usable.features
     ]
 
-# %% ../../nbs/13_own.ipynb #907becce
+# %% ../../nbs/13_own.ipynb #ffdd8194
 def _encoded(frame: pd.DataFrame, columns: Sequence[Mapping], where: str) -> tuple:
     "[N, d] raw features and their d names, which must differ."
     names = feature_names(columns)
-    features = encode_raw(frame, columns, where)
-    if twice := sorted({c for c in names if names.count(c) > 1}):
-        raise DataError(
-            f'{where}: two features would have the same name: {", ".join(twice)}; rename a column'
-        )
-    return features, names
+    check_unique(names, where, 'features')
+    return encode_raw(frame, columns, where), names
 
 # %% ../../nbs/13_own.ipynb #98e8c8d7
 def _rule_edges(features: np.ndarray, card: Card, train: np.ndarray) -> tuple[np.ndarray, str]:

@@ -17,8 +17,8 @@ from .catalogue import DatasetSpec
 from ..errors import DataError, did_you_mean
 
 # %% auto #0
-__all__ = ['TABLES', 'Table', 'check_table', 'names_to_drop', 'check_drop', 'drop_features', 'read_csv', 'table_suffix',
-           'read_table']
+__all__ = ['TABLES', 'Table', 'check_varies', 'check_unique', 'check_table', 'names_to_drop', 'check_drop', 'drop_features',
+           'read_csv', 'table_suffix', 'read_table']
 
 # %% ../../nbs/06_tables.ipynb #7202f983
 @dataclass(frozen=True)
@@ -36,7 +36,18 @@ def _quoted(column: pd.Series, row: int) -> str:
     value = column.iloc[row]
     return repr(value.item() if isinstance(value, np.generic) else value)
 
-# %% ../../nbs/06_tables.ipynb #837fed21
+# %% ../../nbs/06_tables.ipynb #4d3f8dea
+def check_varies(
+    column: pd.Series,  # without missing values
+    where: str,  # for the error
+    role: str,  # 'label' or 'sensitive attribute'
+) -> None:
+    "`DataError` if a column has the same value in every row."
+    if column.nunique() < 2:
+        only = f'is {_quoted(column, 0)} in every row' if len(column) else 'has no rows'
+        raise DataError(f'{where}: the {role} {column.name!r} {only}: both values must occur')
+
+# %% ../../nbs/06_tables.ipynb #b6bf3f18
 def _binary(column: pd.Series, values: tuple, where: str, role: str) -> np.ndarray:
     "A column of two known values as 0/1."
     wrong = np.flatnonzero(~column.isin(values))
@@ -46,15 +57,10 @@ def _binary(column: pd.Series, values: tuple, where: str, role: str) -> np.ndarr
             f'{values[1]!r} (1), but row {wrong[0]} holds {_quoted(column, wrong[0])} '
             f'({len(wrong)} such rows): recode or remove them'
         )
-    y = (column == values[1]).to_numpy(dtype=np.int64)
-    if len(set(y.tolist())) < 2:
-        raise DataError(
-            f'{where}: the {role} {column.name!r} is {_quoted(column, 0)} in every row: '
-            'both values must occur'
-        )
-    return y
+    check_varies(column, where, role)
+    return (column == values[1]).to_numpy(dtype=np.int64)
 
-# %% ../../nbs/06_tables.ipynb #adc3a507
+# %% ../../nbs/06_tables.ipynb #d940b487
 def _numbers(frame: pd.DataFrame, where: str) -> np.ndarray:
     "[N, d] finite float64; `DataError` names the first bad cell."
     numbers = np.empty(frame.shape)
@@ -70,7 +76,19 @@ def _numbers(frame: pd.DataFrame, where: str) -> np.ndarray:
             )
     return numbers
 
-# %% ../../nbs/06_tables.ipynb #692ee2b3
+# %% ../../nbs/06_tables.ipynb #c070cd5c
+def check_unique(
+    names: Sequence[str],
+    where: str,  # for the error
+    what: str = 'columns',  # kind of the things
+) -> None:
+    "`DataError` if two columns (or features) have the same name."
+    if twice := sorted({n for n in names if names.count(n) > 1}):
+        raise DataError(
+            f'{where}: two {what} have the same name: {", ".join(twice)}; rename a column'
+        )
+
+# %% ../../nbs/06_tables.ipynb #a0825214
 def _check_columns(columns: Sequence[str], spec: DatasetSpec, where: str) -> None:
     "`DataError` if a column with a role is missing, or a name stands twice."
     roles = [('label', spec.label), ('sensitive attribute', spec.sens)]
@@ -79,11 +97,9 @@ def _check_columns(columns: Sequence[str], spec: DatasetSpec, where: str) -> Non
             raise DataError(
                 f'{where}: the {role} {name!r} is missing; the table has {", ".join(columns)}'
             )
-    if len(set(columns)) < len(columns):
-        twice = sorted({c for c in columns if columns.count(c) > 1})
-        raise DataError(f'{where}: two columns have the same name: {twice}')
+    check_unique(columns, where)
 
-# %% ../../nbs/06_tables.ipynb #f99bd3fc
+# %% ../../nbs/06_tables.ipynb #ed167d68
 def check_table(
     frame: pd.DataFrame,  # as read from a file
     spec: DatasetSpec,
@@ -98,12 +114,12 @@ def check_table(
     features = frame.drop(columns=[spec.label, *spec.unused]).assign(**{spec.sens: sens})
     return Table(_numbers(features, where), list(features.columns), y, sens)
 
-# %% ../../nbs/06_tables.ipynb #84c4a215
+# %% ../../nbs/06_tables.ipynb #1986a075
 def names_to_drop(drop: str | Iterable[str]) -> list[str]:
     "The columns of a `drop=` argument, one name or several, as a list."
     return [drop] if isinstance(drop, str) else list(drop)
 
-# %% ../../nbs/06_tables.ipynb #606a33c7
+# %% ../../nbs/06_tables.ipynb #6e6bb825
 def check_drop(
     drop: str | Iterable[str],  # columns to leave out
     names: Sequence[str],  # all features
@@ -125,7 +141,7 @@ def check_drop(
             )
     return sorted(set(drop), key=list(names).index)
 
-# %% ../../nbs/06_tables.ipynb #f60e2d5f
+# %% ../../nbs/06_tables.ipynb #a05b5b90
 def drop_features(
     table: Table,
     drop: str | Iterable[str],  # features to leave out
@@ -137,7 +153,7 @@ def drop_features(
     features = np.ascontiguousarray(table.features[:, keep])
     return replace(table, features=features, names=[table.names[k] for k in keep]), drop
 
-# %% ../../nbs/06_tables.ipynb #83aeb413
+# %% ../../nbs/06_tables.ipynb #4745dd5a
 def read_csv(path: Path, **kwargs) -> pd.DataFrame:
     "`pandas.read_csv`, with `DataError` for a file that is missing or cannot be parsed."
     try:
@@ -145,10 +161,10 @@ def read_csv(path: Path, **kwargs) -> pd.DataFrame:
     except (ValueError, OSError) as e:  # pandas' parser and encoding errors are ValueErrors
         raise DataError(f'{path} cannot be read as a table: {e}') from e
 
-# %% ../../nbs/06_tables.ipynb #790f5659
+# %% ../../nbs/06_tables.ipynb #c89b1121
 TABLES = ('.csv', '.tsv', '.parquet', '.pq')
 
-# %% ../../nbs/06_tables.ipynb #170906e0
+# %% ../../nbs/06_tables.ipynb #22d106f4
 def table_suffix(path: Path) -> str:
     """The suffix that tells the kind of a file; the suffix of a compression is skipped.
 
@@ -158,7 +174,7 @@ def table_suffix(path: Path) -> str:
     packed = path.suffix.lower() in ('.gz', '.bz2', '.xz', '.zip')
     return Path(path.stem if packed else path.name).suffix.lower()
 
-# %% ../../nbs/06_tables.ipynb #46ffe232
+# %% ../../nbs/06_tables.ipynb #ee30fab2
 def read_table(
     path: str | os.PathLike,  # .csv, .tsv (also .gz, .bz2, .xz, .zip), .parquet, .pq
 ) -> pd.DataFrame:
@@ -173,7 +189,7 @@ def read_table(
         raise DataError(f'{path} is no table that can be read: {", ".join(TABLES)}')
     return _read_parquet(path)
 
-# %% ../../nbs/06_tables.ipynb #bf60e64b
+# %% ../../nbs/06_tables.ipynb #2a8bc177
 def _read_parquet(path: Path) -> pd.DataFrame:
     try:
         return pd.read_parquet(path)

@@ -14,7 +14,7 @@ import torch
 from fastcore.basics import patch
 from torch import Tensor
 
-from ..errors import MoEExpertError
+from ..errors import ArgumentError
 
 # %% ../../nbs/36_optimizer.ipynb #76877dae
 def resolve_device(
@@ -22,7 +22,7 @@ def resolve_device(
 ) -> torch.device:  # 'auto': CUDA if there is one, else the CPU
     """Return the device to compute on.
 
-    Raises `MoEExpertError` if this machine cannot compute on it in double precision.
+    Raises `ArgumentError` if this machine cannot compute on it in double precision.
 
     >>> resolve_device('cpu')
     device(type='cpu')
@@ -33,7 +33,7 @@ def resolve_device(
         torch.empty(0, device=device, dtype=torch.float64)
     except (RuntimeError, AssertionError, NotImplementedError, TypeError) as err:
         reason = str(err).splitlines()[0]  # a TypeError comes from a device without doubles
-        raise MoEExpertError(
+        raise ArgumentError(
             f"device {str(device)!r} cannot be used here ({reason}); use 'auto' or 'cpu'"
         ) from err
     return torch.device(device)

@@ -38,14 +38,20 @@ class _YourData:
     def __repr__(self):
         return '<these data>'
 
-# %% ../../nbs/52_checkpoints.ipynb #26d9b898
+# %% ../../nbs/52_checkpoints.ipynb #12758e33
 def tuning_command(
     data: Data,  # for which experts are wanted
     seed: int,  # of the experts
     cache_dir: str | Path,  # where they are wanted
     backbone: str | None = None,  # None: the default one
 ) -> str:  # a line for the shell, or an expression of Python
-    "What to type in order to tune the experts of these data."
+    """What to type in order to tune the experts of these data.
+
+    >>> from moe_expert.data.synthetic import make_synthetic
+    >>> tuning_command(make_synthetic(200), seed=3, cache_dir='weights', backbone='gcn')
+    'python -m moe_expert.run_expert_tuning --dataset synthetic-200 --seed 3 --cache_dir weights \
+--backbone gcn'
+    """
     given = {'dataset': data.name, 'seed': seed, 'cache_dir': str(cache_dir)}
     if data.drop:
         given['drop'] = list(data.drop)
@@ -230,6 +236,12 @@ def predict_proba(
     """Probabilities of class 0 and 1 for new people.
 
     Raises `DataError` for missing columns, features that do not fit, or a missing graph.
+
+    >>> from moe_expert.experts.initialisation import init_population
+    >>> from moe_expert.mixture.gate import uniform_mixture
+    >>> mixture = uniform_mixture(init_population([1, 2, 3], in_features=5), 5)
+    >>> predict_proba(mixture, torch.zeros(2, 5)).tolist()
+    [[0.5, 0.5], [0.5, 0.5]]
     """
     x = _as_features(people, recipe, mixture.gates['gate.features'].shape[-1])
     _check_edges(edge_index, len(x), mixture.experts.backbone)

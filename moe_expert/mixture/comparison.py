@@ -54,7 +54,12 @@ class Linear:
 def majority_class(
     data: Data,  # y, train_mask
 ) -> Linear:
-    "Always the most frequent class of the training nodes, with certainty."
+    """Always the most frequent class of the training nodes, with certainty.
+
+    >>> data = Data(x=torch.zeros(3, 2), y=torch.tensor([0, 1, 1]), train_mask=torch.ones(3) > 0)
+    >>> majority_class(data).probabilities(data.x).round()
+    tensor([[1., 1., 1.]], dtype=torch.float64)
+    """
     share = data.y[data.train_mask].double().mean()
     return Linear(
         torch.zeros(1, data.x.shape[1], dtype=torch.double, device=data.x.device),

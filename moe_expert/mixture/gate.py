@@ -182,7 +182,13 @@ _CHUNK = 2**21  # numbers held in memory at once
 # %% ../../nbs/50_gate.ipynb #649b094d
 @dataclass(frozen=True)
 class Mixture:
-    "M gates over the same K experts; evaluated like any population."
+    """M gates over the same K experts; evaluated like any population.
+
+    >>> from moe_expert.experts.initialisation import init_population
+    >>> mixture = Mixture(init_population([1, 2, 3], in_features=5), init_gates([0], 5))
+    >>> mixture.weights(torch.ones(1, 5)).numpy().round(2)  # an untrained gate
+    array([[[0.33, 0.33, 0.33]]])
+    """
 
     experts: Population  # K experts, in their order
     gates: dict[str, Tensor]  # stacked parameters of the M gates
@@ -270,7 +276,12 @@ def uniform_mixture(
     experts: Population,  # K experts
     in_features: int,  # d
 ) -> Mixture:  # of one gate
-    "The mean of the experts' probabilities, as a mixture."
+    """The mean of the experts' probabilities, as a mixture.
+
+    >>> from moe_expert.experts.initialisation import init_population
+    >>> uniform_mixture(init_population([1, 2, 3], in_features=5), 5)
+    Mixture: 1 gate (1 hidden units, temperature 1) over 3 experts
+    """
     gates = init_gates([0], in_features, len(experts), 1)
     device = experts.params['out.weight'].device
     return Mixture(experts, {k: v.to(device) for k, v in gates.items()})

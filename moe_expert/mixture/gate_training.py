@@ -49,7 +49,7 @@ def soft_utility(
 
     >>> y = torch.tensor([0, 1, 0, 1])
     >>> soft_utility(torch.tensor([[0.1, 0.9, 0.2, 0.8]]), y).numpy().round(3)
-    array([0.973], dtype=float32)
+    array([0.978], dtype=float32)
     """
     soft = torch.sigmoid((p1 - 0.5) / SHARPNESS)
     positive, negative = (y == 1).nonzero()[:, 0], (y == 0).nonzero()[:, 0]

@@ -33,7 +33,13 @@ def halves(
     data: Data,  # y, sens
     seed: int,  # of the draw
 ) -> tuple[Tensor, Tensor]:  # node numbers, ascending
-    "Two halves with equal shares of every class in every group."
+    """Two halves with equal shares of every class in every group.
+
+    >>> data = Data(y=torch.tensor([0, 0, 0, 0, 1, 1]), sens=torch.tensor([0, 0, 1, 1, 1, 1]))
+    >>> first, second = halves(torch.arange(6), data, seed=0)
+    >>> len(first), len(second), data.y[first].sum().item(), data.sens[first].sum().item()
+    (3, 3, 1, 2)
+    """
     generator, first, second = torch.Generator().manual_seed(seed), [], []
     cell = (2 * data.y[nodes] + data.sens[nodes]).cpu()
     for c in range(4):

@@ -85,10 +85,10 @@ def with_final(scores: dict[str, Tensor]) -> dict[str, Tensor]:
     """
     return scores | {'final_score': FACTS['final_score'].of(scores)}
 
-# %% ../../nbs/26_evaluation.ipynb #e48455ce
+# %% ../../nbs/26_evaluation.ipynb #ff3c9493
 @dataclass
 class NodeRecord:
-    "Observations of n nodes by M models with d features; without explanations the optional ones are None."
+    "Observations of n nodes by M models; what needs explanations is None without them."
 
     nodes: Tensor  # [n] node numbers
     y: Tensor  # [n] labels
@@ -158,7 +158,28 @@ class Evaluator:
         sizes = [int((self.sens == group).sum()) for group in (0, 1)]
         return f'Evaluator({len(self.nodes)} nodes, {sizes[0]} in group 0, {sizes[1]} in group 1)'
 
-# %% ../../nbs/26_evaluation.ipynb #fa648efa
+# %% ../../nbs/26_evaluation.ipynb #563ac8c4
+@patch
+def _mask(self: Evaluator, record: NodeRecord, population: Explainable, p1: Tensor):
+    "Record each node's most important feature and its probability [M, n] without that feature."
+    x, edges = self.data.x, self.data.edge_index
+    record.feature, explained = self.plan.top_feature(p1)
+    masked = population.masked_probabilities(x, edges, self.nodes, record.feature)
+    record.p1_masked = torch.where(explained, masked.detach().double(), record.p1)
+
+# %% ../../nbs/26_evaluation.ipynb #8d1f2135
+@patch
+def _attribute(self: Evaluator, record: NodeRecord, population: Explainable):
+    "Record the attributions [M, n, d] and, where they are numerical, their completeness errors."
+    inputs = self.data.x, self.data.edge_index, self.nodes
+    if getattr(population, 'quadrature', False):
+        record.attributions, record.completeness = population.attributions(
+            *inputs, return_completeness=True
+        )
+    else:
+        record.attributions = population.attributions(*inputs).detach()
+
+# %% ../../nbs/26_evaluation.ipynb #d72240f8
 @patch
 def record(
     self: Evaluator,
@@ -180,28 +201,7 @@ def record(
         self._attribute(record, population)
     return record
 
-# %% ../../nbs/26_evaluation.ipynb #a2de6d26
-@patch
-def _mask(self: Evaluator, record: NodeRecord, population: Explainable, p1: Tensor):
-    "Record each node's most important feature and its probability [M, n] without that feature."
-    x, edges = self.data.x, self.data.edge_index
-    record.feature, explained = self.plan.top_feature(p1)
-    masked = population.masked_probabilities(x, edges, self.nodes, record.feature)
-    record.p1_masked = torch.where(explained, masked.detach().double(), record.p1)
-
-# %% ../../nbs/26_evaluation.ipynb #8d1f2135
-@patch
-def _attribute(self: Evaluator, record: NodeRecord, population: Explainable):
-    "Record the attributions [M, n, d] and, where they are numerical, their completeness errors."
-    inputs = self.data.x, self.data.edge_index, self.nodes
-    if getattr(population, 'quadrature', False):
-        record.attributions, record.completeness = population.attributions(
-            *inputs, return_completeness=True
-        )
-    else:
-        record.attributions = population.attributions(*inputs).detach()
-
-# %% ../../nbs/26_evaluation.ipynb #880f2fe3
+# %% ../../nbs/26_evaluation.ipynb #021c284f
 @patch
 def scores(
     self: Evaluator,
@@ -211,7 +211,7 @@ def scores(
     "Scores of every model; `UndefinedScoreError` where one does not exist on these nodes."
     return self.record(population, explain=procedure).scores()
 
-# %% ../../nbs/26_evaluation.ipynb #eeda31bd
+# %% ../../nbs/26_evaluation.ipynb #811429eb
 @patch
 def att_jsd(self: Evaluator, population: Explainable) -> Tensor:
     "[M] divergence of the groups' mean attributions, without GraphLIME."

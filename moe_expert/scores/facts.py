@@ -60,14 +60,15 @@ def number_text(
     """
     return str(Fraction(value).limit_denominator(12)).replace('-', '−')
 
-# %% ../../nbs/20_score_facts.ipynb #6b646bf5
+# %% ../../nbs/20_score_facts.ipynb #e8349629
 _UTILITY = (
     ScoreFacts('acc', 'accuracy', True, 'Share of people whose outcome is predicted correctly.'),
     ScoreFacts(
         'f1',
         'F1',
         True,
-        'F1 of class 1 (binary): harmonic mean of the precision and the recall of the predictions "1".',
+        'F1 of class 1 (binary): harmonic mean of the precision and the recall of the '
+        'predictions "1".',
     ),
     ScoreFacts(
         'auc',
@@ -122,7 +123,7 @@ _PROCEDURE = (
     ),
 )
 
-# %% ../../nbs/20_score_facts.ipynb #013f0679
+# %% ../../nbs/20_score_facts.ipynb #41ca9d8b
 def mean(*parts):
     """The mean of numbers or tensors.
 
@@ -131,7 +132,7 @@ def mean(*parts):
     """
     return sum(parts) / len(parts)
 
-# %% ../../nbs/20_score_facts.ipynb #29315ab8
+# %% ../../nbs/20_score_facts.ipynb #10beac26
 def first_minus_others(*parts):
     """The first number or tensor minus all others.
 
@@ -143,7 +144,7 @@ def first_minus_others(*parts):
         first = first - other
     return first
 
-# %% ../../nbs/20_score_facts.ipynb #68671004
+# %% ../../nbs/20_score_facts.ipynb #c97aeb2f
 @dataclass(frozen=True)
 class CompositeFacts(ScoreFacts):
     "Facts of a score that combines others. It gets worse when any of them does."
@@ -154,7 +155,7 @@ class CompositeFacts(ScoreFacts):
     def of(self, scores: dict):  # values of its parts, and perhaps more, by name → its value
         return self.combine(*(scores[part] for part in self.parts))
 
-# %% ../../nbs/20_score_facts.ipynb #421e4dbd
+# %% ../../nbs/20_score_facts.ipynb #2db3bbb6
 def _composite(
     name: str,
     label: str,
@@ -169,7 +170,7 @@ def _composite(
     names = tuple(part.name for part in parts)
     return CompositeFacts(name, label, higher_is_better, meaning, low, high, names, combine)
 
-# %% ../../nbs/20_score_facts.ipynb #1ed7c706
+# %% ../../nbs/20_score_facts.ipynb #d4081a5d
 _THREE = (
     _composite('utility', 'utility', True, 'Mean of acc, f1 and auc.', _UTILITY),
     _composite(
@@ -183,13 +184,13 @@ _THREE = (
         'fair_procedure',
         'procedural fairness',
         False,
-        'Mean of ref, vef and att_jsd: how different the reasons for the predictions are in the two '
-        'groups.',
+        'Mean of ref, vef and att_jsd: how different the reasons for the predictions are in the '
+        'two groups.',
         _PROCEDURE,
     ),
 )
 
-# %% ../../nbs/20_score_facts.ipynb #a6c48390
+# %% ../../nbs/20_score_facts.ipynb #b36bff01
 def _final(parts: tuple[ScoreFacts, ...]) -> CompositeFacts:
     "Facts of the final score, whose meaning states its range."
     name = 'final_score'
@@ -198,7 +199,7 @@ def _final(parts: tuple[ScoreFacts, ...]) -> CompositeFacts:
     low, high = number_text(final.low), number_text(final.high)
     return replace(final, meaning=f'{formula}, between {low} and {high}.')
 
-# %% ../../nbs/20_score_facts.ipynb #93f02a8d
+# %% ../../nbs/20_score_facts.ipynb #52f5c318
 FACTS = {
     facts.name: facts
     for facts in (
@@ -212,13 +213,12 @@ FACTS = {
     )
 }  # by name, each composite after its parts
 
-# %% ../../nbs/20_score_facts.ipynb #345923ba
+# %% ../../nbs/20_score_facts.ipynb #f9d4747e
 COMPOSITES = tuple(n for n, facts in FACTS.items() if isinstance(facts, CompositeFacts))
-AIMS = {
-    n: FACTS[n].sign for n in FACTS['final_score'].parts
-}  # of a trade-off search: 1 maximise, −1 minimise
+# what a trade-off search aims at: 1 maximise, −1 minimise
+AIMS = {n: FACTS[n].sign for n in FACTS['final_score'].parts}
 
-# %% ../../nbs/20_score_facts.ipynb #b5803dae
+# %% ../../nbs/20_score_facts.ipynb #25da69c4
 EQUALIZED_ODDS = ScoreFacts(
     'equalized odds',
     'equalized odds difference',
@@ -226,7 +226,7 @@ EQUALIZED_ODDS = ScoreFacts(
     "The larger of the groups' gaps in true and in false positive rates.",
 )
 
-# %% ../../nbs/20_score_facts.ipynb #fcc836fa
+# %% ../../nbs/20_score_facts.ipynb #ed01a505
 def better(
     score: str,  # name of a score
 ) -> str:  # label of an axis
@@ -237,7 +237,7 @@ def better(
     """
     return f'{score} ({FACTS[score].better} is better)'
 
-# %% ../../nbs/20_score_facts.ipynb #c09df816
+# %% ../../nbs/20_score_facts.ipynb #87ef8593
 def carries(
     facts: ScoreFacts,  # of the score that the function computes
 ) -> Callable:  # a decorator
@@ -255,5 +255,5 @@ def carries(
 
     return decorate
 
-# %% ../../nbs/20_score_facts.ipynb #7aa1ce32
+# %% ../../nbs/20_score_facts.ipynb #42ca7ef3
 SCORES = {n: (facts.better, facts.meaning) for n, facts in FACTS.items()}  # renamed

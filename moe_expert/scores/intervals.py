@@ -15,8 +15,8 @@ from .attributions import attribution_shares, js_divergence
 from .evaluation import NodeRecord, plain_scores, procedure_scores, with_final
 
 # %% auto #0
-__all__ = ['INTERVALS', 'Interval', 'resamples', 'bootstrap', 'scores_with_intervals', 'interval_text', 'auc_interval', 'wilson',
-           'newcombe']
+__all__ = ['INTERVALS', 'Interval', 'resamples', 'resampled_scores', 'bootstrap', 'scores_with_intervals', 'interval_text',
+           'auc_interval', 'wilson', 'newcombe']
 
 # %% ../../nbs/27_intervals.ipynb #aac37bee
 @dataclass
@@ -60,9 +60,12 @@ def _resampled_jsd(attributions: Tensor, sens: Tensor, draws: Tensor) -> Tensor:
     members = [sens == group for group in (0, 1)]
     return js_divergence(*[(counts * member / member.sum()) @ shares for member in members])
 
-# %% ../../nbs/27_intervals.ipynb #fa4210ff
-def _resampled_scores(record: NodeRecord, draws: Tensor) -> dict[str, Tensor]:
-    "[M, B] scores of each draw, NaN where undefined."
+# %% ../../nbs/27_intervals.ipynb #87542b53
+def resampled_scores(
+    record: NodeRecord,  # of M models
+    draws: Tensor,  # [B, n] places, as `resamples` gives them
+) -> dict[str, Tensor]:  # by score [M, B], NaN where undefined
+    "Scores of every draw."
     p1, y = record.p1[:, draws], record.y[draws]
     sens = record.sens[draws[0]]  # by construction the same in all draws
     scores = plain_scores(p1, y, sens, undefined='nan')
@@ -72,16 +75,16 @@ def _resampled_scores(record: NodeRecord, draws: Tensor) -> dict[str, Tensor]:
     jsd = _resampled_jsd(record.attributions, record.sens, draws)
     return with_final(scores | procedure_scores(p1, masked, jsd, y, sens, record.fidelity_mode))
 
-# %% ../../nbs/27_intervals.ipynb #62bd7853
+# %% ../../nbs/27_intervals.ipynb #8d1f2e2d
 def bootstrap(
     record: NodeRecord,  # of one or more models
     n_resamples: int = 1000,  # B
     seed: int = 0,
     level: float = 0.95,  # coverage of the interval
 ) -> dict[str, Interval]:  # by score
-    """Percentile bootstrap of every score over nodes, stratified by group (Efron & Tibshirani, 1993).
+    """Percentile bootstrap of every score over nodes, stratified by group.
 
-    All models see the same draws.
+    All models see the same draws (Efron & Tibshirani, 1993).
 
     >>> nodes = torch.arange(8)
     >>> record = NodeRecord(nodes, nodes % 2, nodes // 4, p1=torch.linspace(0, 1, 8)[None])
@@ -91,7 +94,7 @@ def bootstrap(
     """
     draws = resamples(record.sens, n_resamples, seed)
     blocks = draws.split(max(1, 2**22 // record.p1.numel()))
-    scores = [_resampled_scores(record, block) for block in blocks]
+    scores = [resampled_scores(record, block) for block in blocks]
     tails = draws.new_tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.double)
     intervals = {}
     for name in scores[0]:
@@ -100,10 +103,10 @@ def bootstrap(
         intervals[name] = Interval(low, high, values.isnan().sum(1))
     return intervals
 
-# %% ../../nbs/27_intervals.ipynb #e8d17881
+# %% ../../nbs/27_intervals.ipynb #42ad57f1
 INTERVALS = '95 % percentile bootstrap over nodes, 1000 resamples, stratified by group'
 
-# %% ../../nbs/27_intervals.ipynb #ad98d649
+# %% ../../nbs/27_intervals.ipynb #87e7bce7
 def _ends(interval: Interval | None) -> dict[str, float | None]:
     "Ends of the first model's interval; None where there is no interval or no end."
     if interval is None:
@@ -111,7 +114,7 @@ def _ends(interval: Interval | None) -> dict[str, float | None]:
     ends = {'low': interval.low[0], 'high': interval.high[0]}
     return {end: value.item() if bool(value.isfinite()) else None for end, value in ends.items()}
 
-# %% ../../nbs/27_intervals.ipynb #eb6f80d3
+# %% ../../nbs/27_intervals.ipynb #4cb77a9e
 def scores_with_intervals(
     record: NodeRecord,  # of one model
     n_resamples: int = 1000,
@@ -130,7 +133,7 @@ def scores_with_intervals(
         for name, value in record.scores().items()
     }
 
-# %% ../../nbs/27_intervals.ipynb #d961819c
+# %% ../../nbs/27_intervals.ipynb #12766c3f
 def interval_text(
     value: float,  # a score
     low: float | None = None,  # ends of its interval; None: there is none
@@ -147,7 +150,7 @@ def interval_text(
     text = f'{value:.{digits}f}'
     return text if low is None else f'{text} [{low:.{digits}f}, {high:.{digits}f}]'
 
-# %% ../../nbs/27_intervals.ipynb #1b4b74ae
+# %% ../../nbs/27_intervals.ipynb #4a5b53ed
 def auc_interval(
     auc: float,  # in [0, 1]
     n1: int,  # people with outcome 1
@@ -163,7 +166,7 @@ def auc_interval(
     half = 1.96 * variance**0.5
     return max(0.0, auc - half), min(1.0, auc + half)
 
-# %% ../../nbs/27_intervals.ipynb #0dfe33bd
+# %% ../../nbs/27_intervals.ipynb #9428cee8
 def wilson(
     share: float,  # observed, in [0, 1]
     n: int,  # number of people that it is a share of; at least 1
@@ -178,7 +181,7 @@ def wilson(
     half = z * (share * (1 - share) / n + (z / (2 * n)) ** 2) ** 0.5
     return max(0.0, (middle - half) / (1 + z * z / n)), min(1.0, (middle + half) / (1 + z * z / n))
 
-# %% ../../nbs/27_intervals.ipynb #c03e826e
+# %% ../../nbs/27_intervals.ipynb #a1ab9fdc
 def newcombe(
     first: tuple[float, int],  # a share, and of how many people
     second: tuple[float, int],  # the other

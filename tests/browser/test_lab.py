@@ -1,8 +1,10 @@
 """tune.ipynb as a person meets it: JupyterLab in a browser, Run All, until the plots are there.
 
-Needs Chromium and its driver, so it is not part of `make test`: `.ci/browser` installs them and runs this with `-m browser`.
+Needs Chromium and its driver, so it is not part of `make test`: `.ci/browser` installs them and
+runs this with `-m browser`.
 Screenshots are left in the folder named by MOE_EXPERT_SCREENSHOTS, for a person to look at.
 """
+
 import json
 import os
 import re
@@ -21,10 +23,22 @@ import pytest
 
 pytestmark = pytest.mark.browser
 SMALL = {'dataset': "'synthetic-400'", 'n_trials': '4', 'epochs': '400'}
-CHROMIUM = ['--headless=new', '--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run', '--disable-background-networking',
-            '--disable-component-update', '--disable-sync', '--window-size=1200,1500']
+CHROMIUM = [
+    '--headless=new',
+    '--no-sandbox',
+    '--disable-gpu',
+    '--disable-quic',
+    '--no-first-run',
+    '--disable-background-networking',
+    '--disable-component-update',
+    '--disable-sync',
+    '--window-size=1200,1500',
+]
 # All cells stay in the page, so that the test sees them too; a person scrolls.
-SETTINGS = {'notebook-extension/tracker': {'windowingMode': 'none'}, 'apputils-extension/notification': {'fetchNews': 'false'}}
+SETTINGS = {
+    'notebook-extension/tracker': {'windowingMode': 'none'},
+    'apputils-extension/notification': {'fetchNews': 'false'},
+}
 
 
 def small_copy(source, target, parameters):
@@ -51,14 +65,35 @@ def lab(tmp_path, repo_root):
         s.bind(('localhost', 0))
         port = s.getsockname()[1]
     token = secrets.token_hex(16)
-    env = os.environ | dict(HOME=str(tmp_path), JUPYTERLAB_SETTINGS_DIR=str(tmp_path / 'settings'), JUPYTER_PREFER_ENV_PATH='1', OMP_NUM_THREADS='1')
+    env = os.environ | dict(
+        HOME=str(tmp_path),
+        JUPYTERLAB_SETTINGS_DIR=str(tmp_path / 'settings'),
+        JUPYTER_PREFER_ENV_PATH='1',
+        OMP_NUM_THREADS='1',
+    )
     env.pop('MPLBACKEND', None)
-    command = [sys.executable, '-m', 'jupyterlab', '--no-browser', '--allow-root', '--ServerApp.ip=localhost', f'--ServerApp.port={port}',
-               '--ServerApp.port_retries=0', f'--IdentityProvider.token={token}', f'--ServerApp.root_dir={tmp_path / "work"}']
+    command = [
+        sys.executable,
+        '-m',
+        'jupyterlab',
+        '--no-browser',
+        '--allow-root',
+        '--ServerApp.ip=localhost',
+        f'--ServerApp.port={port}',
+        '--ServerApp.port_retries=0',
+        f'--IdentityProvider.token={token}',
+        f'--ServerApp.root_dir={tmp_path / "work"}',
+    ]
     with open(tmp_path / 'lab.log', 'w') as log:
-        server = subprocess.Popen(command, env=env, stdout=log, stderr=subprocess.STDOUT, cwd=tmp_path)
+        server = subprocess.Popen(
+            command, env=env, stdout=log, stderr=subprocess.STDOUT, cwd=tmp_path
+        )
     try:
-        wait_for(lambda: server.poll() is not None or answers(f'http://localhost:{port}/api'), 60, 'JupyterLab to start')
+        wait_for(
+            lambda: server.poll() is not None or answers(f'http://localhost:{port}/api'),
+            60,
+            'JupyterLab to start',
+        )
         assert server.poll() is None, (tmp_path / 'lab.log').read_text()[-3000:]
         yield tmp_path / 'work', f'http://localhost:{port}/lab/tree/nbs/tune.ipynb?token={token}'
     finally:
@@ -79,18 +114,23 @@ def wait_for(condition, seconds, what):
     while time.monotonic() < until:
         if found := condition():
             return found
-        time.sleep(.2)
+        time.sleep(0.2)
     pytest.fail(f'waited {seconds} s for {what}')
 
 
 @pytest.fixture
 def browser(tmp_path):
     from selenium import webdriver
+
     options = webdriver.ChromeOptions()
-    options.binary_location = shutil.which('chromium') or pytest.fail('chromium is not installed: run .ci/browser')
+    options.binary_location = shutil.which('chromium') or pytest.fail(
+        'chromium is not installed: run .ci/browser'
+    )
     for argument in [*CHROMIUM, f'--user-data-dir={tmp_path / "chromium"}']:
         options.add_argument(argument)
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(shutil.which('chromedriver')))
+    driver = webdriver.Chrome(
+        options=options, service=webdriver.ChromeService(shutil.which('chromedriver'))
+    )
     driver.set_script_timeout(20)
     yield driver
     driver.quit()
@@ -98,17 +138,27 @@ def browser(tmp_path):
 
 def click(browser, selector, text):
     "Click the shown element with this text."
+
     def shown():
-        found = [e for e in browser.find_elements('css selector', selector) if e.is_displayed() and e.text.strip() == text]
+        found = [
+            e
+            for e in browser.find_elements('css selector', selector)
+            if e.is_displayed() and e.text.strip() == text
+        ]
         return found[0] if found else None
+
     wait_for(shown, 30, f'{text!r} to be shown').click()
 
 
-PROMPTS = "return [...document.querySelectorAll('.jp-CodeCell .jp-InputPrompt')].map(e => e.textContent)"
+PROMPTS = (
+    "return [...document.querySelectorAll('.jp-CodeCell .jp-InputPrompt')].map(e => e.textContent)"
+)
 PROGRESS = """return [...document.querySelectorAll('.jp-OutputArea-output')].map(e => e.textContent)
     .filter(t => /^(preparing|expert\\d: .* trials|Done in|STOPPED)/.test(t.trim()))"""
-PICTURES = "return [...document.querySelectorAll('.jp-OutputArea-output img')].map(i => [i.naturalWidth, i.getBoundingClientRect().width])"
-ERRORS = """return ['error', 'stderr'].flatMap(kind => [...document.querySelectorAll(`[data-mime-type="application/vnd.jupyter.${kind}"]`)])
+PICTURES = """return [...document.querySelectorAll('.jp-OutputArea-output img')].map(
+    i => [i.naturalWidth, i.getBoundingClientRect().width])"""
+ERRORS = """return ['error', 'stderr'].flatMap(kind => [
+    ...document.querySelectorAll(`[data-mime-type="application/vnd.jupyter.${kind}"]`)])
     .map(e => e.textContent)"""
 
 
@@ -117,7 +167,7 @@ def picture(browser, name, element):
     if not (folder := os.environ.get('MOE_EXPERT_SCREENSHOTS')):
         return
     browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", element)
-    time.sleep(.5)
+    time.sleep(0.5)
     Path(folder).mkdir(parents=True, exist_ok=True)
     assert browser.save_screenshot(str(Path(folder, f'{name}.png')))
 
@@ -126,27 +176,40 @@ def test_run_all_in_jupyterlab(lab, browser):
     folder, url = lab
     browser.get(url)
     wait_for(lambda: len(browser.execute_script(PROMPTS)) > 15, 60, 'the notebook to open')
-    wait_for(lambda: 'Idle' in browser.find_element('tag name', 'body').text, 60, 'the kernel to be idle')
+    wait_for(
+        lambda: 'Idle' in browser.find_element('tag name', 'body').text, 60, 'the kernel to be idle'
+    )
     click(browser, '.lm-MenuBar-itemLabel', 'Run')
     click(browser, '.lm-Menu-itemLabel', 'Run All Cells')
     seen = set()
 
     def done():
         lines = browser.execute_script(PROGRESS)
-        if not any('in training' in line for line in seen) and any('in training' in line for line in lines):
-            picture(browser, 'progress', browser.find_element('xpath', '//p[contains(., "in training")]'))
+        if not any('in training' in line for line in seen) and any(
+            'in training' in line for line in lines
+        ):
+            picture(
+                browser,
+                'progress',
+                browser.find_element('xpath', '//p[contains(., "in training")]'),
+            )
         seen.update(lines)
         prompts, errors = browser.execute_script(PROMPTS), browser.execute_script(ERRORS)
         assert not errors, errors
         return prompts and all(re.fullmatch(r'\[\d+\]:', p.strip()) for p in prompts)
+
     wait_for(done, 120, 'all cells to have run')
 
-    assert any('in training' in line for line in seen), f'no progress was shown while it worked: {seen}'
+    assert any('in training' in line for line in seen), (
+        f'no progress was shown while it worked: {seen}'
+    )
     last = browser.execute_script(PROGRESS)
     assert len(last) == 1 and last[0].startswith('Done in'), last  # one line is left
     wait_for(lambda: len(browser.execute_script(PICTURES)) == 6, 20, 'six figures')
     for natural, shown in browser.execute_script(PICTURES):
-        assert natural >= 900 and shown >= .75 * natural, f'a figure {natural} pixels wide is shown at {shown:.0f}: too small to read'
+        assert natural >= 900 and shown >= 0.75 * natural, (
+            f'a figure {natural} pixels wide is shown at {shown:.0f}: too small to read'
+        )
     images = browser.find_elements('css selector', '.jp-OutputArea-output img')
     for i in (0, 2, 4, 5):
         picture(browser, f'figure{i}', images[i])
@@ -156,9 +219,18 @@ def test_run_all_in_jupyterlab(lab, browser):
 
     def saved():
         cells = nbformat.read(folder / 'nbs' / 'tune.ipynb', 4).cells
-        return [c for c in cells if c.cell_type == 'code'] if any(c.get('execution_count') for c in cells) else None
+        return (
+            [c for c in cells if c.cell_type == 'code']
+            if any(c.get('execution_count') for c in cells)
+            else None
+        )
+
     cells = wait_for(saved, 20, 'the notebook to be saved')
-    line, = [c.outputs for c in cells if 'NotebookProgress' in c.source]
+    (line,) = [c.outputs for c in cells if 'NotebookProgress' in c.source]
     assert len(line) == 1 and 'Done in' in line[0]['data']['text/html']
-    copy = nbformat.read(folder / 'weights' / 'moe_experts' / 'synthetic-400_experts_tuning_report.ipynb', 4)
-    assert sum('image/png' in o.get('data', {}) for c in copy.cells for o in c.get('outputs', ())) == 6
+    copy = nbformat.read(
+        folder / 'weights' / 'moe_experts' / 'synthetic-400_experts_tuning_report.ipynb', 4
+    )
+    assert (
+        sum('image/png' in o.get('data', {}) for c in copy.cells for o in c.get('outputs', ())) == 6
+    )

@@ -1,9 +1,11 @@
-"""Every ```bash and ```python block of README, CONTRIBUTING, EXPERT_TUNING_README and docs/ is run, in a copy of the repository.
+"""Every ```bash and ```python block of README, CONTRIBUTING, EXPERT_TUNING_README and docs/ runs.
 
-The blocks of one page run from top to bottom: bash each in a shell of its own, python in one namespace per page. What a reader would wait
-for is made small by the substitutions below, each with its reason. A substitution that no block needs any more fails, and so does a block in
-a language that is neither run nor listed as data. `.ci/docs` runs this with `-m docs`.
+They run in a copy of the repository. The blocks of one page run from top to bottom: each bash block
+in its own shell, python in one namespace per page. The substitutions below shorten what a reader
+would wait for, each with its reason. A substitution that no block needs fails, and so does a block
+in a language that is neither run nor listed as data. `.ci/docs` runs this with `-m docs`.
 """
+
 import os
 import re
 import shutil
@@ -16,27 +18,96 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-PAGES = [p for p in (*ROOT.glob('*.md'), *ROOT.glob('docs/*.md'), ROOT / 'moe_expert' / 'EXPERT_TUNING_README.md') if p.name != 'CHANGELOG.md']
+PAGES = [
+    p
+    for p in (
+        *ROOT.glob('*.md'),
+        *ROOT.glob('docs/*.md'),
+        ROOT / 'moe_expert' / 'EXPERT_TUNING_README.md',
+    )
+    if p.name != 'CHANGELOG.md'
+]
 DATA = ('text', 'yaml', 'json', 'csv', 'bibtex')  # shown, not run
 
 SUBSTITUTIONS = [  # (language, pattern, replacement, why)
-    ('bash', r'^make tune.*$', 'make -n tune DATASET=german > /dev/null', 'installs for minutes; .ci/run does it. Here: the target exists'),
-    ('bash', r'^make moe.*$', 'make -n moe DATASET=german > /dev/null', 'installs for minutes; .ci/run does it. Here: the target exists'),
-    ('bash', r'^make (test|export|env-dev|bench)\b.*$', r'make -n \1 > /dev/null', 'installs for minutes; .ci/run does it. Here: the target exists'),
-    ('bash', r'^jupyter lab .*$', 'jupyter lab --version', 'does not end by itself; .ci/browser opens it'),
+    (
+        'bash',
+        r'^make tune.*$',
+        'make -n tune DATASET=german > /dev/null',
+        'installs for minutes; .ci/run does it. Here: the target exists',
+    ),
+    (
+        'bash',
+        r'^make moe.*$',
+        'make -n moe DATASET=german > /dev/null',
+        'installs for minutes; .ci/run does it. Here: the target exists',
+    ),
+    (
+        'bash',
+        r'^make (test|export|env-dev|bench|format|chapters|docs|site)\b.*$',
+        r'make -n \1 > /dev/null',
+        'installs for minutes; .ci/run does it. Here: the target exists',
+    ),
+    (
+        'bash',
+        r'^python tests/golden/recompute\.py --write$',
+        'test -s tests/golden/recompute.py',
+        'takes a minute, and needs the benchmark data; .ci/golden runs it',
+    ),
+    (
+        'bash',
+        r'^jupyter lab .*$',
+        'jupyter lab --version',
+        'does not end by itself; .ci/browser opens it',
+    ),
     ('bash', r'^xdg-open (\S+)$', r'test -s \1', 'there is no desktop here'),
-    ('both', r'\b(bail|recidivism)\b(?!\.)|\bbail(?=_)', 'synthetic-400', 'generated people in place of thousands'),
+    (
+        'both',
+        r'\b(bail|recidivism)\b(?!\.)|\bbail(?=_)',
+        'synthetic-400',
+        'generated people in place of thousands',
+    ),
     ('both', r'\bgerman(?=\b|_)', 'synthetic-300', 'generated people in place of a download'),
     ('both', r'\bTIME\b', 'c3', "a column's name in the generated data"),
     ('bash', r'--n_trials \d+', '--n_trials 2', 'seconds in place of minutes'),
-    ('bash', r'((?:moe-expert (?:tune|train|report)|python (?:moe_expert/|-m moe_expert\.)run_\w+(?:\.py)?) [^#\n]*)',
-     r'\1 --n_trials 2 --epochs 100 ', 'seconds in place of minutes'),
-    ('bash', r'(--pareto [^#\n]*)', r'\1 --n_trials 6 --epochs 1500 ', 'none of two short trials reaches the floor; the last option counts'),
-    ('bash', r'(papermill nbs/(?:tune|moe)\.ipynb [^#\n]*)', r'\1 -p n_trials 2 -p epochs 100 ', 'seconds in place of minutes'),
-    ('bash', r'(papermill nbs/study\.ipynb [^#\n]*)', r'\1 -p hours 0 ', 'starts no run: hours; .ci/study runs the quick mode'),
+    (
+        'bash',
+        r'((?:moe-expert (?:tune|train|report)'
+        r'|python (?:moe_expert/|-m moe_expert\.)run_\w+(?:\.py)?) [^#\n]*)',
+        r'\1 --n_trials 2 --epochs 100 ',
+        'seconds in place of minutes',
+    ),
+    (
+        'bash',
+        r'(--pareto [^#\n]*)',
+        r'\1 --n_trials 6 --epochs 1500 ',
+        'none of two short trials reaches the floor; the last option counts',
+    ),
+    (
+        'bash',
+        r'(papermill nbs/(?:tune|moe)\.ipynb [^#\n]*)',
+        r'\1 -p n_trials 2 -p epochs 100 ',
+        'seconds in place of minutes',
+    ),
+    (
+        'bash',
+        r'(papermill nbs/study\.ipynb [^#\n]*)',
+        r'\1 -p hours 0 ',
+        'starts no run: hours; .ci/study runs the quick mode',
+    ),
     ('python', r'n_trials=\d+', 'n_trials=2', 'seconds in place of minutes'),
-    ('python', r'ExpertTuner\((.*)\)', r'ExpertTuner(\1, epochs=100)', 'seconds in place of minutes'),
-    ('python', r'run_report\(([^)\n]*)\)', r'run_report(\1, epochs=100)', 'seconds in place of minutes'),
+    (
+        'python',
+        r'ExpertTuner\((.*)\)',
+        r'ExpertTuner(\1, epochs=100)',
+        'seconds in place of minutes',
+    ),
+    (
+        'python',
+        r'run_report\(([^)\n]*)\)',
+        r'run_report(\1, epochs=100)',
+        'seconds in place of minutes',
+    ),
     ('python', r'trainer\.run\(\)', 'trainer.run(n_trials=2)', 'seconds in place of minutes'),
 ]
 
@@ -45,8 +116,10 @@ def blocks(path):
     "(first line, language, code) of each fence."
     lines, found, start = path.read_text(encoding='utf-8').splitlines(), [], None
     for i, line in enumerate(lines):
-        if not line.lstrip().startswith('```'): continue
-        if start is None: start, language = i + 1, line.strip()[3:].strip()
+        if not line.lstrip().startswith('```'):
+            continue
+        if start is None:
+            start, language = i + 1, line.strip()[3:].strip()
         else:
             found.append((start + 1, language, textwrap.dedent('\n'.join(lines[start:i]))))
             start = None
@@ -57,27 +130,44 @@ def blocks(path):
 def small(language, code):
     "The block as it is run."
     for which, pattern, new, _ in SUBSTITUTIONS:
-        if which in (language, 'both'): code = re.sub(pattern, new, code, flags=re.M)
+        if which in (language, 'both'):
+            code = re.sub(pattern, new, code, flags=re.M)
     return code
 
 
 @pytest.fixture
 def place(tmp_path):
-    "A copy of the repository as it would be committed, for one page, and an environment with its command."
+    "A copy of the repository as it would be committed, for one page; and its environment."
     folder = tmp_path
-    files = subprocess.run(['git', 'ls-files', '-co', '--exclude-standard', '-z'], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    files = subprocess.run(
+        ['git', 'ls-files', '-co', '--exclude-standard', '-z'],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
     for name in filter(None, files.split('\0')):
-        if not (ROOT / name).is_file(): continue
+        if not (ROOT / name).is_file():
+            continue
         (folder / 'clone' / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, folder / 'clone' / name)
     command = folder / 'bin' / 'moe-expert'
     command.parent.mkdir()
     command.write_text(f'#!/bin/sh\nexec {sys.executable} -m moe_expert.cli "$@"\n')
     command.chmod(0o755)
-    path = os.pathsep.join([str(command.parent), str(Path(sys.executable).parent), os.environ['PATH']])
-    env = os.environ | dict(PYTHONPATH=str(folder / 'clone'), PATH=path,
-                            GIT_CONFIG_GLOBAL=os.devnull, GIT_AUTHOR_NAME='t', GIT_AUTHOR_EMAIL='t@example.org', GIT_COMMITTER_NAME='t',
-                            GIT_COMMITTER_EMAIL='t@example.org', MPLBACKEND='agg')
+    path = os.pathsep.join(
+        [str(command.parent), str(Path(sys.executable).parent), os.environ['PATH']]
+    )
+    env = os.environ | dict(
+        PYTHONPATH=str(folder / 'clone'),
+        PATH=path,
+        GIT_CONFIG_GLOBAL=os.devnull,
+        GIT_AUTHOR_NAME='t',
+        GIT_AUTHOR_EMAIL='t@example.org',
+        GIT_COMMITTER_NAME='t',
+        GIT_COMMITTER_EMAIL='t@example.org',
+        MPLBACKEND='agg',
+    )
     env.pop('MOE_EXPERT_DATA', None)
     for git in (['init', '-q'], ['add', '-A'], ['commit', '-qm', 'copy']):
         subprocess.run(['git', *git], cwd=folder / 'clone', env=env, check=True)
@@ -92,12 +182,24 @@ def test_code_of_the_page_runs(path, place, monkeypatch):
     namespace = {'__name__': '__main__'}
     for line, language, code in blocks(path):
         where = f'{path.name}, line {line}'
-        if language in DATA: continue
-        assert language in ('bash', 'python'), f'{where}: {language!r} is not run; use bash, python, or one of {DATA}'
+        if language in DATA:
+            continue
+        assert language in ('bash', 'python'), (
+            f'{where}: {language!r} is not run; use bash, python, or one of {DATA}'
+        )
         code = small(language, code)
         if language == 'bash':
-            done = subprocess.run(['bash', '-euo', 'pipefail', '-c', code], cwd=clone, env=env, capture_output=True, text=True, timeout=600)
-            assert done.returncode == 0, f'{where}\n{code}\n{done.stdout[-1500:]}\n{done.stderr[-1500:]}'
+            done = subprocess.run(
+                ['bash', '-euo', 'pipefail', '-c', code],
+                cwd=clone,
+                env=env,
+                capture_output=True,
+                text=True,
+                timeout=600,
+            )
+            assert done.returncode == 0, (
+                f'{where}\n{code}\n{done.stdout[-1500:]}\n{done.stderr[-1500:]}'
+            )
         else:
             with warnings.catch_warnings():
                 warnings.simplefilter('ignore')
@@ -107,13 +209,21 @@ def test_code_of_the_page_runs(path, place, monkeypatch):
 @pytest.mark.docs
 def test_every_substitution_is_needed():
     code = [(language, text) for p in PAGES for _, language, text in blocks(p)]
-    idle = [pattern for which, pattern, _, _ in SUBSTITUTIONS
-            if not any(which in (language, 'both') and re.search(pattern, text, flags=re.M) for language, text in code)]
+    idle = [
+        pattern
+        for which, pattern, _, _ in SUBSTITUTIONS
+        if not any(
+            which in (language, 'both') and re.search(pattern, text, flags=re.M)
+            for language, text in code
+        )
+    ]
     assert not idle, idle
 
 
 @pytest.mark.docs
-@pytest.mark.parametrize('script', ['api.py', 'study_tables.py'])
+@pytest.mark.parametrize('script', ['rooms.py', 'study_tables.py'])
 def test_pages_are_what_code_and_rows_say(repo_root, script):
-    done = subprocess.run([sys.executable, f'docs/{script}', '--check'], cwd=repo_root, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, f'docs/{script}', '--check'], cwd=repo_root, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stdout + done.stderr

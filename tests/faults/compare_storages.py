@@ -1,9 +1,12 @@
-"""Which embedded storage survives kill -9? SQLite in write-ahead mode against Optuna's journal file, the same work and the same kills.
+"""Which embedded storage survives kill -9? SQLite in write-ahead mode against Optuna's journal
+file, the same work and the same kills.
 
     python tests/faults/compare_storages.py --kills 30
 
-A process finishes trials as fast as it can and says the number of each one on a pipe after `tell` came back; at a random moment it is killed. Then a
-new process opens the storage and finishes one trial. Lost: trials that were said to be finished and are not there.
+A process finishes trials as fast as it can and says the number of each one on a pipe after `tell`
+came back; at a random moment it is killed. Then a
+new process opens the storage and finishes one trial. Lost: trials that were said to be finished and
+are not there.
 """
 
 import argparse
@@ -46,7 +49,10 @@ def work(kind, folder, trials):
 
 
 def one_kill(kind, folder, after):
-    "What a kill cost: (trials lost, seconds until the next process had finished a trial, or None where it never did)."
+    """What a kill cost.
+
+    (trials lost, seconds until the next process had finished a trial, or None where it never did).
+    """
     command = [sys.executable, __file__, '--work', kind, '--folder', str(folder)]
     with subprocess.Popen(
         [*command, '--trials', '1000000'], stdout=subprocess.PIPE, text=True
@@ -79,8 +85,8 @@ def half_a_line(folder):
     path.write_bytes(path.read_bytes()[:-20])
     try:
         work('journal', folder, 1)
-    except Exception as err:
-        return f'{type(err).__name__}: {err}'  # noqa: BLE001 whatever it is, it is the finding
+    except Exception as err:  # noqa: BLE001 whatever it is, it is the finding
+        return f'{type(err).__name__}: {err}'
     return 'went on'
 
 
@@ -98,7 +104,8 @@ def main():
             costs = [one_kill(kind, folder, after) for after in moments]
             took = [t for _, t in costs if t is not None]
             print(
-                f'{kind}: {len(costs)} kills, {sum(lost for lost, _ in costs)} finished trials lost, '
+                f'{kind}: {len(costs)} kills, '
+                f'{sum(lost for lost, _ in costs)} finished trials lost, '
                 f'{len(costs) - len(took)} times unusable after, '
                 f'the next trial after {median(took):.1f} s (median), at most {max(took):.1f} s'
             )

@@ -13,8 +13,10 @@ from pathlib import Path
 
 from moe_expert.tuning.artifacts import load_checkpoint, read_json
 
-# Importing takes longer than the work to be interrupted. So one process imports, never computes, and forks for every life of the command.
-# With `k`, the k-th write of that life into a file of ours is cut in half: half of the data is on the disk, under the temporary name, when the
+# Importing takes longer than the work to be interrupted. So one process imports, never computes,
+# and forks for every life of the command.
+# With `k`, the k-th write of that life into a file of ours is cut in half: half of the data is on
+# the disk, under the temporary name, when the
 # process kills itself; with k.5 the file has just got its name.
 NURSERY = """
 import importlib, json, os, resource, signal, sys
@@ -56,7 +58,8 @@ for line in sys.stdin:
         os._exit(code)
     print(pid, flush=True)
     os.close(into)
-    with open(out, 'rb') as said, open(log, 'ab') as log: log.write(said.read()) # until the process has ended
+    with open(out, 'rb') as said, open(log, 'ab') as log:
+        log.write(said.read()) # until the process has ended
     print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
 """
 
@@ -76,7 +79,10 @@ class Nursery:
         assert self.process.stdout.readline() == 'ready\n'
 
     def life(self, module, argv, *, after=None, cut=0, by=signal.SIGKILL, log=None, largest=None):
-        "Run a command (no file of it may grow beyond `largest`); kill it after so many seconds or in its `cut`-th write. → (exit code, seconds)."
+        """Run a command (no file of it may grow beyond `largest`).
+
+        Kill it after so many seconds or in its `cut`-th write. → (exit code, seconds).
+        """
         self.process.stdin.write(
             json.dumps([module, cut, list(map(str, argv)), str(log or self.log), largest]) + '\n'
         )
@@ -100,7 +106,11 @@ class Nursery:
 
 
 def finished_trials(folder):
-    "Study → number of trials that count, read from the database without any code of ours or Optuna's; the file must be whole."
+    """Study → number of trials that count, read from the database without any code of ours or
+    Optuna's.
+
+    The file must be whole.
+    """
     counts = {}
     for path in Path(folder).glob('*_studies.db'):
         with closing(sqlite3.connect(path, timeout=60)) as db:
@@ -109,8 +119,12 @@ def finished_trials(folder):
                 continue  # killed before it was made
             counts |= dict(
                 db.execute(
-                    "SELECT study_name, COUNT(*) FROM trials JOIN studies USING (study_id) WHERE state = 'COMPLETE' OR (state = "
-                    "'FAIL' AND trial_id IN (SELECT trial_id FROM trial_user_attributes WHERE key = 'error')) GROUP BY 1"
+                    """SELECT study_name, COUNT(*) FROM trials JOIN studies USING (study_id)
+                    WHERE state = 'COMPLETE' OR (state =
+                    """
+                    """'FAIL' AND trial_id IN (SELECT trial_id FROM trial_user_attributes WHERE
+                    key = 'error')) GROUP BY 1
+                    """
                 )
             )
     return counts

@@ -1,4 +1,8 @@
-"Full disks, read-only folders, old, damaged and hostile files, storages that vanish, two at once: a clear message, nothing else damaged."
+"""Full disks, read-only folders, old, damaged and hostile files, storages that vanish, two at
+once.
+
+A clear message, nothing else damaged.
+"""
 
 import json
 import os
@@ -86,7 +90,10 @@ def small_disk(tmp_path):
 
 
 def test_a_full_disk(tuned, small_disk):
-    "Nearly full: the studies do not fit. Then there is room, and the same command ends as it would have."
+    """Nearly full.
+
+    The studies do not fit. Then there is room, and the same command ends as it would have.
+    """
     folder, remount = small_disk
     filler = folder / 'filler'
     filler.write_bytes(b'0' * 1_700_000)
@@ -162,7 +169,10 @@ def half(path):
 
 @pytest.mark.parametrize('harm', ['cut', 'pickle', 'torch pickle', 'json cut', 'json rubbish'])
 def test_damaged_and_hostile_files(tuned, copy, harm, tmp_path):
-    "Refused by name when read, nothing in them is executed; the tuner writes them again from the study, the same to the bit."
+    """Refused by name when read, nothing in them is executed.
+
+    The tuner writes them again from the study, the same to the bit.
+    """
     target = copy / (
         f'{NAME}_expert1_tuning_results.json' if 'json' in harm else f'{NAME}_expert1_best.pt'
     )

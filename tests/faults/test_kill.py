@@ -1,6 +1,9 @@
-"""kill −9 at random moments, some inside a write; the same command goes on, and in the end nothing tells that it was ever interrupted.
+"""kill −9 at random moments, some inside a write; the same command goes on, and in the end nothing
+tells that it was ever interrupted.
 
-MOE_EXPERT_KILLS=30 python -m pytest -m faults -s tests/faults/test_kill.py     # all 30 kills, with a table; without: 10
+    MOE_EXPERT_KILLS=30 python -m pytest -m faults -s tests/faults/test_kill.py
+
+runs all 30 kills and prints a table; without the variable there are 10.
 """
 
 import json
@@ -51,7 +54,10 @@ def contents(folder):
 
 
 def prepared(tmp_path, stage, life):
-    "→ (module, arguments, function that makes a folder in which the command can start: stage 2 with tuned experts)."
+    """→ (module, arguments, function that makes a folder in which the command can start.
+
+    Stage 2 with tuned experts).
+    """
     if stage == 1:
         return *STAGE1, lambda name: (tmp_path / name).mkdir() or tmp_path / name
     assert life(STAGE1[0], [*STAGE1[1], '--cache_dir', tmp_path / 'experts'])[0] == 0
@@ -102,7 +108,8 @@ def test_killed_at_random_moments_it_ends_like_one_that_was_not(tmp_path, nurser
         assert contents(folder) == expected  # the same bits, trials, winners
         assert finished_trials(folder) == totals
     print(
-        f'\nstage {stage}: {len(kills)} kills in {rounds} rounds, {time.perf_counter() - start:.0f} s; lost: nothing; checkpoints equal to the bit'
+        f'\nstage {stage}: {len(kills)} kills in {rounds} rounds, '
+        f'{time.perf_counter() - start:.0f} s; lost: nothing; checkpoints equal to the bit'
     )
     for n, how, before, now in kills:
         print(f'  round {n}: killed {how}, finished trials {before} -> {now}')

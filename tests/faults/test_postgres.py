@@ -1,4 +1,7 @@
-"Many workers on a PostgreSQL server, which `.ci/postgres` starts: one is killed with −9, the others take its trials over, the total is exact."
+"""Many workers on a PostgreSQL server, which `.ci/postgres` starts.
+
+One is killed with −9, the others take its trials over, the total is exact.
+"""
 
 import json
 import os
@@ -32,7 +35,8 @@ from moe_expert import tune_experts
 from moe_expert.data.synthetic import make_synthetic
 tuning_storage.HEARTBEAT, tuning_storage.GRACE, tuning_studies.WAIT = 1, 10, .2
 url, folder, slow = sys.argv[1], sys.argv[2], sys.argv[3] == 'slow'
-if slow: tuning_trials._machine = lambda: 'elsewhere'  # the others cannot see whether its process lives: only its signs of life tell
+if slow: tuning_trials._machine = lambda: 'elsewhere'  # the others cannot see whether its process
+lives: only its signs of life tell
 train = tune_experts.train_population
 def train_population(data, configs, *args, **kwargs):
     print(json.dumps([[c.lr, c.weight_decay] for c in configs]), flush=True)
@@ -113,7 +117,10 @@ def test_four_workers_one_of_them_killed(url, tmp_path):
 
 
 def test_a_server_that_goes_away_and_comes_back(url, tmp_path, monkeypatch):
-    "Restarted while a batch trains: nothing happens. Stopped for good: an error that says so, and later the same call goes on."
+    """Restarted while a batch trains.
+
+    Nothing happens. Stopped for good: an error that says so, and later the same call goes on.
+    """
 
     def ctl(*args):
         subprocess.run(
