@@ -28,14 +28,14 @@ from ..experts.backbones import forward
 from ..experts.floor import Floor
 from ..experts.initialisation import population_of
 from ..experts.losses import cross_entropy
-from ..experts.populations import Population
+from ..experts.populations import Population, joined
 from ..experts.specs import EXPERTS, GATE, LAMBDAS, ExpertSpec
 from ..experts.trainers import Batch, PopulationTrainer, TrainConfig, TrainSettings
 from ..experts.training import TrainedModel, run_training, train_population
 
 # %% ../../nbs/83_study_methods.ipynb #873a9691
 from ..mixture.comparison import logistic_regression
-from ..mixture.gate import Mixture, join_experts, uniform_mixture
+from ..mixture.gate import Mixture, uniform_mixture
 from moe_expert.mixture.gate_training import (
     GateConfig,
     GateSettings,
@@ -132,7 +132,7 @@ def tune_network(
     return population_of(params, shared.train_settings.dropout), tuned.best
 
 # %% ../../nbs/83_study_methods.ipynb #39bc37f0
-SINGLE_NETWORK = ExpertSpec('single', 'one network', 'final_score', True, LAMBDAS, warmup=0.2)
+SINGLE_NETWORK = ExpertSpec('single', 'one network', 'final_score', LAMBDAS, warmup=0.2)
 
 # %% ../../nbs/83_study_methods.ipynb #36552d6f
 def single_network(shared: SharedConditions) -> dict[str, Population]:
@@ -183,7 +183,7 @@ class ReweighedTrainer(PopulationTrainer):
         return (softplus(signed) * self.node_weights).mean(-1)
 
 # %% ../../nbs/83_study_methods.ipynb #08c4cee3
-REWEIGHING = ExpertSpec('reweighing', 'reweighing', 'final_score', True)
+REWEIGHING = ExpertSpec('reweighing', 'reweighing', 'final_score')
 
 # %% ../../nbs/83_study_methods.ipynb #84a01b43
 def reweighed_network(shared: SharedConditions) -> dict[str, Population]:
@@ -277,7 +277,7 @@ def renew_masks(self: CFATrainer):
     self.masked_x = torch.where((feature >= 0)[..., None], self.x * kept, self.x)
 
 # %% ../../nbs/83_study_methods.ipynb #16fedee7
-CFA = ExpertSpec('cfa', "CFA's loss", 'final_score', True, ('lambda_rep',), warmup=0.2)
+CFA = ExpertSpec('cfa', "CFA's loss", 'final_score', ('lambda_rep',), warmup=0.2)
 
 # %% ../../nbs/83_study_methods.ipynb #b123d7a9
 def cfa_network(shared: SharedConditions) -> dict[str, Population]:
@@ -476,7 +476,7 @@ def mixture_in_setting(shared: SharedConditions) -> dict[str, object]:
     setting = MIXTURE_SETTINGS[shared.setting]
     floor = shared.floor if setting.floor else None
     alone = {s.name: tune_network(shared, s, shared.trials_each)[0] for s in _specs(setting)}
-    experts = join_experts(list(alone.values()))
+    experts = joined(list(alone.values()))
     moe = _tune_gate(shared, experts, floor)
     uniform = uniform_mixture(experts, shared.data.x.shape[1])
     models = {'moe': moe, 'uniform_mixture': uniform, **alone}
