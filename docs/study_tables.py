@@ -95,7 +95,10 @@ def sections(rows: pd.DataFrame) -> Iterator[Section]:
         'Does a choice by validation carry over to the test (`final_score`, standard split)?',
         statistics.validation_agreement(standard),
     )
-    yield 'With and without the leaking columns (standard split)', tables.leakage_table(standard)
+    yield (
+        'With and without the leaking columns (standard split)',
+        tables.with_and_without_leak(standard),
+    )
     yield (
         'Utility: the ceiling of the default backbone and space, other settings, and the mark',
         tables.utility_ceiling(rows),

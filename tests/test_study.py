@@ -33,7 +33,7 @@ from moe_expert.study.ledger import Ledger
 from moe_expert.study.plan import MAIN, MethodRun
 from moe_expert.trainer import MoESettings, MoETrainer
 
-PLAIN = ExpertSpec('plain', 'plain', 'utility', True)
+PLAIN = ExpertSpec('plain', 'plain', 'utility')
 
 
 @pytest.fixture

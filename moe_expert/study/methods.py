@@ -12,7 +12,7 @@ __all__ = ['SINGLE_NETWORK', 'REWEIGHING', 'CFA', 'tune_alternative', 'tune_netw
 import hashlib
 import json
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 
 import numpy as np
@@ -28,7 +28,7 @@ from ..experts.backbones import forward
 from ..experts.floor import Floor
 from ..experts.initialisation import population_of
 from ..experts.losses import cross_entropy
-from ..experts.populations import Population
+from ..experts.populations import Population, joined
 from ..experts.specs import EXPERTS, GATE, LAMBDAS, ExpertSpec
 from ..experts.trainers import Batch, PopulationTrainer, TrainConfig, TrainSettings
 from ..experts.training import TrainedModel, run_training, train_population
@@ -132,7 +132,7 @@ def tune_network(
     return population_of(params, shared.train_settings.dropout), tuned.best
 
 # %% ../../nbs/83_study_methods.ipynb #39bc37f0
-SINGLE_NETWORK = ExpertSpec('single', 'one network', 'final_score', True, LAMBDAS, warmup=0.2)
+SINGLE_NETWORK = ExpertSpec('single', 'one network', 'final_score', LAMBDAS, warmup=0.2)
 
 # %% ../../nbs/83_study_methods.ipynb #36552d6f
 def single_network(shared: SharedConditions) -> dict[str, Population]:
@@ -183,7 +183,7 @@ class ReweighedTrainer(PopulationTrainer):
         return (softplus(signed) * self.node_weights).mean(-1)
 
 # %% ../../nbs/83_study_methods.ipynb #08c4cee3
-REWEIGHING = ExpertSpec('reweighing', 'reweighing', 'final_score', True)
+REWEIGHING = ExpertSpec('reweighing', 'reweighing', 'final_score')
 
 # %% ../../nbs/83_study_methods.ipynb #84a01b43
 def reweighed_network(shared: SharedConditions) -> dict[str, Population]:
@@ -277,7 +277,7 @@ def renew_masks(self: CFATrainer):
     self.masked_x = torch.where((feature >= 0)[..., None], self.x * kept, self.x)
 
 # %% ../../nbs/83_study_methods.ipynb #16fedee7
-CFA = ExpertSpec('cfa', "CFA's loss", 'final_score', True, ('lambda_rep',), warmup=0.2)
+CFA = ExpertSpec('cfa', "CFA's loss", 'final_score', ('lambda_rep',), warmup=0.2)
 
 # %% ../../nbs/83_study_methods.ipynb #b123d7a9
 def cfa_network(shared: SharedConditions) -> dict[str, Population]:
@@ -420,13 +420,6 @@ def _specs(setting: MixtureSetting) -> list[ExpertSpec]:
         if expert in setting.experts
     ]
 
-# %% ../../nbs/83_study_methods.ipynb #4c0626ba
-def _side_by_side(populations: Iterable[Population]) -> Population:
-    "One population of all their models, in double precision."
-    first, *_ = populations = list(populations)
-    params = {k: torch.cat([p.params[k] for p in populations]).double() for k in first.params}
-    return replace(first, params=params)
-
 # %% ../../nbs/83_study_methods.ipynb #3bdb14ae
 def _tune_gate(
     shared: SharedConditions,
@@ -483,7 +476,7 @@ def mixture_in_setting(shared: SharedConditions) -> dict[str, object]:
     setting = MIXTURE_SETTINGS[shared.setting]
     floor = shared.floor if setting.floor else None
     alone = {s.name: tune_network(shared, s, shared.trials_each)[0] for s in _specs(setting)}
-    experts = _side_by_side(alone.values())
+    experts = joined(list(alone.values()))
     moe = _tune_gate(shared, experts, floor)
     uniform = uniform_mixture(experts, shared.data.x.shape[1])
     models = {'moe': moe, 'uniform_mixture': uniform, **alone}

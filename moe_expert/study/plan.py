@@ -10,7 +10,7 @@ __all__ = ['BENCHMARKS', 'VARIANTS', 'STANDARD_SPLIT', 'PHASES', 'MAIN', 'MIXTUR
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..errors import MoEExpertError
+from ..errors import ArgumentError
 from ..experts.specs import EXPERTS, LAMBDAS
 from ..mixture.integration import WAYS, FineTuneSettings
 
@@ -47,7 +47,7 @@ def _of_phase(
     if wanted is None:
         return allowed
     if wrong := [s for s in wanted if s not in allowed]:
-        raise MoEExpertError(
+        raise ArgumentError(
             f'{name} {wrong} are not those of the {phase} phase ({allowed[0]} to {allowed[-1]})'
         )
     return tuple(wanted)
@@ -58,16 +58,16 @@ def split_seed_pairs(
     seeds: Sequence[int] | None = None,  # some of the phase's seeds; None: all
     split_seeds: Sequence[int] | None = None,  # some of its split seeds; None: all
 ) -> list[tuple[int, int]]:  # (split seed, seed)
-    "The pairs of a phase. Raises `MoEExpertError` for seeds or splits that are not the phase's."
+    "The pairs of a phase. Raises `ArgumentError` for seeds or splits that are not the phase's."
     if phase not in PHASES:
-        raise MoEExpertError(f'phase must be one of {", ".join(PHASES)}, not {phase!r}')
+        raise ArgumentError(f'phase must be one of {", ".join(PHASES)}, not {phase!r}')
     seeds = _of_phase(phase, 'seeds', seeds)
     splits = _of_phase(phase, 'split_seeds', split_seeds)
     if phase == 'confirmatory':
         other_splits = [p for p in splits if p != STANDARD_SPLIT]
         return [(STANDARD_SPLIT, s) for s in seeds] + [(p, 0) for p in other_splits]
     if len(seeds) != len(splits):
-        raise MoEExpertError(
+        raise ArgumentError(
             'development pairs each seed with a split: '
             f'{len(seeds)} seeds, {len(splits)} split_seeds'
         )
