@@ -27,7 +27,7 @@ PAGES = [
     )
     if p.name != 'CHANGELOG.md'
 ]
-DATA = ('text', 'yaml', 'json', 'csv', 'bibtex')  # shown, not run
+DATA = ('text', 'yaml', 'json', 'csv', 'bibtex', 'mermaid')  # shown, not run
 
 SUBSTITUTIONS = [  # (language, pattern, replacement, why)
     (
