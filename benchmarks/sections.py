@@ -319,13 +319,10 @@ def training(
     """The same configurations one after another and side by side, validation included, GraphLIME's
     model-independent part made before.
     """
+    from moe_expert.experts.optimizer import resolve_device
     from moe_expert.experts.specs import EXPERTS as SPECS
-    from moe_expert.experts.training import (
-        TrainSettings,
-        reference_floor,
-        resolve_device,
-        train_population,
-    )
+    from moe_expert.experts.trainers import TrainSettings
+    from moe_expert.experts.training import reference_floor, train_population
     from moe_expert.scores.evaluation import Evaluator
     from moe_expert.tuning.settings import HIDDEN
 

@@ -17,15 +17,16 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from torch_geometric.data import Data
 
 from . import metrics
-from .data.assembly import assemble, scale_features, similarity_keys
+from .data.assembly import assemble, scale_features
 from .data.catalogue import DatasetSpec
 from .data.columns import reduce_groups
-from .data.graph import check_edges, edge_tensor, similarity_graph
+from .data.graph import check_edges, edge_tensor, similarity_graph, similarity_keys
 from .data.split import standard_split
 from .data.tables import Table
 from .errors import ArgumentError, DataError, FairnessWarning
 from .experts.specs import EXPERTS
-from .experts.training import REFERENCE, TrainConfig, TrainSettings, train_population
+from .experts.trainers import TrainConfig, TrainSettings
+from .experts.training import REFERENCE, train_population
 from .mixture.gate_training import GateSettings
 from .parameters import Given, check, takes
 from .scores.metrics import decide

@@ -24,8 +24,9 @@ __all__ = ['logger', 'MoESettings', 'MoETrainer', 'gate_record', 'gate_study_nam
 # %% ../nbs/56_trainer.ipynb #25aa4d21
 from .datasets import load_dataset
 from .errors import ArgumentError, ArtifactError, MoEExpertError
+from .experts.optimizer import resolve_device
 from .experts.specs import EXPERTS, GATE
-from .experts.training import TrainedModel, resolve_device
+from .experts.training import TrainedModel
 from .mixture import checkpoints
 from moe_expert.mixture.comparison import (
     Comparison,

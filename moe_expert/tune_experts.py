@@ -20,14 +20,10 @@ from fastcore.basics import patch
 from .datasets import load_dataset
 from .errors import ArtifactError
 from .experts.floor import Floor
+from .experts.optimizer import resolve_device
 from .experts.specs import EXPERTS, PARETO, ExpertSpec
-from moe_expert.experts.training import (
-    TrainConfig,
-    TrainedModel,
-    reference_floor,
-    resolve_device,
-    train_population,
-)
+from .experts.trainers import TrainConfig
+from .experts.training import TrainedModel, reference_floor, train_population
 from .parameters import takes
 from .scores.evaluation import Evaluator
 from .tuning.artifacts import Result, Results, read_json, write_json

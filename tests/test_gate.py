@@ -16,7 +16,8 @@ from moe_expert.experts import training as experts_training
 from moe_expert.experts.floor import Floor
 from moe_expert.experts.initialisation import init_population
 from moe_expert.experts.losses import GroupWeights
-from moe_expert.experts.training import TrainConfig, train_population
+from moe_expert.experts.trainers import TrainConfig
+from moe_expert.experts.training import train_population
 from moe_expert.mixture import gate as mixture_gate
 from moe_expert.mixture.gate import (
     Mixture,

@@ -291,7 +291,7 @@ def test_the_environment_variable_is_read_in_one_room(repo_root):
 
 def test_choices_are_those_of_the_rooms():
     from moe_expert.experts import backbones, specs
-    from moe_expert.experts.training import TrainSettings
+    from moe_expert.experts.trainers import TrainSettings
     from moe_expert.mixture import integration, teachers
 
     assert backbones.BACKBONES == parameters.BACKBONES

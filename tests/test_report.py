@@ -16,7 +16,7 @@ from moe_expert.data.synthetic import make_synthetic
 from moe_expert.datasets import load_dataset
 from moe_expert.errors import ArtifactError, DataWarning, OfflineEditionWarning, ParameterError
 from moe_expert.experts.specs import EXPERTS
-from moe_expert.experts.training import TrainSettings
+from moe_expert.experts.trainers import TrainSettings
 from moe_expert.parameters import check, collect, names
 from moe_expert.report import groups as report_groups
 from moe_expert.report import index as report_index

@@ -31,7 +31,8 @@ from moe_expert.data.synthetic import make_synthetic
 from moe_expert.datasets import load_dataset
 from moe_expert.errors import ArtifactError, DataError, MoEExpertError
 from moe_expert.experts.specs import EXPERTS
-from moe_expert.experts.training import TrainSettings, reference_floor
+from moe_expert.experts.trainers import TrainSettings
+from moe_expert.experts.training import reference_floor
 from moe_expert.mixture import checkpoints as mixture_checkpoints
 from moe_expert.mixture import gate as mixture_gate
 from moe_expert.mixture import integration as mixture_integration

@@ -25,7 +25,8 @@ from moe_expert.datasets import load_dataset
 from moe_expert.errors import ArtifactError, MoEExpertError
 from moe_expert.experts.floor import CONSTRAINTS, Floor
 from moe_expert.experts.specs import EXPERTS
-from moe_expert.experts.training import TrainConfig, TrainSettings, train_population
+from moe_expert.experts.trainers import TrainConfig, TrainSettings
+from moe_expert.experts.training import train_population
 from moe_expert.scores.evaluation import Evaluator
 from moe_expert.tune_experts import ExpertTuner
 from moe_expert.tuning import records as tuning_records
@@ -548,7 +549,7 @@ def test_an_interrupted_run_ends_like_one_that_was_not(
 KILLED = """
 import os, sys
 from moe_expert.data.synthetic import make_synthetic
-from moe_expert.experts.training import TrainSettings
+from moe_expert.experts.trainers import TrainSettings
 from moe_expert.tune_experts import ExpertTuner
 from moe_expert.tuning.settings import TuneSettings
 def die(p):

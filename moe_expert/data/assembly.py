@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import graph
 from .catalogue import DatasetSpec
 from .graph import edge_tensor
 from .split import check_split, standard_split
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
     from torch_geometric.data import Data
 
 # %% auto #0
-__all__ = ['similarity_keys', 'scale_features', 'feature_range', 'assemble']
+__all__ = ['scale_features', 'feature_range', 'assemble']
 
 # %% ../../nbs/09_assembly.ipynb #2a00884f
 def scale_features(
@@ -142,6 +141,3 @@ def assemble(
         **_scaled(table, spec, split[0], scale_on, columns),
         **more,
     )
-
-# %% ../../nbs/09_assembly.ipynb #1f298526
-similarity_keys = graph.similarity_keys  # renamed

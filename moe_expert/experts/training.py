@@ -306,6 +306,3 @@ def reference_floor(
     if model.error:
         raise MoEExpertError(f'the reference model did not train: {model.error}')
     return Floor(model.metrics['utility'], model.metrics['auc'], **fractions)
-
-# %% ../../nbs/39_training.ipynb #bcd133b7
-from .optimizer import resolve_device, using_threads  # noqa: F401  # renamed

@@ -282,6 +282,3 @@ def best_start(
     best = max(feasible, key=lambda i: final[i], default=0)
     names = ['uniform', *(f'expert{k + 1}' for k in range(len(experts)))]
     return biases[best], dict(zip(names, final))
-
-# %% ../../nbs/51_gate_training.ipynb #38d694e4
-_GateTrainer = GateTrainer  # renamed

@@ -155,6 +155,3 @@ def best_way(
         return 0, False
     best = max(candidates, key=lambda i: models[i].score)
     return best, not feasible or models[best].score > before + IMPROVEMENT
-
-# %% ../../nbs/54_integration.ipynb #6bb2d523
-_FineTuner = FineTuner  # renamed

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 
 # %% auto #0
-__all__ = ['FACTS', 'COMPOSITES', 'AIMS', 'EQUALIZED_ODDS', 'SCORES', 'ScoreFacts', 'number_text', 'mean', 'first_minus_others',
+__all__ = ['FACTS', 'COMPOSITES', 'AIMS', 'EQUALIZED_ODDS', 'ScoreFacts', 'number_text', 'mean', 'first_minus_others',
            'CompositeFacts', 'better', 'carries']
 
 # %% ../../nbs/20_score_facts.ipynb #2d61cf8b
@@ -254,6 +254,3 @@ def carries(
         return metric
 
     return decorate
-
-# %% ../../nbs/20_score_facts.ipynb #42ca7ef3
-SCORES = {n: (facts.better, facts.meaning) for n, facts in FACTS.items()}  # renamed

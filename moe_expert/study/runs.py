@@ -4,8 +4,7 @@
 
 # %% auto #0
 __all__ = ['MAKERS', 'COMPARED_METHODS', 'OF_FAIRLEARN', 'SETTING_FAMILY', 'QUICK_RESULTS', 'QUICK_OPTIONS', 'ABLATION_PAIRS',
-           'carry_out', 'request', 'maker_name', 'planned_runs', 'no_progress', 'run_missing', 'time_left',
-           'StudyRequest', 'study_request']
+           'maker_name', 'planned_runs', 'no_progress', 'run_missing', 'time_left', 'StudyRequest', 'study_request']
 
 # %% ../../nbs/84_study_runs.ipynb #1038a3da
 import time
@@ -314,6 +313,3 @@ def study_request(**options) -> StudyRequest:
         results = QUICK_RESULTS
     places = dict(results=results, **{k: options[k] for k in ('cache_dir', 'data_dir', 'hours')})
     return StudyRequest(tuple(_requested_runs(given)), **places)
-
-# %% ../../nbs/84_study_runs.ipynb #6fdfe5b6
-carry_out, request = run_missing, study_request  # renamed

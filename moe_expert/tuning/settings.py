@@ -13,7 +13,7 @@ from optuna.distributions import FloatDistribution
 from torch_geometric.data import Data
 
 from ..experts.specs import ExpertSpec
-from ..experts.training import TrainSettings
+from ..experts.trainers import TrainSettings
 
 # %% auto #0
 __all__ = ['SEARCH_SPACE', 'GATE_SPACE', 'DEFAULT_PARAMS', 'GATE_DEFAULTS', 'HIDDEN', 'search_space', 'default_params',

@@ -210,11 +210,11 @@ def trade_off():
 
 def quick_study():
     "One pair of the study's quick mode, every method."
-    from moe_expert.study.ledger import CHANCE, SCORES, Ledger
-    from moe_expert.study.runs import carry_out, request
+    from moe_expert.study.ledger import CHANCE_SCORES, ROW_SCORES, Ledger
+    from moe_expert.study.runs import run_missing, study_request
 
     with tempfile.TemporaryDirectory() as folder:
-        asked = request(
+        asked = study_request(
             datasets='german',
             seeds='100',
             split_seeds='1000',
@@ -225,9 +225,9 @@ def quick_study():
             data_dir=find_data_dir(),
         )
         ledger = Ledger(asked.results)
-        carry_out(asked.runs, ledger, cache_dir=asked.cache_dir, data_dir=asked.data_dir)
+        run_missing(asked.runs, ledger, cache_dir=asked.cache_dir, data_dir=asked.data_dir)
         rows = ledger.rows()
-    columns = [*SCORES, *(f'chance_{name}' for name in CHANCE), 'val_final_score', 'val_utility']
+    columns = [*ROW_SCORES, *(f'chance_{name}' for name in CHANCE_SCORES), 'val_final_score', 'val_utility']
     return {row['method']: {c: row[c] for c in columns} for row in rows.to_dict('records')}
 
 
