@@ -38,7 +38,7 @@ class _YourData:
     def __repr__(self):
         return '<these data>'
 
-# %% ../../nbs/52_checkpoints.ipynb #12758e33
+# %% ../../nbs/52_checkpoints.ipynb #56b7ee55
 def tuning_command(
     data: Data,  # for which experts are wanted
     seed: int,  # of the experts
@@ -52,18 +52,20 @@ def tuning_command(
     'python -m moe_expert.run_expert_tuning --dataset synthetic-200 --seed 3 --cache_dir weights \
 --backbone gcn'
     """
-    given = {'dataset': data.name, 'seed': seed, 'cache_dir': str(cache_dir)}
+    options = {'dataset': data.name, 'seed': seed, 'cache_dir': str(cache_dir)}
     if data.drop:
-        given['drop'] = list(data.drop)
+        options['drop'] = list(data.drop)
     if backbone not in (None, 'mlp'):
-        given['backbone'] = backbone
+        options['backbone'] = backbone
     if data.edition == 'own':
-        return call('ExpertTuner', given | {'dataset': _YourData()}) + '.tune_all_experts()'
+        return call('ExpertTuner', options | {'dataset': _YourData()}) + '.tune_all_experts()'
     if data.split_seed != 20:
-        return call('ExpertTuner', given | {'split_seed': data.split_seed}) + '.tune_all_experts()'
+        return (
+            call('ExpertTuner', options | {'split_seed': data.split_seed}) + '.tune_all_experts()'
+        )
     if data.name in DATASETS:
-        given['edition'] = data.edition
-    return command('tune', given)
+        options['edition'] = data.edition
+    return command('tune', options)
 
 # %% ../../nbs/52_checkpoints.ipynb #ffeb974a
 MUST_MATCH = ('dataset', 'edition', 'fingerprint', 'drop', 'split_seed', 'seed')
