@@ -31,7 +31,7 @@ from ..experts.losses import cross_entropy
 from ..experts.populations import Population, joined
 from ..experts.specs import EXPERTS, GATE, LAMBDAS, ExpertSpec
 from ..experts.trainers import Batch, PopulationTrainer, TrainConfig, TrainSettings
-from ..experts.training import TrainedModel, run_training, train_population
+from ..experts.training import TrainedModel, run_training
 
 # %% ../../nbs/83_study_methods.ipynb #873a9691
 from ..mixture.comparison import logistic_regression
@@ -65,6 +65,19 @@ def _digest(
     known = json.dumps([settings, data, shared.seed, ranges, list(about)])
     return hashlib.sha256(known.encode()).hexdigest()[:16]
 
+# %% ../../nbs/83_study_methods.ipynb #97f5e8ec
+def _train_networks(
+    shared: SharedConditions,
+    spec: ExpertSpec,
+    trainer: type[PopulationTrainer],
+    batch: list[dict],  # parameters
+) -> list[TrainedModel]:
+    configs = [TrainConfig(**params, seed=shared.seed) for params in batch]
+    floor = shared.floor if MIXTURE_SETTINGS[shared.setting].floor else None
+    settings, seed = shared.train_settings, shared.seed
+    state = trainer(shared.data, configs, settings, torch.device('cpu'), seed)
+    return run_training(state, configs, spec, shared.validation, floor, settings)
+
 # %% ../../nbs/83_study_methods.ipynb #98543f4a
 def tune_alternative(
     shared: SharedConditions,
@@ -91,22 +104,6 @@ def tune_alternative(
     )
     search.run(n_trials)
     return search.done(first=n_trials)
-
-# %% ../../nbs/83_study_methods.ipynb #97f5e8ec
-def _train_networks(
-    shared: SharedConditions,
-    spec: ExpertSpec,
-    trainer: type[PopulationTrainer],
-    batch: list[dict],  # parameters
-) -> list[TrainedModel]:
-    configs = [TrainConfig(**params, seed=shared.seed) for params in batch]
-    floor = shared.floor if MIXTURE_SETTINGS[shared.setting].floor else None
-    settings, seed = shared.train_settings, shared.seed
-    if trainer is PopulationTrainer:
-        options = dict(floor=floor, settings=settings, shuffle_seed=seed)
-        return train_population(shared.data, configs, spec, evaluator=shared.validation, **options)
-    state = trainer(shared.data, configs, settings, torch.device('cpu'), seed)
-    return run_training(state, configs, spec, shared.validation, floor, settings)
 
 # %% ../../nbs/83_study_methods.ipynb #02003b04
 def tune_network(

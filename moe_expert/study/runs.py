@@ -108,6 +108,14 @@ def planned_runs(
         for method in (methods if setting == MAIN else MIXTURE_SETTINGS[setting].methods)
     ]
 
+# %% ../../nbs/84_study_runs.ipynb #c67cff3e
+def _by_maker(runs: Iterable[MethodRun]) -> dict[tuple, list[MethodRun]]:
+    "Runs that one call of a maker serves, by (conditions, maker's name)."
+    groups = {}
+    for run in runs:
+        groups.setdefault((run.conditions, maker_name(run)), []).append(run)
+    return groups
+
 # %% ../../nbs/84_study_runs.ipynb #6066b8f4
 def _origin(shared: SharedConditions) -> dict[str, str]:
     "Where a row comes from: data and sources."
@@ -161,14 +169,6 @@ def _log_if_confirmatory(runs: Sequence[MethodRun], ledger: Ledger):
             n_trials=sorted({r.n_trials for r in confirmatory}),
             settings=sorted({r.setting for r in confirmatory}),
         )
-
-# %% ../../nbs/84_study_runs.ipynb #c67cff3e
-def _by_maker(runs: Iterable[MethodRun]) -> dict[tuple, list[MethodRun]]:
-    "Runs that one call of a maker serves, by (conditions, maker's name)."
-    groups = {}
-    for run in runs:
-        groups.setdefault((run.conditions, maker_name(run)), []).append(run)
-    return groups
 
 # %% ../../nbs/84_study_runs.ipynb #c8f67360
 def no_progress(
@@ -283,7 +283,7 @@ def _repr_markdown_(self: StudyRequest) -> str:
 # %% ../../nbs/84_study_runs.ipynb #7d2d811b
 def _with_ablations(
     given: dict,  # parameters of `planned_runs`
-) -> dict:  # the same with the names of settings in place of 'ablations'
+) -> dict:  # the same with the names of settings instead of 'ablations'
     if tuple(given['settings']) != ('ablations',):
         return given
     if given['phase'] != 'development':
