@@ -227,7 +227,8 @@ def quick_study():
         ledger = Ledger(asked.results)
         run_missing(asked.runs, ledger, cache_dir=asked.cache_dir, data_dir=asked.data_dir)
         rows = ledger.rows()
-    columns = [*ROW_SCORES, *(f'chance_{name}' for name in CHANCE_SCORES), 'val_final_score', 'val_utility']
+    chance = [f'chance_{name}' for name in CHANCE_SCORES]
+    columns = [*ROW_SCORES, *chance, 'val_final_score', 'val_utility']
     return {row['method']: {c: row[c] for c in columns} for row in rows.to_dict('records')}
 
 
