@@ -64,14 +64,15 @@ class Whole(Kind):
     annotation = int
 
     def __init__(self, low: int = 0, high: int | None = None):
-        self.low, self.high = low, high
+        # a number far beyond any use, mistyped, would start work that never ends
+        self.low, self.high = low, 2**32 - 1 if high is None else high
         upper = f'of at least {low}' if high is None else f'from {low} to {high}'
         super().__init__(f'a whole number {upper}')
 
     def convert(self, value):
         if isinstance(value, bool) or not isinstance(value, Integral):
             raise ValueError(value)
-        if value < self.low or (self.high is not None and value > self.high):
+        if not self.low <= value <= self.high:
             raise ValueError(value)
         return int(value)  # NumPy's integers become Python's
 
