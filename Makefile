@@ -29,8 +29,8 @@ moe: env  ## all stages on DATASET (bail): experts that are not there, gate, fin
 	$(PY) -m papermill nbs/moe.ipynb "$(if $(filter file,$(origin OUT)),out_moe.ipynb,$(OUT))" $(params)
 
 test: lint  ## all tests: lint, notebooks clean and in sync, notebooks run, pytest, coverage
-	OMP_NUM_THREADS=1 PYTHONHASHSEED=0 MPLBACKEND=agg $(PY) -m pytest -n 2 --dist worksteal --nbmake --nbmake-timeout=300 \
-		--cov=moe_expert --cov-report=term --durations=15 tests $(wildcard nbs/[0-9]*.ipynb nbs/tutorial*.ipynb) $(ARGS)
+	OMP_NUM_THREADS=1 PYTHONHASHSEED=0 MPLBACKEND=agg $(PY) -m pytest -n 2 --dist worksteal \
+		--cov=moe_expert --cov-report=term --durations=15 tests $(ARGS)
 
 bench: env-dev  ## measure what is missing and write benchmarks/RESULTS.md (hours; ARGS="--quick": minutes, elsewhere)
 	MPLBACKEND=agg $(PY) benchmarks/run.py $(ARGS)
