@@ -104,7 +104,7 @@ _PROCEDURE = (
         'REF',
         False,
         'Take the fifth of all people whose prediction depends most on its most important feature: '
-        'gap between the shares of each group in it.',
+        'gap between the shares of the groups that are in it.',
     ),
     ScoreFacts(
         'vef',
