@@ -77,7 +77,7 @@ DENIED = re.compile(
     re.I,
 )
 UNDER_A_DENIAL = {  # sentences whose denial is in the heading above them
-    'that a model is fair.': 'What this report cannot tell',
+    'that a model is fair.': 'What this report cannot say',
 }
 
 

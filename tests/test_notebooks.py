@@ -396,7 +396,7 @@ def wide(text, prose=False):
         displayed = formula or stripped.startswith('$$')
         formula ^= not fence and line.count('$$') % 2 == 1
         unbroken = len(stripped.split()) <= 2 or 'http' in line
-        free = stripped.startswith(('|', '![')) or fence == 'text' or unbroken or displayed
+        free = stripped.startswith(('|', '![', '#')) or fence == 'text' or unbroken or displayed
         if len(line) > WIDTH and not (prose and free) and not line.rstrip().endswith('# fmt: skip'):
             found.append((i, len(line)))
     return found
