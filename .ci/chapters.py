@@ -22,7 +22,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 NBS = ROOT / 'nbs'
 KEY = 'outputs_made_by'  # in the metadata of a notebook; kept by nbdev_clean, see settings.ini
-LARGEST = 300_000  # bytes of a notebook
+LARGEST = 400_000  # bytes of a notebook
 TIMEOUT = 300  # seconds a cell
 IMAGES = ('image/png', 'image/jpeg', 'image/svg+xml')
 KEPT = ('text/plain', 'text/html', 'text/markdown', 'text/latex', *IMAGES)
