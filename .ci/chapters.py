@@ -185,8 +185,10 @@ def run(path):
 
 
 def shown(notebook):
-    "Outputs as lines, for comparing; pictures by their hash."
+    "Outputs as lines, for comparing; pictures by their hash. Cells tagged `varies` show times."
     for cell in notebook['cells']:
+        if 'varies' in cell['metadata'].get('tags', ()):
+            continue
         for output in cell.get('outputs', ()):
             kinds = {**output.get('data', {}), 'text': output.get('text', '')}
             for kind, value in sorted(kinds.items()):
