@@ -270,7 +270,7 @@ def test_control_c_ends_within_seconds_and_says_how_to_go_on(tuned, tmp_path, si
         process.send_signal(sign)
         start, err = time.perf_counter(), process.stderr.read()
         assert process.wait(30) == 130 and time.perf_counter() - start < 10
-    assert 'The same command goes on' in err and 'Traceback' not in err
+    assert 'The same command continues' in err and 'Traceback' not in err
     done = sum(finished_trials(tmp_path).values())
     tuner = ExpertTuner(NAME, cache_dir=tmp_path, epochs=60)
     assert not [
