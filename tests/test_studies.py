@@ -277,8 +277,8 @@ from moe_expert.tuning.trials import Outcome
 from moe_expert.tuning.storage import open_storage, open_study
 from optuna.distributions import FloatDistribution
 tuning_storage.HEARTBEAT, tuning_storage.GRACE, tuning_studies.WAIT = 1, 4, .1
-address, n_trials, batch_size, seconds = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]),
-float(sys.argv[4])
+address, n_trials, batch_size = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+seconds = float(sys.argv[4])
 def train(batch):
     print(json.dumps(batch), flush=True)
     time.sleep(seconds)

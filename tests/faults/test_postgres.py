@@ -15,6 +15,7 @@ import pytest
 import sqlalchemy
 
 from moe_expert import tune_experts
+from moe_expert.tuning import records
 from moe_expert.data.synthetic import make_synthetic
 from moe_expert.errors import ArtifactError
 from moe_expert.tune_experts import ExpertTuner
@@ -32,19 +33,20 @@ from moe_expert.tuning import storage as tuning_storage
 from moe_expert.tuning import studies as tuning_studies
 from moe_expert.tuning import trials as tuning_trials
 from moe_expert import tune_experts
+from moe_expert.tuning import records
 from moe_expert.data.synthetic import make_synthetic
 tuning_storage.HEARTBEAT, tuning_storage.GRACE, tuning_studies.WAIT = 1, 10, .2
 url, folder, slow = sys.argv[1], sys.argv[2], sys.argv[3] == 'slow'
-if slow: tuning_trials._machine = lambda: 'elsewhere'  # the others cannot see whether its process
-lives: only its signs of life tell
+# the others cannot see whether its process lives: only its signs of life tell
+if slow: tuning_trials._machine = lambda: 'elsewhere'
 train = tune_experts.train_population
 def train_population(data, configs, *args, **kwargs):
     print(json.dumps([[c.lr, c.weight_decay] for c in configs]), flush=True)
     if slow: time.sleep(600)
     return train(data, configs, *args, **kwargs)
 tune_experts.train_population = train_population
-write = tune_experts.save_checkpoint
-tune_experts.save_checkpoint = lambda *args: (print('"writes"', flush=True), write(*args))[1]
+write = records.save_checkpoint
+records.save_checkpoint = lambda *args: (print('"writes"', flush=True), write(*args))[1]
 tuner = tune_experts.ExpertTuner(make_synthetic(200), cache_dir=folder, storage=url, epochs=300)
 result = tuner.tune_expert('expert1', n_trials=int(sys.argv[4]))
 print(json.dumps(result['n_trials']), flush=True)
