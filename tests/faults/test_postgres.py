@@ -15,7 +15,6 @@ import pytest
 import sqlalchemy
 
 from moe_expert import tune_experts
-from moe_expert.tuning import records
 from moe_expert.data.synthetic import make_synthetic
 from moe_expert.errors import ArtifactError
 from moe_expert.tune_experts import ExpertTuner
