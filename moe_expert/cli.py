@@ -12,9 +12,8 @@ from itertools import product
 from . import __version__
 from .errors import unknown_name
 from .parameters import COMMANDS, Given, check
-from .run_expert_tuning import aligned, one_line, run_command
-from .run_expert_tuning import main as tune
-from .run_moe import main as train
+from .run_expert_tuning import aligned, one_line, run_command, tune
+from .run_moe import train
 
 # %% ../nbs/73_cli.ipynb #4a701a86
 def make_report(
@@ -127,10 +126,9 @@ def main(
     "Hand over to the command that is named."
     words = sys.argv[1:] if argv is None else list(argv)
     name, rest = (words[0], words[1:]) if words else ('', [])
-    if name in ('tune', 'train'):
-        return (tune if name == 'tune' else train)(rest, f'{prog} {name}')
-    if name in ('report', 'datasets'):
-        return run_command(name, report if name == 'report' else datasets, rest, f'{prog} {name}')
+    work = dict(tune=tune, train=train, report=report, datasets=datasets)
+    if name in work:
+        return run_command(name, work[name], rest, f'{prog} {name}')
     if name in ('', '-h', '--help', 'help'):
         print(commands_help())
         return 0 if words else 2

@@ -17,7 +17,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from torch_geometric.data import Data
 
 from . import metrics
-from .data.assembly import assemble, scale_features
+from .data.assembly import assemble, feature_range, scale_features
 from .data.catalogue import DatasetSpec
 from .data.columns import reduce_groups
 from .data.graph import check_edges, edge_tensor, similarity_graph, similarity_keys
@@ -227,7 +227,7 @@ def _fit_alone(
     train, val = _split(given, y, seed)
     if len(np.unique(y[val])) < 2:
         train = val = np.arange(len(y))  # too few rows to set some aside
-    estimator.x_min_, estimator.x_max_ = X[train].min(0), X[train].max(0)
+    estimator.x_min_, estimator.x_max_ = feature_range(X, train, 'train')
     x, estimator.n_clipped_ = scale_features(X, estimator.x_min_, estimator.x_max_)
     edges = None if given.backbone == 'mlp' else _edges(given, X, edge_index)
     data = _without_sens(x, y, edges, train)

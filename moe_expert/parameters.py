@@ -34,6 +34,7 @@ class Kind:
     "Any value at all; the base of the other kinds."
 
     annotation: object = Argument.empty  # type in signatures
+    read = str  # makes a value of a word of the command line; `ValueError` where it cannot
 
     def __init__(self, wanted: str = 'any value'):
         self.wanted = wanted
@@ -45,7 +46,7 @@ class Kind:
     def parse(self, word: str):
         "The value of a word of the command line. Raises `argparse.ArgumentTypeError`."
         try:
-            return self.convert(word)
+            return self.convert(self.read(word))
         except ValueError:
             raise argparse.ArgumentTypeError(f'{word!r} is not {self.wanted}') from None
 
@@ -61,7 +62,7 @@ class Kind:
 class Whole(Kind):
     "A whole number in a range; a bool is none."
 
-    annotation = int
+    annotation = read = int
 
     def __init__(self, low: int = 0, high: int | None = None):
         # a number far beyond any use, mistyped, would start work that never ends
@@ -76,17 +77,11 @@ class Whole(Kind):
             raise ValueError(value)
         return int(value)  # NumPy's integers become Python's
 
-    def parse(self, word: str):
-        try:
-            return self.convert(int(word))
-        except ValueError:
-            return super().parse(word)
-
 # %% ../nbs/01_parameters.ipynb #ed03851c
 class Number(Kind):
     "A finite number in a range, whose ends belong to it or not."
 
-    annotation = float
+    annotation = read = float
 
     def __init__(self, low: float, high: float = float('inf'), ends: bool = True):
         self.low, self.high, self.ends = low, high, ends
@@ -100,12 +95,6 @@ class Number(Kind):
         if not inside or value == float('inf'):
             raise ValueError(value)
         return value
-
-    def parse(self, word: str):
-        try:
-            return self.convert(float(word))
-        except ValueError:
-            return super().parse(word)
 
 # %% ../nbs/01_parameters.ipynb #6aff04dc
 class Flag(Kind):

@@ -110,6 +110,11 @@ def treat_missing(
     return np.flatnonzero(keep), counts
 
 # %% ../../nbs/12_columns.ipynb #b63a58f8
+def _within(values, rule: Mapping):
+    "Which values lie within {min, max}, both included; the same for fitted and new people."
+    return (values >= rule.get('min', -np.inf)) & (values <= rule.get('max', np.inf))
+
+
 def _in_range(column: pd.Series, rule: Mapping, where: str) -> np.ndarray:
     "[N] rows within {min, max}, both included."
     numbers = all(isinstance(v, int | float) for v in rule.values())
@@ -122,8 +127,7 @@ def _in_range(column: pd.Series, rule: Mapping, where: str) -> np.ndarray:
             f'{where}: a range needs numbers, but {column.name!r} holds '
             f'{counts_as_text(as_texts(column))}'
         )
-    inside = (column >= rule.get('min', -np.inf)) & (column <= rule.get('max', np.inf))
-    return inside.to_numpy(dtype=bool)
+    return _within(column, rule).to_numpy(dtype=bool)
 
 # %% ../../nbs/12_columns.ipynb #82bf7a75
 def _reduce(column: pd.Series, rule: Any, key: str, where: str) -> tuple[np.ndarray, dict]:
@@ -132,14 +136,14 @@ def _reduce(column: pd.Series, rule: Any, key: str, where: str) -> tuple[np.ndar
     if isinstance(rule, Mapping):
         member, coding = _in_range(column, rule, where), {'kind': 'range', **rule}
     else:
-        wanted = [as_text(v) for v in as_list(rule)]
-        if absent := [w for w in wanted if w not in set(texts)]:
+        wanted, known = [as_text(v) for v in as_list(rule)], set(texts)
+        if absent := [w for w in wanted if w not in known]:
             raise DataError(
                 f'{where}: {absent[0]!r} does not occur in {column.name!r}, which holds '
                 f'{counts_as_text(texts)}'
             )
         member = texts.isin(wanted).to_numpy(dtype=bool)
-        coding = {'kind': 'codes', 'codes': {v: int(v in wanted) for v in sorted(set(texts))}}
+        coding = {'kind': 'codes', 'codes': {v: int(v in wanted) for v in sorted(known)}}
     if member.all() or not member.any():
         raise DataError(
             f'{where}: {rule!r} puts all {len(member)} rows on one side; {column.name!r} holds '
@@ -325,8 +329,7 @@ def _encode_number(column: pd.Series, coding: Mapping, gaps: np.ndarray, where: 
             'be a finite number'
         )
     if coding['kind'] == 'range':
-        inside = (values >= coding.get('min', -np.inf)) & (values <= coding.get('max', np.inf))
-        values = inside.astype(float)
+        values = _within(values, coding).astype(float)
     fill = np.nan if coding['fill'] is None else coding['fill']
     return np.where(gaps, fill, values)[:, None]
 
