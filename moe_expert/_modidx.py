@@ -1897,6 +1897,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                        'moe_expert/tuning/records.py'),
                                            'moe_expert.tuning.records._common_record': ( 'records.html#_common_record',
                                                                                          'moe_expert/tuning/records.py'),
+                                           'moe_expert.tuning.records._of_study': ( 'records.html#_of_study',
+                                                                                    'moe_expert/tuning/records.py'),
                                            'moe_expert.tuning.records._recorded_trials': ( 'records.html#_recorded_trials',
                                                                                            'moe_expert/tuning/records.py'),
                                            'moe_expert.tuning.records._unchanged': ( 'records.html#_unchanged',

@@ -178,7 +178,7 @@ class Batch:
     y: Tensor  # [n] classes
     sens: Tensor  # [n] groups
     weights: GroupWeights  # of these nodes
-    absx: Tensor | None = None  # |x|, not needed by gat
+    absx: Tensor | None = None  # |x|, with lambda_attention only; not needed by gat
     edges: Incoming | None = None  # the nodes' messages, gat only
     keep: Tensor | None = None  # dropout mask; None: no dropout
 
@@ -238,7 +238,8 @@ def _inputs(self: PopulationTrainer, data: Data, train: Tensor):
 
 @patch
 def _batch(self: PopulationTrainer, x: Tensor, y: Tensor, sens: Tensor) -> Batch:
-    return Batch(x, y, sens, GroupWeights.of(sens, y, self.dtype), x.abs())
+    absx = x.abs() if 'lambda_attention' in self.coefficients else None
+    return Batch(x, y, sens, GroupWeights.of(sens, y, self.dtype), absx)
 
 
 @patch

@@ -118,8 +118,9 @@ def expert_path(
     n_steps: int = 32,  # S quadrature points
 ) -> ExpertPath:
     "Margins and slopes of the experts along αx, differentiable in their parameters."
-    points, weights = gauss_legendre(n_steps, x.double())
-    margins, slopes = experts.along(x.double(), edge_index, nodes, points)
+    points, weights = gauss_legendre(n_steps, x[:0].double())
+    # x itself, not a copy: what the graph makes of it is kept for it and made once
+    margins, slopes = experts.along(x, edge_index, nodes, points)
     return ExpertPath(weights, points, margins.transpose(1, 2), slopes.transpose(1, 2))
 
 # %% ../../nbs/50_gate.ipynb #14056f4f

@@ -26,7 +26,7 @@ from ..scores.evaluation import Evaluator, NodeRecord
 from .ledger import CHANCE_SCORES, ROW_SCORES
 from .plan import MAIN, MIXTURE_SETTINGS, VARIANTS
 from ..tuning.folder import make_folder
-from ..tuning.settings import HIDDEN
+from ..tuning.settings import benchmark_settings
 
 # %% ../../nbs/82_study_conditions.ipynb #7990c3a7
 @dataclass
@@ -66,8 +66,9 @@ class SharedConditions:
 @patch(as_prop=True)
 def train_settings(self: SharedConditions) -> TrainSettings:
     "How every network of the benchmark's backbone is trained."
-    hidden = MIXTURE_SETTINGS[self.setting].hidden or HIDDEN.get(self.data.name, 8)
-    return TrainSettings(epochs=self.epochs, hidden=hidden)
+    train = benchmark_settings(self.data.name, epochs=self.epochs).train
+    hidden = MIXTURE_SETTINGS[self.setting].hidden
+    return replace(train, hidden=hidden) if hidden else train
 
 # %% ../../nbs/82_study_conditions.ipynb #812bd8e0
 @patch(as_prop=True)

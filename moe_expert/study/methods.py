@@ -50,7 +50,7 @@ from .plan import MIXTURE_SETTINGS, MixtureSetting
 from ..trainer import MoETrainer, compared
 from ..tuning.folder import ExpertFiles
 from ..tuning.records import Done, Search, model_parameters
-from ..tuning.settings import DEFAULT_PARAMS, GATE_DEFAULTS, GATE_SPACE, search_space
+from ..tuning.settings import GATE_DEFAULTS, GATE_SPACE, default_params, search_space
 from ..tuning.storage import open_storage, open_study
 
 # %% ../../nbs/83_study_methods.ipynb #c1f88c28
@@ -122,7 +122,7 @@ def tune_network(
         space,
         lambda batch: _train_networks(shared, spec, trainer, batch),
         n_trials,
-        default={k: DEFAULT_PARAMS[k] for k in space},
+        default=default_params(spec),
         about=[spec.objective, spec.warmup, setting.floor, trainer.__name__],
     )
     params = {k: v[None] for k, v in tuned.weights.items()}

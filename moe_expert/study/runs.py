@@ -149,12 +149,13 @@ def _write_rows(
 ):
     "Run one maker and add the rows of its methods."
     models, spent = _make_and_time(shared, maker)
+    origin = _origin(shared)
     for run in runs:
         cpu = time.process_time()
         row = dict(name=run.name) | asdict(run) | shared.score_row(models[run.method]) | spent
         row['score_seconds'] = round(time.process_time() - cpu, 3)
         row['note'] = shared.notes.get(run.method, '')
-        ledger.add(row | _origin(shared))
+        ledger.add(row | origin)
 
 # %% ../../nbs/84_study_runs.ipynb #c2883458
 def _log_if_confirmatory(runs: Sequence[MethodRun], ledger: Ledger):

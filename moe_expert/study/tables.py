@@ -68,8 +68,8 @@ def row_origins(
 ) -> pd.DataFrame:
     "Phases, completeness of the confirmatory run, sources and trials of the rows."
     version = moe_expert.__version__
-    wanted = {r.name for r in planned_runs('confirmatory')}
-    finished = len(wanted & set(rows[rows.version == version].name))
+    wanted = planned_runs('confirmatory')
+    finished = len(rows_of_runs(rows, wanted))
     to_do = f'STILL TO BE DONE: {finished} of {len(wanted)} rows exist'
     phases = [f'{n} {phase}' for phase, n in shown.phase.value_counts().items()]
     facts = {

@@ -192,6 +192,11 @@ def _common_record(search: Search, done: Done) -> dict:
     }
 
 # %% ../../nbs/47_records.ipynb #cba2bcbf
+def _of_study(search: Search, result: dict) -> bool:
+    "Does the result file tell of this study? One that names none counts as its own."
+    return result.get('study', search.study.study_name) == search.study.study_name
+
+
 def _unchanged(
     search: Search, destination: Destination, n_trials: int, best_trial: int | None = None
 ) -> dict | None:
@@ -204,8 +209,7 @@ def _unchanged(
         wanted |= {'best_trial': best_trial}
     try:
         result = read_json(destination.results)
-        same_study = result.get('study', search.study.study_name) == search.study.study_name
-        if not same_study or {k: result.get(k) for k in wanted} != wanted:
+        if not _of_study(search, result) or {k: result.get(k) for k in wanted} != wanted:
             return None
         checksum = sha256_file(destination.checkpoint)
         return result if checksum == result.get('checkpoint_sha256') else None
@@ -225,8 +229,7 @@ def _recorded_trials(search: Search, destination: Destination) -> int:
         result = read_json(destination.results)
     except ArtifactError:
         return 0  # damaged: `tune` writes it anew from the study
-    of_this_study = result.get('study', search.study.study_name) == search.study.study_name
-    return result.get('n_trials', 0) if of_this_study else 0
+    return result.get('n_trials', 0) if _of_study(search, result) else 0
 
 
 def _after_a_loss(search: Search, destination: Destination, n_trials: int) -> dict | None:
