@@ -54,7 +54,7 @@ env-dev:  ## make or mend .venv for developing
 export: env-dev  ## write moe_expert/ from the notebooks, and clean the notebooks
 	$(VENV)/bin/nbdev_export
 	$(VENV)/bin/nbdev_clean
-	@if [ -e .ci/parameters.py ]; then $(PY) .ci/parameters.py; fi
+	$(PY) .ci/parameters.py
 
 chapters: env-dev  ## run the chapters and keep their outputs in the notebooks (ARGS=00_errors.ipynb, ARGS=--stale)
 	$(PY) .ci/chapters.py $(ARGS)

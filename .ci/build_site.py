@@ -20,6 +20,7 @@ ROOT = Path(__file__).resolve().parents[1]
 BUILD = ROOT / 'build'
 SOURCE, SITE = BUILD / 'site-source', BUILD / 'site'
 sys.path.insert(0, str(ROOT / 'docs'))
+import chapters  # noqa: E402
 import rooms  # noqa: E402
 
 PAGES = {  # title in the navigation -> page
@@ -280,9 +281,8 @@ def write_sources():
     assets()
     pages = {path: document_page(path) for path in documents()}
     (SOURCE / 'nbs').mkdir()
-    for path in sorted((ROOT / 'nbs').glob('*.ipynb')):
-        if path.name[0].isdigit() or path.name.startswith('tutorial'):
-            pages[path] = notebook_page(path, SOURCE / 'nbs' / f'{path.stem}.md')
+    for path in chapters.chapters():
+        pages[path] = notebook_page(path, SOURCE / 'nbs' / f'{path.stem}.md')
     for pattern in COPIED:
         for path in ROOT.glob(pattern):
             copy = SOURCE / path.relative_to(ROOT)

@@ -1,6 +1,9 @@
 "What all tests share: where the real benchmark files are, and one thread per process."
 
 import os
+import shutil
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 
@@ -39,6 +42,39 @@ def data_dir():
 def repo_root():
     "The folder of settings.ini."
     return ROOT
+
+
+def marked_clone(folder, module):
+    "The package in a folder where it is not installed; one module says where it was imported from."
+    package = folder / 'moe_expert'
+    shutil.copytree(ROOT / 'moe_expert', package, ignore=shutil.ignore_patterns('__pycache__'))
+    with open(package / module, 'a') as file:
+        file.write("\nimport sys; print('imported from', __file__, file=sys.stderr)\n")
+    return folder
+
+
+def run_python(*command, cwd, timeout=120):
+    return subprocess.run(
+        [sys.executable, *map(str, command)],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+    )
+
+
+@pytest.fixture
+def forbid_training(monkeypatch):
+    "Make functions fail the test when they are called; each is a module and a name in it."
+
+    def fail(*args, **kwargs):
+        raise AssertionError('something was trained')
+
+    def forbid(*places):
+        for module, name in places:
+            monkeypatch.setattr(module, name, fail)
+
+    return forbid
 
 
 @pytest.fixture

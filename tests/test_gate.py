@@ -12,6 +12,7 @@ from torch import nn
 
 from moe_expert.data.synthetic import make_synthetic
 from moe_expert.errors import MoEExpertError, UndefinedScoreError
+from moe_expert.experts import populations
 from moe_expert.experts import training as experts_training
 from moe_expert.experts.floor import Floor
 from moe_expert.experts.initialisation import init_population
@@ -645,6 +646,18 @@ def test_gat_paths_are_finite_differences(data, nodes):
                 - experts.margins(a * x - step, data.edge_index, some)
             ).T / 2e-6
             torch.testing.assert_close(path.slopes[s, :, :, j], numeric, rtol=0, atol=1e-7)
+
+
+def test_a_path_takes_what_the_graph_made_of_the_features(data, nodes, monkeypatch):
+    "The graph is propagated once, however often gate and experts are integrated over it."
+    calls = []
+    original = populations.propagate
+    monkeypatch.setattr(populations, 'propagate', lambda *a: calls.append(a) or original(*a))
+    experts, x = some_experts(8, 'gcn', 1.0), data.x.clone()
+    for _ in range(3):
+        experts.margins(x, data.edge_index, nodes)
+        expert_path(experts, x, data.edge_index, nodes, 3)
+    assert len(calls) == 1
 
 
 def test_a_lesson_holds_what_the_nodes_are(data, trained):

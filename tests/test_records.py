@@ -108,13 +108,10 @@ def old(tmp_path):
 
 
 @pytest.fixture
-def no_training(monkeypatch):
-    def fail(*args, **kwargs):
-        raise AssertionError('something was trained')
-
-    monkeypatch.setattr(tune_experts, 'train_population', fail)
-    monkeypatch.setattr(trainer, 'train_gates', fail)
-    monkeypatch.setattr(trainer, 'fine_tuned', fail)
+def no_training(forbid_training):
+    forbid_training(
+        (tune_experts, 'train_population'), (trainer, 'train_gates'), (trainer, 'fine_tuned')
+    )
 
 
 def test_files_of_version_0_1_are_taken_up(old, no_training):

@@ -1,13 +1,13 @@
 "The script by path, with -m, from another folder, wrong, interrupted and cached."
 
 import os
-import shutil
 import signal
 import subprocess
 import sys
 import time
 
 import pytest
+from conftest import marked_clone, run_python
 
 from moe_expert.run_expert_tuning import main
 
@@ -15,23 +15,8 @@ FEW = ['--dataset', 'synthetic-200', '--n_trials', '2', '--epochs', '60']
 
 
 @pytest.fixture(scope='module')
-def clone(tmp_path_factory, repo_root):
-    "The package in a folder where it is not installed; it says where it was imported from."
-    folder = tmp_path_factory.mktemp('clone')
-    shutil.copytree(
-        repo_root / 'moe_expert',
-        folder / 'moe_expert',
-        ignore=shutil.ignore_patterns('__pycache__'),
-    )
-    with open(folder / 'moe_expert' / 'tune_experts.py', 'a') as file:
-        file.write("\nimport sys; print('imported from', __file__, file=sys.stderr)\n")
-    return folder
-
-
-def run(*command, cwd):
-    return subprocess.run(
-        [sys.executable, *map(str, command)], cwd=cwd, capture_output=True, text=True, timeout=120
-    )
+def clone(tmp_path_factory):
+    return marked_clone(tmp_path_factory.mktemp('clone'), 'tune_experts.py')
 
 
 @pytest.mark.parametrize('how', ['path', 'module', 'elsewhere'])
@@ -42,7 +27,9 @@ def test_it_runs_uninstalled(clone, tmp_path, how):
         module=['-m', 'moe_expert.run_expert_tuning'],
         elsewhere=[clone / 'moe_expert' / 'run_expert_tuning.py'],
     )[how]
-    done = run(*script, *FEW, '--expert', 'expert1', '--cache_dir', f'weights/{how}', cwd=cwd)
+    done = run_python(
+        *script, *FEW, '--expert', 'expert1', '--cache_dir', f'weights/{how}', cwd=cwd
+    )
     assert done.returncode == 0, done.stderr
     assert f'imported from {clone}' in done.stderr and 'expert1 (utility): 100%' in done.stderr
     assert 'max utility' in done.stdout and 'this run' in done.stdout and '%' not in done.stdout

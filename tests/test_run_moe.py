@@ -1,12 +1,10 @@
 "All stages by path, with -m, wrong, without cached experts and again."
 
 import json
-import shutil
-import subprocess
-import sys
 from dataclasses import replace
 
 import pytest
+from conftest import marked_clone, run_python
 
 from moe_expert import trainer
 from moe_expert.run_moe import main
@@ -24,17 +22,8 @@ METHODS = [
 
 
 @pytest.fixture(scope='module')
-def clone(tmp_path_factory, repo_root):
-    "The package in a folder where it is not installed; it says where it was imported from."
-    folder = tmp_path_factory.mktemp('clone')
-    shutil.copytree(
-        repo_root / 'moe_expert',
-        folder / 'moe_expert',
-        ignore=shutil.ignore_patterns('__pycache__'),
-    )
-    with open(folder / 'moe_expert' / 'trainer.py', 'a') as file:
-        file.write("\nimport sys; print('imported from', __file__, file=sys.stderr)\n")
-    return folder
+def clone(tmp_path_factory):
+    return marked_clone(tmp_path_factory.mktemp('clone'), 'trainer.py')
 
 
 @pytest.fixture
@@ -51,16 +40,12 @@ def quick(monkeypatch):
     )
 
 
-def run(*command, cwd):
-    return subprocess.run(
-        [sys.executable, *map(str, command)], cwd=cwd, capture_output=True, text=True, timeout=300
-    )
-
-
 @pytest.mark.slow
 def test_it_runs_uninstalled_from_nothing_to_the_table(clone):
     "By path; then with -m, from the cache: the same table."
-    done = run('moe_expert/run_moe.py', *FEW, '--cache_dir', 'weights', cwd=clone)
+    done = run_python(
+        'moe_expert/run_moe.py', *FEW, '--cache_dir', 'weights', cwd=clone, timeout=300
+    )
     assert done.returncode == 0, done.stderr
     assert f'imported from {clone}' in done.stderr and 'Traceback' not in done.stderr
     files = {p.name for p in (clone / 'weights').iterdir()}
@@ -82,7 +67,9 @@ def test_it_runs_uninstalled_from_nothing_to_the_table(clone):
             v = scores[name]
             assert f'{v["value"]:.3f} [{v["low"]:.3f}, {v["high"]:.3f}]' in table[method]
     assert 'Fine-tuning ' in done.stdout
-    again = run('-m', 'moe_expert.run_moe', *FEW, '--cache_dir', 'weights', cwd=clone)
+    again = run_python(
+        '-m', 'moe_expert.run_moe', *FEW, '--cache_dir', 'weights', cwd=clone, timeout=300
+    )
     assert (
         again.returncode == 0
         and again.stdout == done.stdout

@@ -116,12 +116,8 @@ def assert_same(found, expected):
 
 
 @pytest.fixture
-def no_training(monkeypatch):
-    def fail(*args, **kwargs):
-        raise AssertionError('something was trained')
-
-    monkeypatch.setattr(tune_experts, 'train_population', fail)
-    monkeypatch.setattr(tune_experts, 'reference_floor', fail)
+def no_training(forbid_training):
+    forbid_training((tune_experts, 'train_population'), (tune_experts, 'reference_floor'))
 
 
 # --- what is written ------------------------------------------------------------------------------
