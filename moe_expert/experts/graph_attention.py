@@ -15,10 +15,9 @@ import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import Tensor
 
-from ..errors import ArgumentError
 from . import populations
-from .backbones import Forward
-from .populations import Population, made_once
+from .backbones import Forward, leaky_slope
+from .populations import Population, made_once, require_graph
 from moe_expert.scores.attributions import (
     Integral,
     Pieces,
@@ -214,18 +213,13 @@ def forward(
     return Forward(z, h, (h * self.direction.unsqueeze(-2)).sum(-1), self.direction)
 
 # %% ../../nbs/32_graph_attention.ipynb #6809eb5f
-def _slope(z: Tensor, below: float) -> Tensor:
-    "The slope of a LeakyReLU."
-    return torch.where(z > 0, torch.ones((), dtype=z.dtype, device=z.device), below)
-
-
 @patch
 def _derivative(
     self: GraphAttention, alpha: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # margin [M, n]; first term of δ; c: [M, e] and [M, n]
     a, a0, z = self._attend(alpha)
     rows, x0 = self.edges.rows, self.x[self.edges.nodes]
-    g = _slope(z, self.negative_slope) * self.direction.unsqueeze(-2)
+    g = leaky_slope(z, self.negative_slope) * self.direction.unsqueeze(-2)
     mean = (g * z).sum(-1)
     to_messages = g.transpose(0, 1).contiguous().index_select(0, rows)  # [e, M, h]
     q = (to_messages * _from_sources(self.wx, self.edges)).sum(-1).mT
@@ -234,7 +228,7 @@ def _derivative(
     c0 = alpha * a0 * ((g * self.own).sum(-1) - mean)
     means = _Sums.apply(a, self.x[None], self.edges) + a0[..., None] * x0
     direct = (g @ self.params['hidden.weight']) * means
-    slopes = _slope(self.raw, _ATTENTION_SLOPE), _slope(self.raw0, _ATTENTION_SLOPE)
+    slopes = [leaky_slope(z, _ATTENTION_SLOPE) for z in (self.raw, self.raw0)]
     return alpha * mean, direct, c * slopes[0], c0 * slopes[1]
 
 
@@ -322,8 +316,7 @@ class GraphAttentionPopulation(Population):
 
     def _layer(self, x: Tensor, edge_index: Tensor | None, nodes: Tensor | None) -> GraphAttention:
         "All models and all these nodes at once, differentiable in the parameters."
-        if edge_index is None:
-            raise ArgumentError('backbone gat needs the graph: edge_index is None')
+        require_graph('gat', edge_index)
         nodes = torch.arange(len(x), device=x.device) if nodes is None else nodes
         params, edges = self.params, incoming(edge_index, nodes, len(x))
         params = {k: v.double() for k, v in params.items()}
@@ -360,8 +353,7 @@ def _chunks(
     width: int,  # numbers held at once per message
 ) -> Iterator[_Chunk]:
     "Yield models and chunks of nodes whose messages fit into memory."
-    if edge_index is None:
-        raise ArgumentError('backbone gat needs the graph: edge_index is None')
+    require_graph('gat', edge_index)
     device = self.params['out.weight'].device
     nodes = torch.arange(len(x), device=device) if nodes is None else nodes.to(device)
     x, edges = x.to(device, torch.float64), incoming(edge_index, nodes, len(x))
