@@ -36,6 +36,7 @@ c.InlineBackend.print_figure_kwargs = {'bbox_inches': 'tight', 'metadata': {'Sof
 
 # (pattern, what stands in its place), for what differs from run to run or from machine to machine.
 SCRUB = [
+    (r'(?m)^\[IPKernelApp\] .*\n?', ''),  # log lines of a kernel within: which come is chance
     (r'/tmp/ipykernel_\d+/\d+\.py:\d+', 'cell'),
     (r'[\w./+-]*/(?:site|dist)-packages/', ''),
     (r'/(?:tmp|var/folders)/[\w./+-]*?tmp\w{8}', 'folder'),
@@ -43,7 +44,7 @@ SCRUB = [
     (r'\b0x[0-9a-f]{8,}\b', '0x…'),
     (r'\x1b\[[0-9;]*m', ''),
 ]
-NOISE = re.compile(r'0x[0-9a-f]{8,}|/tmp/|/home/|/root/|site-packages|ipykernel_\d')
+NOISE = re.compile(r'0x[0-9a-f]{8,}|/tmp/|/home/|/root/|site-packages|ipykernel_\d|IPKernelApp')
 
 
 def chapters():
@@ -126,9 +127,10 @@ def merged(outputs):
 
 
 def tidy(output, ids):
-    "An output as it is kept."
+    "An output as it is kept; None if nothing of it is."
     if output['output_type'] == 'stream':
-        return {**output, 'text': lines(scrubbed(output['text'], ids))}
+        text = lines(scrubbed(output['text'], ids))
+        return {**output, 'text': text} if text else None
     data = {}
     for kind, value in output['data'].items():
         if kind in IMAGES:
@@ -179,7 +181,7 @@ def run(path):
         if cell['cell_type'] == 'code':
             cell['execution_count'] = None
             outputs = merged(json.loads(json.dumps(executed.outputs)))
-            cell['outputs'] = [tidy(o, ids) for o in outputs]
+            cell['outputs'] = [kept for o in outputs if (kept := tidy(o, ids))]
     notebook['metadata'][KEY] = digest(notebook)
     return notebook
 
