@@ -22,12 +22,12 @@ from .errors import ParameterError, did_you_mean, unknown_name
 
 # %% auto #0
 __all__ = ['STORAGE_VARIABLE', 'COMMANDS', 'NOTEBOOKS', 'CALLS', 'DOORS', 'PARAMETERS', 'EXPERT_NAMES', 'BACKBONES', 'EDITIONS',
-           'TEACHERS', 'WAY_NAMES', 'PHASE_NAMES', 'MISSING_GROUPS', 'STAGE1', 'MIXTURE', 'RUNS', 'LOADERS', 'Kind',
-           'Whole', 'Number', 'Flag', 'Choice', 'Text', 'Names', 'Columns', 'Several', 'environment_storage',
-           'StorageURL', 'Door', 'Parameter', 'define', 'options', 'names', 'defaults', 'Given', 'check', 'unknown',
-           'spelled', 'without_effect', 'Parser', 'add_option', 'default_text', 'hinted', 'parser', 'command', 'call',
-           'collect', 'injected', 'door_signature', 'takes', 'documented', 'markdown_table', 'shown_default',
-           'parameters_cell']
+           'TEACHERS', 'WAY_NAMES', 'PHASE_NAMES', 'MISSING_GROUPS', 'STAGE1', 'MIXTURE', 'RUNS', 'READERS', 'LOADERS',
+           'NOT_READING', 'WORKING', 'Kind', 'Whole', 'Number', 'Flag', 'Choice', 'Text', 'Names', 'Columns', 'Several',
+           'environment_storage', 'StorageURL', 'Door', 'Parameter', 'define', 'options', 'names', 'defaults', 'Given',
+           'check', 'unknown', 'spelled', 'without_effect', 'Parser', 'add_option', 'default_text', 'hinted', 'parser',
+           'command', 'call', 'collect', 'injected', 'door_signature', 'takes', 'documented', 'markdown_table',
+           'shown_default', 'parameters_cell']
 
 # %% ../nbs/01_parameters.ipynb #7d8b201a
 class Kind:
@@ -235,10 +235,17 @@ COMMANDS = {
         'run all stages: experts, gate, fine-tuning, one test of the mixture',
         'moe_expert.run_moe',
     ),
+    'run': Door(
+        'All in one go: tune the experts and the gate, fine-tune both, test the mixture once, and '
+        'write both reports and an index. What is there already is used; an interrupted call '
+        'continues.',
+        'tune, train, test and report in one go',
+    ),
     'report': Door(
-        'Run the report of each data set and expert, as a notebook and as a page that opens '
-        'without a network, and write an index over all reports in cache_dir.',
-        'make notebooks, pages and an index of the tuning runs',
+        'Write reports on what is in cache_dir, as notebooks and as pages that open without a '
+        'network, and an index over them. This only reads: the settings come from the files, and '
+        'nothing is trained, chosen, tested or removed.',
+        'report on what is there, reading only',
     ),
     'datasets': Door(
         'List the data sets, or show the data card of one: people, groups, base rates, possible '
@@ -285,13 +292,19 @@ class Parameter:
     doors: tuple[str, ...]
     at: Mapping[str, dict] = field(default_factory=dict)  # door → fields that differ there
     short: str = ''  # one-letter form on the command line
-    needs: tuple[str, object] | None = None  # option and the value that it must have
+    needs: tuple | None = None  # option and the value that it must have; or several such pairs
     optional: bool = False  # may it be None, although the default is a value?
     positional: bool = False  # without dashes on the command line?
 
     def __post_init__(self):
         if wrong := [d for d in (*self.doors, *self.at) if d not in DOORS]:
             raise ParameterError(unknown_name('door', wrong[0], list(DOORS)))
+
+    def all_needs(self) -> tuple[tuple[str, object], ...]:
+        "The options that it depends on, each with the value that it must have."
+        if self.needs is None:
+            return ()
+        return (self.needs,) if isinstance(self.needs[0], str) else self.needs
 
     def convert(self, value):
         "The value that is used. Raises `ParameterError` with name, range and value."
@@ -362,8 +375,11 @@ MISSING_GROUPS = ('warn', 'ignore', 'raise')
 # %% ../nbs/01_parameters.ipynb #bcde3b6d
 STAGE1 = ('tune', 'tune.ipynb', 'ExpertTuner')
 MIXTURE = ('train', 'moe.ipynb', 'MoETrainer')
-RUNS = (*STAGE1, *MIXTURE, 'report')
+RUNS = (*STAGE1, *MIXTURE, 'run')
+READERS = (*RUNS, 'report')  # of a folder; `report` finds the settings of a run in its files
 LOADERS = ('ExpertTuner', 'MoETrainer')  # their values go to `load_dataset`, which checks them
+NOT_READING = dict(needs=('read_only', False))
+WORKING = dict.fromkeys(('tune.ipynb', 'moe.ipynb'), NOT_READING)  # no effect where they only read
 
 # %% ../nbs/01_parameters.ipynb #d0d215fe
 define(
@@ -372,8 +388,9 @@ define(
     'bail',
     '`bail`, `german`, `math`, `por`, `synthetic`, `synthetic-<people>`, an alias such as '
     '`recidivism`, or the path of a card about your own data',
-    (*RUNS, 'datasets'),
+    (*READERS, 'datasets'),
     {
+        'run': dict(positional=True),
         'report': dict(
             kind=Several(Text('the name of a data set, or the path of a card')), default=('bail',)
         ),
@@ -393,9 +410,9 @@ define(
         'tune': dict(needs=('pareto', False)),
         'report': dict(
             kind=Several(Choice('all', *EXPERT_NAMES, 'mixture')),
-            default=('all',),
+            default=None,
             meaning='a report for each one named: `all` is one report of the three experts, '
-            '`mixture` one of all stages and the test',
+            '`mixture` one of the mixture and its test; without a name, those of what is there',
         ),
     },
 )
@@ -405,15 +422,16 @@ define(
     'mlp',
     'network of the experts: `mlp` reads each person alone, the others also read the graph',
     (*RUNS, 'FairMoEClassifier'),
-    {'ExpertTuner': dict(needs=('settings', None))}
-    | dict.fromkeys(
-        (*MIXTURE, 'report'),
-        dict(
+    {'ExpertTuner': dict(needs=('settings', None)), 'tune.ipynb': NOT_READING}
+    | {
+        door: WORKING.get(door, {})
+        | dict(
             default=None,
             meaning='network of the experts, as of `tune`; None: that of the experts in '
             '`cache_dir`, else `mlp`',
-        ),
-    ),
+        )
+        for door in MIXTURE
+    },
 )
 
 # %% ../nbs/01_parameters.ipynb #cb925360
@@ -426,10 +444,12 @@ define(
     Whole(1),
     30,
     'trials of each expert in all: those of earlier calls count',
-    ('tune', 'tune.ipynb', *MIXTURE, 'report', 'study.ipynb', *(d for d in CALLS if d not in RUNS)),
+    ('tune', 'tune.ipynb', *MIXTURE, 'run', 'study.ipynb', *(d for d in CALLS if d not in RUNS)),
     {
         'train': _TRIALS_OF_BOTH,
-        'moe.ipynb': _TRIALS_OF_BOTH,
+        'run': dict(meaning='trials of each expert and of the gate in all; earlier trials count'),
+        'tune.ipynb': NOT_READING,
+        'moe.ipynb': _TRIALS_OF_BOTH | NOT_READING,
         'MoETrainer': dict(meaning='trials of each expert, where experts are tuned first'),
         'MoETrainer.tune_gate': _TRIALS_OF_GATE,
         'MoETrainer.run': _TRIALS_OF_GATE,
@@ -456,10 +476,13 @@ define(
         ),
         'study.ipynb': dict(needs=('quick', False)),
         'ExpertTuner': dict(needs=('settings', None)),
+        'tune.ipynb': NOT_READING,
     }
-    | dict.fromkeys(
-        MIXTURE, dict(meaning='passes over the training nodes of experts that are tuned, at most')
-    ),
+    | {
+        door: WORKING.get(door, {})
+        | dict(meaning='passes over the training nodes of experts that are tuned, at most')
+        for door in MIXTURE
+    },
 )
 define(
     'seed',
@@ -467,6 +490,7 @@ define(
     0,
     'seed of the studies, the initial parameters and dropout',
     RUNS,
+    WORKING,
 )
 define(
     'device',
@@ -474,7 +498,7 @@ define(
     'auto',
     'where to train: `auto`, `cpu`, `cuda`, `cuda:1`, …',
     (*RUNS, 'FairMoEClassifier'),
-    {'FairMoEClassifier': dict(default='cpu', kind=Kind())}
+    {'FairMoEClassifier': dict(default='cpu', kind=Kind()), 'tune.ipynb': NOT_READING}
     | dict.fromkeys(LOADERS, dict(kind=Kind())),  # a `torch.device` is checked by PyTorch
 )
 
@@ -500,6 +524,7 @@ define(
     0,
     'trials of one more search, for the trade-off of the three aims; 0: none',
     ('tune.ipynb',),
+    {'tune.ipynb': NOT_READING},
 )
 
 # %% ../nbs/01_parameters.ipynb #9f9ec033
@@ -510,15 +535,21 @@ define(
     'True: the experts must be in `cache_dir`; False: tune up to `n_trials` first; None: use them '
     'where all three exist, else tune',
     MIXTURE,
-    {'MoETrainer': dict(default=True, optional=True)},
+    {'MoETrainer': dict(default=True, optional=True), 'moe.ipynb': NOT_READING},
 )
 define(
     'fine_tune',
     Flag(),
     True,
     'run stage 3: train gate and experts together; kept only if validation improves',
-    ('train', 'moe.ipynb', 'MoETrainer.run', 'FairMoEClassifier'),
-    {'FairMoEClassifier': dict(default=False)},
+    ('train', 'run', 'moe.ipynb', 'MoETrainer.run', 'FairMoEClassifier'),
+    {
+        'FairMoEClassifier': dict(default=False),
+        'moe.ipynb': dict(
+            meaning='run stage 3: train gate and experts together; kept only if validation '
+            'improves; False with `read_only`: report on the tuned gate, even if stage 3 was kept'
+        ),
+    },
 )
 define(
     'teachers',
@@ -526,7 +557,8 @@ define(
     'train',
     'nodes that teach the gate: the training nodes, the training nodes with cross-fitted experts, '
     'or half of the validation nodes',
-    ('train', 'moe.ipynb'),
+    ('train', 'run', 'moe.ipynb'),
+    {'moe.ipynb': NOT_READING},
 )
 define(
     'ways',
@@ -534,8 +566,9 @@ define(
     'one',
     'stage 3 in one way (small steps) or in nine, of which validation chooses: slower, often '
     'better',
-    ('train', 'moe.ipynb'),
-    dict.fromkeys(('train', 'moe.ipynb'), dict(needs=('fine_tune', True))),
+    ('train', 'run', 'moe.ipynb'),
+    dict.fromkeys(('train', 'run'), dict(needs=('fine_tune', True)))
+    | {'moe.ipynb': dict(needs=(('read_only', False), ('fine_tune', True)))},
 )
 
 # %% ../nbs/01_parameters.ipynb #f6153b83
@@ -545,7 +578,7 @@ define(
     None,
     'folder with `<dataset>/<dataset>.csv`; without it, the environment variable '
     '`MOE_EXPERT_DATA`, the cache and the network are tried',
-    (*RUNS, 'datasets', 'study.ipynb'),
+    (*READERS, 'datasets', 'study.ipynb'),
 )
 define(
     'edition',
@@ -553,7 +586,8 @@ define(
     'auto',
     '`full` refuses the small embedded edition of `bail`, `offline` asks for it',
     (*RUNS, 'datasets'),
-    {'datasets': dict(needs=('dataset', ...))}
+    WORKING
+    | {'datasets': dict(needs=('dataset', ...))}
     | dict.fromkeys(LOADERS, dict(kind=Kind(Choice(*EDITIONS).wanted))),
 )
 define(
@@ -572,14 +606,14 @@ define(
     (),
     'columns to leave out of features and graph',
     RUNS,
-    dict.fromkeys(LOADERS, dict(kind=Kind('column names'))),
+    WORKING | dict.fromkeys(LOADERS, dict(kind=Kind('column names'))),
 )
 define(
     'groups',
     Columns(),
     (),
     'further columns whose groups the report compares',
-    ('tune', 'train', 'report', 'tune.ipynb', 'moe.ipynb'),
+    ('tune', 'train', 'run', 'report', 'tune.ipynb', 'moe.ipynb'),
     dict.fromkeys(('tune', 'train'), dict(needs=('report', True))),
 )
 
@@ -589,7 +623,7 @@ define(
     Text('a folder'),
     'weights/moe_experts',
     'folder for checkpoints, results and reports, relative to the current folder',
-    (*RUNS, 'study.ipynb'),
+    (*READERS, 'study.ipynb'),
     {
         'study.ipynb': dict(
             default='weights/study',
@@ -603,6 +637,15 @@ define(
     False,
     'remove all files of the data set in `cache_dir` and start anew',
     RUNS,
+    WORKING,
+)
+define(
+    'read_only',
+    Flag(),
+    False,
+    'report on what is in `cache_dir` with the settings of its files; train, choose and test '
+    'nothing',
+    ('tune.ipynb', 'moe.ipynb'),
 )
 define(
     'storage',
@@ -610,7 +653,7 @@ define(
     None,
     'Optuna storage URL; without it, the one of the environment variable `MOE_EXPERT_STORAGE`, '
     'or a file in `cache_dir`',
-    ('tune', 'train', 'report', 'ExpertTuner', 'MoETrainer'),
+    ('tune', 'train', 'run', 'ExpertTuner', 'MoETrainer'),
     dict.fromkeys(
         LOADERS,
         dict(
@@ -625,7 +668,7 @@ define(
     'report',
     Flag(),
     False,
-    'also run the notebook of the report; it is saved in `cache_dir`',
+    'also write the report, as a notebook and a page in `cache_dir`',
     ('tune', 'train'),
     {'tune': dict(needs=('pareto', False))},
 )
@@ -634,7 +677,7 @@ define(
     Flag(),
     False,
     'show no progress',
-    ('tune', 'train', 'report'),
+    ('tune', 'train', 'run', 'report'),
     short='q',
 )
 define(
@@ -868,12 +911,14 @@ def without_effect(
     door: str,  # one of `DOORS`
     values: Mapping,  # all options of the door
 ) -> str | None:  # a message, or None where the option has an effect
-    "What to say where an option depends on a second one that is not set so."
-    if parameter.needs is None:
+    "What to say where an option depends on another one that is not set so."
+    has = lambda name, wanted: (
+        values[name] == wanted or (wanted is ... and values[name] is not None)
+    )
+    unmet = [need for need in parameter.all_needs() if not has(*need)]
+    if not unmet:
         return None
-    name, wanted = parameter.needs
-    if values[name] == wanted or (wanted is ... and values[name] is not None):
-        return None
+    name, wanted = unmet[0]
     this = spelled(door, parameter.name)
     if door not in COMMANDS:
         return f'{this} has no effect where {name} is {values[name]!r}'
@@ -975,18 +1020,22 @@ def parser(
 def command(
     door: str,  # one of `COMMANDS`
     given: Mapping,  # name → value
+    installed: bool = False,  # by `moe-expert`, even where the command is also a module?
 ) -> str:  # a line for a shell
     """The command with these options.
 
     >>> command('tune', dict(dataset='my data', seed=3, drop=['a', 'b'], overwrite=True))
     "python -m moe_expert.run_expert_tuning --dataset 'my data' --seed 3 --drop a b --overwrite"
+    >>> command('run', dict(dataset='bail', n_trials=50))
+    'moe-expert run bail --n_trials 50'
     """
-    module = DOORS[door].module
+    module = '' if installed else DOORS[door].module
     words = ['python', '-m', module] if module else ['moe-expert', door]
     for name, value in given.items():
         if value is None:
             continue
-        words.append(spelled(door, name, value))
+        if not options(door)[name].positional:
+            words.append(spelled(door, name, value))
         if not isinstance(value, bool):
             words += map(str, value if isinstance(value, (list, tuple)) else [value])
     return shlex.join(words)

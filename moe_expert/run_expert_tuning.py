@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['HEADING', 'one_line', 'show_warning', 'messages', 'run_command', 'known_dataset', 'continues', 'NoStream',
-           'progress_display', 'aligned', 'closing_row', 'closing_table', 'tune', 'closing_words', 'make_report',
-           'search_trade_off', 'main']
+           'progress_display', 'aligned', 'closing_row', 'closing_table', 'tune', 'closing_words', 'shown_by',
+           'make_report', 'search_trade_off', 'main']
 
 # %% ../nbs/71_run_expert_tuning.ipynb #d6b692fe
 import os
@@ -95,7 +95,8 @@ def known_dataset(
     try:
         canonical_name(name)
     except DataError as err:
-        argument = 'dataset' if door == 'datasets' else '--dataset'
+        positional = parameters.options(door)['dataset'].positional
+        argument = 'dataset' if positional else '--dataset'
         raise ParameterError(f'argument {argument}: {err}') from err
 
 # %% ../nbs/71_run_expert_tuning.ipynb #f7cea41d
@@ -164,7 +165,7 @@ def closing_table(
 def tune(
     given: parameters.Given,  # options of `tune`
 ) -> int:  # exit code
-    "Tune, print the table, and run the report where it is asked for."
+    "Tune, print the table, and write the report where it is asked for."
     from moe_expert.tune_experts import ExpertTuner
 
     with progress_display(given.quiet) as progress:
@@ -195,16 +196,22 @@ def closing_words(
     )
 
 # %% ../nbs/71_run_expert_tuning.ipynb #8b8e91c5
+def shown_by(
+    notebook: str,  # 'tune.ipynb' or 'moe.ipynb'
+    given: parameters.Given,  # options of a command
+) -> dict:  # name → value
+    "The options that say where files and data are, and what a report shows."
+    known = parameters.names(notebook)
+    return {name: value for name, value in given.of('report').items() if name in known}
+
+
 def make_report(
     given: parameters.Given,  # options of `tune`
 ):  # the executed notebook
-    "Run `tune.ipynb` on what was just tuned."
+    "Write the report on what was just tuned."
     from moe_expert.report.run import run_report
 
-    return run_report(
-        **given.of('tune.ipynb') | dict(overwrite=False),  # the files there are those of this run
-        storage=given.storage,
-    )
+    return run_report(**shown_by('tune.ipynb', given))
 
 # %% ../nbs/71_run_expert_tuning.ipynb #0560fde2
 def search_trade_off(

@@ -31,8 +31,11 @@ from .mixture import checkpoints
 from moe_expert.mixture.comparison import (
     Comparison,
     gate_usage,
+    keep_tested,
     logistic_regression,
     majority_class,
+    read_tests,
+    write_test,
 )
 from .mixture.gate import Mixture, uniform_mixture
 from moe_expert.mixture.gate_training import (
@@ -328,14 +331,14 @@ def tune_gate(
     n_trials: int,
 ) -> dict:  # what its result file holds
     "Tune the gate for the mixture's `final_score` and use it. Errors as of `tuning.records.tune`."
-    experts = gate_record(self)['experts']
+    experts, files = gate_record(self)['experts'], self.files
 
     def payload(done: Done) -> dict:
+        keep_tested(files, files.gate_checkpoint)  # asked for only where it is about to be replaced
         gates = {name: v[None] for name, v in done.weights.items()}
         mixture = Mixture(self.experts, gates, self.settings.gate.temperature)
         return self._checkpoint(mixture, 'gate', experts, done.best['params'], done.best['metrics'])
 
-    files = self.files
     destination = Destination(
         files, files.gate_checkpoint, files.gate_results, payload, lambda done: self._gate_facts()
     )
@@ -483,6 +486,7 @@ def _write_fine_tuning(
     model, path, digest = models[best], self.files.finetuned_checkpoint, None
     after = model.score if model.feasible else None
     with locked(self.files):
+        keep_tested(self.files, path)
         if kept:
             config = record['fine_tuning'][best]
             about = ('finetuned', self.made_of, config, model.metrics)
@@ -534,19 +538,6 @@ def compared(
 
 # %% ../nbs/56_trainer.ipynb #e18ad2f2
 @patch
-def _earlier_test(self: MoETrainer, mark: dict) -> dict | None:
-    "The record of an earlier test of the same mixture."
-    if not self.files.moe_results.exists():
-        return None
-    try:
-        result = read_json(self.files.moe_results)
-    except ArtifactError as err:
-        logger.warning('%s; the test is done again', err)
-        return None
-    return result if {name: result.get(name) for name in mark} == mark else None
-
-
-@patch
 def _evaluate(self: MoETrainer, split: str) -> dict:
     "Scores of all methods with intervals, and how the gate uses the experts."
     nodes = self.evaluator(split)
@@ -576,12 +567,13 @@ def evaluate(
         raise ArgumentError(f"split must be 'train', 'val' or 'test', not {split!r}")
     if split != 'test' or self.stage not in ('gate', 'finetuned'):
         return Comparison(self._evaluate(split))
-    mark = {'mixture_sha256': self.sha256, 'settings': self.about['expert1']['settings']}
-    result = self._earlier_test(mark)
+    tests = read_tests(self.files)
+    for problem in tests.unreadable:
+        logger.warning('%s; it is kept as it is', problem)
+    result = tests.of(self.sha256)
     if result is None:
-        result = self._evaluate(split) | mark
-        with locked(self.files):
-            write_json(self.files.moe_results, result)
+        mark = {'mixture_sha256': self.sha256, 'settings': self.about['expert1']['settings']}
+        result = write_test(self.files, self._evaluate(split) | mark)
     return Comparison(result)
 
 

@@ -21,7 +21,9 @@ def other(p):
     "A value that a parameter takes and that is not its default."
     kind = p.kind
     if isinstance(kind, parameters.Several):
-        return (other(SimpleNamespace(kind=kind.kind, name=p.name, default=p.default[0])),)
+        return (
+            other(SimpleNamespace(kind=kind.kind, name=p.name, default=(p.default or (None,))[0])),
+        )
     if isinstance(kind, parameters.Flag):
         return not p.default
     if isinstance(kind, parameters.Choice):
@@ -39,10 +41,11 @@ def with_needs(door, name):
     "The option with its other value, and with what it needs to have an effect."
     p = parameters.options(door)[name]
     given = {name: other(p)}
-    if p.needs and p.needs[1] is ...:
-        given[p.needs[0]] = 'bail'
-    elif p.needs and parameters.options(door)[p.needs[0]].default != p.needs[1]:
-        given[p.needs[0]] = p.needs[1]
+    for needed, value in p.all_needs():
+        if value is ...:
+            given[needed] = 'bail'
+        elif parameters.options(door)[needed].default != value:
+            given[needed] = value
     return given
 
 
@@ -145,10 +148,17 @@ def test_wrong_values_are_named_all_at_once(door):
         ('train', '--groups a', '--groups has no effect without --report'),
         ('train', '--ways nine --no-fine_tune', '--ways has no effect with --no-fine_tune'),
         ('train', '--pareto --keep .5', '--pareto is an option of tune, not of train'),
+        ('run', '--ways nine --no-fine_tune', '--ways has no effect with --no-fine_tune'),
+        ('run', '--use_cached_experts', '--use_cached_experts is an option of train, not of run'),
         ('report', '--report', '--report is an option of tune, train, not of report'),
-        ('report', '--ways nine', '--ways is an option of train, not of report'),
+        ('report', '--ways nine', '--ways is an option of train, run, not of report'),
+        ('report', '--n_trials 50', '--n_trials is an option of tune, train, run, not of report'),
         ('datasets', '--edition full', '--edition has no effect without a dataset'),
-        ('datasets', '--quiet', '--quiet is an option of tune, train, report, not of datasets'),
+        (
+            'datasets',
+            '--quiet',
+            '--quiet is an option of tune, train, run, report, not of datasets',
+        ),
     ],
 )
 def test_an_option_without_effect_ends_with_exit_code_2(door, argv, message, capsys):
@@ -212,7 +222,7 @@ class Stage:
     "A tuner or a trainer."
 
     def __init__(self, passed):
-        self.passed = passed
+        self.passed, self.about = passed, {}
 
     def __repr__(self):
         return 'stage'
@@ -237,7 +247,7 @@ def test_each_option_of_a_command_reaches_what_does_the_work(
     if door == 'report':
         base['expert'] = given.setdefault('expert', ('all', 'mixture'))
     if (door, name) == ('report', 'expert'):
-        base['expert'] = ('all',)
+        base['expert'] = ('mixture',)
     passed = Passed(monkeypatch, tmp_path)
     if (door, name) == ('datasets', 'data_dir'):
         assert str(tmp_path) != cli.listing(None)  # a list without a name
@@ -252,24 +262,25 @@ def test_each_option_of_a_command_reaches_what_does_the_work(
     assert calls[0] != calls[1]
     if door == 'report' and name not in ('dataset', 'expert', 'quiet', 'verbose'):
         changed = [a.split(',')[0] for a, b in zip(*calls) if a != b]
-        assert "('run_report'" in changed
-        assert ("('run_moe_report'" in changed) == (
-            name in parameters.names('moe.ipynb') and name != 'overwrite' or name == 'storage'
-        )
+        assert {"('run_report'", "('run_moe_report'"} <= set(changed)
 
 
-def test_the_mixture_of_report_gets_its_backbone(monkeypatch, tmp_path):
-    from moe_expert import cli
-
-    passed = Passed(monkeypatch, tmp_path)
-    assert cli.main('report --expert mixture --backbone gcn'.split()) == 0
-    (call,) = [c for c in passed.calls if 'run_moe_report' in c]
-    assert "('backbone', 'gcn')" in call
+@pytest.mark.parametrize('notebook', ['tune.ipynb', 'moe.ipynb'])
+def test_a_notebook_that_only_reads_refuses_what_it_finds_in_the_files(notebook):
+    reading = {'dataset', 'expert', 'data_dir', 'groups', 'cache_dir', 'read_only'}
+    reading |= {'device', 'fine_tune'} if notebook == 'moe.ipynb' else set()
+    for name in parameters.names(notebook):
+        given = with_needs(notebook, name) | dict(read_only=True)
+        if name in reading:
+            assert parameters.check(notebook, given, strict=True)[name] == given[name]
+            continue
+        with pytest.raises(ParameterError, match=f'{name} has no effect where read_only is True'):
+            parameters.check(notebook, given)
 
 
 def test_storage_comes_from_the_environment_where_it_is_not_given(monkeypatch):
     monkeypatch.setenv('MOE_EXPERT_STORAGE', 'sqlite:///all.db')
-    for door in ('tune', 'train', 'report'):
+    for door in ('tune', 'train', 'run'):
         assert parameters.parser(door).given([]).storage == 'sqlite:///all.db'
         assert (
             parameters.parser(door).given(['--storage', 'sqlite:///one.db']).storage[-6:]

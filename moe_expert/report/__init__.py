@@ -43,6 +43,8 @@ ROOMS |= {
     'report.mixture': (
         'finetuning_table',
         'gate_attributions',
+        'looks',
+        'mixture_notices',
         'mixture_winner',
         'plot_gate_reasons',
         'plot_plane',
@@ -63,6 +65,7 @@ ROOMS |= {
         'trainer_arguments',
     ),
     'errors': ('ReportError',),
+    'mixture.reading': ('as_recorded', 'read_mixture', 'read_results', 'read_trade_off'),
     'tuning.folder': ('ExpertFiles',),
     'tuning.progress': ('NotebookProgress',),
     'tuning.winners': ('Winner', 'interval_record', 'load_winner', 'load_winners'),

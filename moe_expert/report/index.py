@@ -14,6 +14,8 @@ from urllib.parse import quote
 
 from ..errors import ArtifactError
 from ..experts.specs import EXPERTS
+from ..mixture.comparison import PastTests, read_tests, tested_words
+from ..mixture.reading import at_hand
 from .look import PUBLISHED, Table, expert_title, table
 from .pages import read_notebook
 from ..scores.facts import COMPOSITES, FACTS
@@ -60,12 +62,17 @@ def _tuning_files(files: ExpertFiles, experts: Iterable[str]) -> dict[Path, str]
 # %% ../../nbs/68_index.ipynb #a6f1f761
 def _mixture_files(files: ExpertFiles) -> dict[Path, str]:
     "Files of stages 2 and 3, with what they contain."
+    kept = ('gate_checkpoint', 'finetuned_checkpoint')
+    tested_earlier = [path for name in kept for path in files.marked_files(name)]
+    earlier = {path: 'a mixture that was tested earlier' for path in tested_earlier}
     return {
         files.gate_checkpoint: 'the mixture: experts and tuned gate',
         files.gate_results: 'gate: parameters, scores, floor, every trial',
         files.finetuned_checkpoint: 'the mixture, fine-tuned',
         files.finetuned_results: 'fine-tuning: before, after, kept or not',
         files.moe_results: 'test scores of all methods with intervals, usage of the experts',
+        **dict.fromkeys(files.marked_files('moe_results'), 'the test of one more mixture'),
+        **earlier,
     }
 
 # %% ../../nbs/68_index.ipynb #7e15e628
@@ -168,16 +175,28 @@ def _cells(row: dict) -> list[str]:
     return [html.escape(row['expert']), *numbers, row['feasible'], '<br>'.join(links)]
 
 # %% ../../nbs/68_index.ipynb #8c3aee77
-def _mixture_section(files: ExpertFiles) -> str:
-    "The final test, if there was one: a row per method."
-    report = report_names(files).get('mixture')
-    link = f'<p>{_links("Report of the mixture", report)}</p>' if report else ''
-    if not files.moe_results.exists():
-        return link
+def _test_at_hand(files: ExpertFiles, tests: PastTests) -> tuple[dict | None, str]:
+    "The test of the mixture at hand, or else the last one; what to know about it, as HTML."
     try:
-        test = read_json(files.moe_results)
+        last = at_hand(files).sha256 if files.gate_results.exists() else None
     except ArtifactError as err:
-        return _warning(html.escape(str(err))) + link
+        return (tests.records or (None,))[-1], _warning(html.escape(str(err)))
+    if test := tests.of(last):
+        return test, ''
+    untested = 'The last mixture has not been tested' + (
+        ', an earlier one has.' if tests.records else '.'
+    )
+    return (tests.records or (None,))[-1], f'<p>{untested}</p>' if last else ''
+
+
+def _mixture_section(files: ExpertFiles) -> str:
+    "The final test, if there was one: a row per method, and how often the nodes were looked at."
+    report, tests = report_names(files).get('mixture'), read_tests(files)
+    link = f'<p>{_links("Report of the mixture", report)}</p>' if report else ''
+    test, state = _test_at_hand(files, tests)
+    looks = ''.join(f'<p>{html.escape(s)}</p>' for s in tested_words(tests, test))
+    if test is None:
+        return state + looks + link
     rows = []
     for method, scores in test['methods'].items():
         name = html.escape(method)
@@ -187,7 +206,8 @@ def _mixture_section(files: ExpertFiles) -> str:
         f'The mixture (moe) beside other methods on the {test["nodes"]:,} people of the test '
         'part, none of whom chose it:'
     )
-    return f'<p>{note}</p>{html_table(["method", *COMPOSITES], rows)}{link}'
+    shown = html_table(['method', *COMPOSITES], rows)
+    return f'{state}<p>{note}</p>{shown}{looks}{link}'
 
 # %% ../../nbs/68_index.ipynb #1c2070a4
 def _section(files: ExpertFiles) -> str:

@@ -11,8 +11,9 @@ from torch import Tensor
 from torch_geometric.data import Data
 
 from ..experts.specs import EXPERTS
-from ..mixture.comparison import METHODS
+from ..mixture.comparison import METHODS, tested_words
 from ..mixture.gate import Mixture, gate_state
+from ..mixture.reading import MixtureAtHand
 from moe_expert.report.look import (
     BLACK,
     BLUE,
@@ -20,7 +21,10 @@ from moe_expert.report.look import (
     GREY,
     ORANGE,
     VERMILION,
+    Notice,
+    Notices,
     Picture,
+    Sentences,
     Table,
     expert_title,
     legend_below,
@@ -41,9 +45,9 @@ from ..scores.intervals import bootstrap, interval_text
 from ..tuning.winners import Winner
 
 # %% auto #0
-__all__ = ['ON_TEST', 'AIMS_FIRST', 'EXPERT_BARS', 'test_table', 'plot_plane', 'plot_usage', 'usage_table', 'gate_inputs',
-           'weights_from_inputs', 'gate_path', 'gate_attributions', 'plot_gate_reasons', 'routes_table',
-           'finetuning_table', 'mixture_winner']
+__all__ = ['ON_TEST', 'AIMS_FIRST', 'EXPERT_BARS', 'test_table', 'looks', 'mixture_notices', 'plot_plane', 'plot_usage',
+           'usage_table', 'gate_inputs', 'weights_from_inputs', 'gate_path', 'gate_attributions', 'plot_gate_reasons',
+           'routes_table', 'finetuning_table', 'mixture_winner']
 
 # %% ../../nbs/65_mixture_report.ipynb #f19890c1
 ON_TEST = (
@@ -63,6 +67,28 @@ def test_table(
         for m, values in test['methods'].items()
     ]
     return table(rows, ON_TEST).set_index('method')
+
+# %% ../../nbs/65_mixture_report.ipynb #dac7e8b3
+def looks(
+    seen: MixtureAtHand,
+) -> Sentences:
+    "When this mixture was tested, and the tests of others."
+    return Sentences(tested_words(seen.tests, seen.test))
+
+
+def mixture_notices(
+    seen: MixtureAtHand,
+) -> Notices:
+    "Experts that were tuned further after the mixture was made, and records that cannot be read."
+    notices, changed = Notices(), ', '.join(seen.changed_experts())
+    if changed:
+        text = (
+            f'{changed} in the folder came out of further trials. The mixture still consists of '
+            'the experts that it was made of, and its test is about those. `moe-expert train` '
+            'makes and tests a mixture of the present ones.'
+        )
+        notices.append(Notice('The experts have changed since', text))
+    return Notices([*notices, *(Notice('Test records', p) for p in seen.tests.unreadable)])
 
 # %% ../../nbs/65_mixture_report.ipynb #bc417e1c
 def plot_plane(

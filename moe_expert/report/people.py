@@ -130,7 +130,9 @@ def read_data(
     p = parameters
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter('always', DataWarning)
-        data = load_dataset(p.dataset, data_dir=p.data_dir, drop=p.drop, edition=p.edition)
+        source = dict(data_dir=p.data_dir, drop=p.drop, edition=p.edition)
+        split_seed = getattr(p, 'split_seed', None)  # of a report that only reads
+        data = load_dataset(p.dataset, split_seed=split_seed, **source)
     for w in caught:
         if not issubclass(w.category, DataWarning):
             warnings.warn_explicit(w.message, w.category, w.filename, w.lineno)

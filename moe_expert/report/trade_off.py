@@ -71,7 +71,7 @@ def pareto_table(
 def trade_off_shown(
     result: dict | None,  # record of the trade-off search; None if there was none
 ) -> list:  # what a report displays
-    "Picture and table of a trade-off, or a line that says that none was asked for."
+    "Picture and table of a trade-off, or a line that says that there is none."
     if result is None:
-        return [Markdown('Not asked for: `pareto_trials` is 0.')]
+        return [Markdown('No trade-off was searched: `pareto_trials` asks for one.')]
     return [plot_pareto(result), pareto_table(result)]

@@ -72,7 +72,7 @@ SUBSTITUTIONS = [  # (language, pattern, replacement, why)
     ('bash', r'--n_trials \d+', '--n_trials 2', 'seconds in place of minutes'),
     (
         'bash',
-        r'((?:moe-expert (?:tune|train|report)'
+        r'((?:moe-expert (?:tune|train|run)'
         r'|python (?:moe_expert/|-m moe_expert\.)run_\w+(?:\.py)?) [^#\n]*)',
         r'\1 --n_trials 2 --epochs 100 ',
         'seconds in place of minutes',
@@ -100,12 +100,6 @@ SUBSTITUTIONS = [  # (language, pattern, replacement, why)
         'python',
         r'ExpertTuner\((.*)\)',
         r'ExpertTuner(\1, epochs=100)',
-        'seconds in place of minutes',
-    ),
-    (
-        'python',
-        r'run_report\(([^)\n]*)\)',
-        r'run_report(\1, epochs=100)',
         'seconds in place of minutes',
     ),
     ('python', r'trainer\.run\(\)', 'trainer.run(n_trials=2)', 'seconds in place of minutes'),
