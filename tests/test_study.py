@@ -417,7 +417,7 @@ def test_the_hierarchical_model_against_a_grid():
         pd.Series(dict(zip(('bail', 'german', 'por'), v)))
         for v in ((0.05, 0.02, 0.09), (0.02, 0.05, 0.03))
     )
-    mu, tau = np.linspace(-4, 4, 4001)[:, None], ((np.arange(400) + 0.5) / 400)[None]
+    mu, tau = np.linspace(-4, 4, 8001)[:, None], ((np.arange(400) + 0.5) / 400)[None]
     density = 1.0
     for y, s in zip(means, errors):
         density = density * stats.norm.pdf(y, mu, np.sqrt(s**2 + tau**2))
@@ -457,6 +457,33 @@ def test_no_interval_over_seeds_against_a_method_without_a_seed():
     assert np.isnan([fixed.low, fixed.high]).all() and fixed['mean'] == pytest.approx(0.12)
     assert seeded.low > 0
     assert not [c for c in table(rows, 'moe_finetuned', 'seeded') if c == 'p' or 'p_' in c]
+
+
+def test_the_chapter_on_teachers_says_what_its_rows_say(repo_root):
+    "Its verdicts are typed, because the rule stands in a later chapter."
+    cells = json.loads((repo_root / 'benchmarks' / 'gate_results.json').read_text())['cells']
+    chapter = json.loads((repo_root / 'nbs' / '53_teachers.ipynb').read_text(encoding='utf-8'))
+    prose = ' '.join(
+        ''.join(c['source']).replace('\n', ' ')
+        for c in chapter['cells']
+        if c['cell_type'] == 'markdown'
+    )
+    said = dict(reinforce='undecided', reinforce_node='practically equivalent', crossfit='worse')
+    said |= {'uniform': 'worse', 'best by validation': 'undecided', 'best_start': 'undecided'}
+    said |= dict(val_half='undecided')
+    for name, word in said.items():
+        scores = [
+            (c['dataset'], (c['variants'] | c['references'])[name]['test'], c['variants']['direct'])
+            for c in cells
+        ]
+        by = pd.Series([s - d['test'] for _, s, d in scores], [n for n, _, _ in scores])
+        found = study_statistics.family_verdict(by.groupby(level=0).mean())
+        assert found['verdict'] == word, name
+        mean, low, high = (study_tables.signed(found[k]) for k in ('mean', 'low', 'high'))
+        assert f'{mean} [{low}, {high}]' in prose, name
+        for dataset, d in by.groupby(level=0):
+            ratio = study_statistics.split_ratio(dataset)
+            assert study_statistics.data_set_verdict(d, ratio)['verdict'] == 'undecided', name
 
 
 def test_sentences_say_what_the_verdicts_say():
