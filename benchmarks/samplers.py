@@ -348,18 +348,17 @@ def verdict(analysis: dict) -> str:
     overall = analysis['overall'][RANDOM]
     clear = [k for k, v in overall.items() if v['gain'] - v['half'] > 0]
     top, mine = max(overall, key=lambda k: overall[k]['gain']), overall[TUNER]
-    say = 'is' if TUNER in clear else 'is not clearly'
     text = (
-        f"The tuner's sampler ({STRATEGIES[TUNER].title}) {say} better than random over all "
-        'problems '
-        f'({mine["gain"]:+.2f} ± {mine["half"]:.2f} standard deviations).'
+        f"Over these problems and seeds, the gain of the tuner's sampler "
+        f'({STRATEGIES[TUNER].title}) over random is {mine["gain"]:+.2f} ± {mine["half"]:.2f} '
+        'standard deviations (95 % t-interval over seeds).'
     )
     if single := analysis['overall'][SINGLE].get(TUNER):
         text += f' Its difference to TPE one by one: {single["gain"]:+.2f} ± {single["half"]:.2f}.'
     names = ', '.join(STRATEGIES[k].title for k in clear) or 'none'
     return (
         f'{text} Largest mean gain: {STRATEGIES[top].title}. '
-        f'Better than random beyond the interval: {names}.'
+        f'The interval of the gain leaves out 0 on the good side for: {names}.'
     )
 
 

@@ -271,7 +271,7 @@ def test_gains_are_paired_signed_and_tell_infeasible_studies(tmp_path):
         'analysis': json.loads(json.dumps(analysis)),
     }
     text = render.write({'samplers': [record]}, tmp_path).read_text(encoding='utf-8')
-    assert 'is better than random over all problems (+1.00' in text
+    assert 'over random is +1.00 ± 0.00 standard deviations (95 % t-interval over seeds)' in text
 
 
 def test_what_a_rule_would_have_stopped():

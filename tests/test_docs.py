@@ -138,6 +138,50 @@ def test_the_search_for_claims_finds_them(text, wrong):
 # --- The site: what .ci/build_site.py makes of a page, and the faults that it sees.
 
 
+# --- How methods are compared: in the words of the study's verdicts, which stand between marks that
+# docs/study_tables.py fills. By hand nobody writes that a method beats another.
+
+TOO_STRONG = re.compile(
+    r'\bclearly (?:better|worse|above|below|ahead)\b|\bsignificant(?:ly)?\b|\boutperform\w*|'
+    r'\bbeat(?:s|en|ing)?\b|\bsuperior\b|\bis (?:\*)?level(?:\*)? with\b|\bare (?:all )?level\b|'
+    r'\bahead of (?:it|them|the)\b|\bno better than\b|\bas good as\b|\bproves? that\b',
+    re.I,
+)
+MADE = re.compile(r'<!-- (\w+): made by docs/study_tables.py -->.*?<!-- end of \1 -->', re.S)
+QUOTED = '"expert2 beats expert3"'  # of the sentences not to say, in docs/reading_a_report.md
+
+
+def too_strong(text):
+    "Words that need an interval or a named test, outside of what is made from the rows."
+    prose = re.sub(r'```.*?```', '', MADE.sub('', text).replace(QUOTED, ''), flags=re.S)
+    return [m.group() for m in TOO_STRONG.finditer(prose)]
+
+
+def test_no_word_is_stronger_than_a_verdict():
+    texts = {p.name: p.read_text(encoding='utf-8') for p in PAGES}
+    texts |= {p.name: p.read_text(encoding='utf-8') for p in ROOT.glob('benchmarks/*.md')}
+    for path in NOTEBOOKS:
+        cells = json.loads(path.read_text(encoding='utf-8'))['cells']
+        prose = (''.join(c['source']) for c in cells if c['cell_type'] == 'markdown')
+        texts[path.name] = '\n\n'.join(prose)
+    found = {name: words for name, text in texts.items() if (words := too_strong(text))}
+    assert not found, found
+
+
+@pytest.mark.parametrize(
+    ('text', 'words'),
+    [
+        ('The gate beats the uniform mixture.', ['beats']),
+        ('It is level with the network, not ahead of\nthem.', ['is level with']),
+        ('A clearly better gate; significantly so.', ['clearly better', 'significantly']),
+        ('<!-- a: made by docs/study_tables.py -->It beats.<!-- end of a -->', []),
+        ('Whether it is better is undecided.', []),
+    ],
+)
+def test_the_search_for_strong_words_finds_them(text, words):
+    assert too_strong(text) == words
+
+
 def test_resources_of_other_hosts_and_dead_links_are_seen(tmp_path):
     (tmp_path / 'a.html').write_text('<a href="b.html">b</a><script src="x.js"></script>')
     (tmp_path / 'x.js').touch()

@@ -5,6 +5,7 @@ Substitutes and statistics are checked against a second way to compute them.
 
 import dataclasses
 import itertools
+import json
 import sys
 from pathlib import Path
 
@@ -12,6 +13,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from scipy import integrate, special, stats
+from scipy.special import gamma
 
 import moe_expert
 from moe_expert.data.synthetic import make_synthetic
@@ -28,6 +31,7 @@ from moe_expert.study import methods as study_methods
 from moe_expert.study import plan as study_plan
 from moe_expert.study import runs as study_runs
 from moe_expert.study import statistics as study_statistics
+from moe_expert.study import tables as study_tables
 from moe_expert.study.conditions import Predictor, SharedConditions
 from moe_expert.study.ledger import Ledger
 from moe_expert.study.plan import MAIN, MethodRun
@@ -303,18 +307,205 @@ def test_chance_is_the_mean_over_all_ways_to_hand_out_the_groups():
     assert few != study_conditions.chance_gaps(record, 20, seed=1)
 
 
-def test_holm_against_the_step_down_procedure():
-    rng = np.random.default_rng(0)
-    for _ in range(50):
-        p = rng.random(5) ** 3
-        adjusted = study_statistics.holm(p)
-        for alpha in (0.01, 0.05, 0.2):
-            rejected = set()
-            for i, k in enumerate(np.argsort(p)):
-                if p[k] > alpha / (len(p) - i):
-                    break
-                rejected.add(int(k))
-            assert set(np.flatnonzero(adjusted <= alpha)) == rejected
+def t_density(d, df, mean, scale):
+    "Of a t distribution, written out."
+    norm = gamma((df + 1) / 2) / (gamma(df / 2) * np.sqrt(df * np.pi) * scale)
+    return norm * (1 + ((d - mean) / scale) ** 2 / df) ** (-(df + 1) / 2)
+
+
+def test_the_verdict_against_numerical_integration():
+    "Probabilities and the interval of the posterior, integrated from its density."
+    rng, words = np.random.default_rng(0), set()
+    area = lambda low, high, *of: integrate.quad(t_density, low, high, of, epsabs=1e-12)[0]
+    for df in (1, 2, 9):
+        for mean, scale in zip(rng.normal(0, 0.02, 20), np.geomspace(0.0005, 0.03, 20)):
+            found = study_statistics.verdict(mean, scale, df, 0.01)
+            above = 0.5 + area(0, mean, df, mean, scale)
+            inside = area(-0.01, mean, df, mean, scale) + area(mean, 0.01, df, mean, scale)
+            assert found['p_better'] == pytest.approx(above, abs=1e-7)
+            assert found['p_equivalent'] == pytest.approx(inside, abs=1e-7)
+            covered = 2 * area(mean, found['high'], df, mean, scale)
+            assert covered == pytest.approx(0.95, abs=1e-6)
+            reached = {
+                'practically equivalent': inside >= 0.95,
+                'better': above >= 0.95,
+                'worse': above <= 0.05,
+                'undecided': True,
+            }
+            assert found['verdict'] == next(word for word, is_so in reached.items() if is_so)
+            words.add(found['verdict'])
+    assert words == set(study_statistics.WORDS)
+
+
+def test_no_word_without_its_probability():
+    "One split, one family or no spread of a family: nothing is decided."
+    for df, scale in ((0, 0.01), (9, float('nan')), (-1, 0.0)):
+        found = study_statistics.verdict(0.5, scale, df, 0.01)
+        assert found['verdict'] == 'undecided' and np.isnan(found['p_better'])
+    at_edge = stats.t.ppf(0.95, 9)
+    for factor, word in ((0.999, 'undecided'), (1.001, 'better')):
+        assert study_statistics.verdict(at_edge * factor, 1, 9, 0.01)['verdict'] == word
+        opposite = study_statistics.verdict(-at_edge * factor, 1, 9, 0.01)['verdict']
+        assert opposite == word.replace('better', 'worse')
+
+
+def test_the_correlated_t_against_its_closed_form():
+    "Statistic and p of Nadeau and Bengio's corrected resampled t test, written out."
+    d, n_train, n_test = np.random.default_rng(1).normal(0.02, 0.02, 10), 90, 30
+    found = study_statistics.data_set_verdict(d, n_test / n_train)
+    variance = sum((x - d.sum() / 10) ** 2 for x in d) / 9
+    t = (d.sum() / 10) / np.sqrt((1 / 10 + n_test / n_train) * variance)
+    assert found['p_better'] == pytest.approx(special.stdtr(9, t), abs=1e-12)
+    assert found['splits'] == 10
+    plain = study_statistics.data_set_verdict(d, 0)
+    one_sided = stats.ttest_1samp(d, 0, alternative='greater')
+    assert plain['p_better'] == pytest.approx(1 - one_sided.pvalue, abs=1e-12)
+    assert found['high'] - found['low'] > 2 * (plain['high'] - plain['low'])
+
+
+def test_corrected_intervals_cover_where_naive_ones_do_not():
+    "Two fixed rules and ten overlapping test parts: what is estimated is known exactly."
+    rng, n, J = np.random.default_rng(0), 80, 10
+    covered = {0.0: 0, 0.5: 0}
+    for _ in range(700):
+        right = rng.random((2, n)) < [[0.75], [0.65]]  # of each rule, about each person
+        gaps = right[0].astype(float) - right[1]
+        parts = [gaps[rng.permutation(n)[: n // 4]].mean() for _ in range(J)]  # half is trained on
+        for ratio in covered:
+            found = study_statistics.data_set_verdict(parts, ratio)
+            covered[ratio] += found['low'] <= 0.1 <= found['high']
+    naive, corrected = (covered[r] / 700 for r in (0.0, 0.5))
+    assert naive < 0.85 and 0.93 < corrected < 0.985, (naive, corrected)
+
+
+def test_sizes_of_splits_are_those_of_the_data(data_dir):
+    facts = json.loads((data_dir / 'facts.json').read_text())
+    for name, sizes in study_statistics.SPLIT_SIZES.items():
+        split = facts[name]['split']
+        assert sizes == (split['train']['n'], split['test']['n']), name
+    assert {v.dataset for v in study_plan.VARIANTS.values()} == set(study_statistics.SPLIT_SIZES)
+
+
+def test_families_are_the_unit_over_data_sets():
+    means = pd.Series(dict(bail=0.06, german=0.02, math=0.1, por=0.0))
+    found = study_statistics.family_verdict(means)
+    units = [0.06, 0.02, 0.05]
+    expected = stats.ttest_1samp(units, 0)
+    interval = expected.confidence_interval(0.95)
+    assert (found['low'], found['high']) == pytest.approx((interval.low, interval.high))
+    assert found['p_better'] == pytest.approx(1 - expected.pvalue / 2)
+    assert (found['families'], found['verdict']) == (3, 'better')
+    twice = pd.concat([means, pd.Series({'math-leakfree': 0.05, 'german-new': 0.02})])
+    assert study_statistics.family_verdict(twice) == pytest.approx(found)
+    alone = study_statistics.family_verdict(means[['math', 'por']])
+    assert (alone['families'], alone['verdict']) == (1, 'undecided')
+
+
+def test_signed_ranks_against_all_signs():
+    units = pd.Series({f'd{i}': v for i, v in enumerate((0.05, -0.01, 0.03, 0.02, 0.07))})
+    ranks = units.abs().rank()
+    signs = np.array(list(itertools.product((0, 1), repeat=5)))
+    sums, observed = signs @ ranks, ranks[units > 0].sum()
+    p = 2 * min((sums >= observed).mean(), (sums <= observed).mean())
+    assert study_statistics.signed_rank_p(units) == pytest.approx(min(p, 1))
+    assert np.isnan(study_statistics.signed_rank_p(0 * units))
+
+
+def test_the_hierarchical_model_against_a_grid():
+    "The posterior of μ and τ on a grid, with every family's own mean integrated out."
+    means, errors = (
+        pd.Series(dict(zip(('bail', 'german', 'por'), v)))
+        for v in ((0.05, 0.02, 0.09), (0.02, 0.05, 0.03))
+    )
+    mu, tau = np.linspace(-4, 4, 8001)[:, None], ((np.arange(400) + 0.5) / 400)[None]
+    density = 1.0
+    for y, s in zip(means, errors):
+        density = density * stats.norm.pdf(y, mu, np.sqrt(s**2 + tau**2))
+    of_mu = density.sum(1)
+    of_mu[mu[:, 0] == 0] /= 2
+    got = study_statistics.hierarchical_probabilities(means, errors)
+    assert got[0] == pytest.approx(of_mu[mu[:, 0] >= 0].sum() / of_mu.sum(), abs=2e-3)
+    inside = np.abs(mu[:, 0]) <= 0.03 + 1e-9
+    assert got[1] == pytest.approx(of_mu[inside].sum() / of_mu.sum(), abs=5e-3)
+    one = study_statistics.hierarchical_probabilities(means[:1], errors[:1])
+    assert np.isnan(one).all()
+
+
+def test_seeds_of_a_split_count_once():
+    "Ten seeds on one split are one value of the verdict, not ten."
+    scores = {(20, s): 0.5 + 0.02 * s for s in range(10)} | {(21, 0): 0.6, (22, 0): 0.55}
+    rows = pd.DataFrame(
+        [
+            row(m, seed, v if m == 'moe_finetuned' else 0.4, 'por', split)
+            for (split, seed), v in scores.items()
+            for m in ('moe_finetuned', 'b')
+        ]
+    )
+    (found,) = study_statistics.data_set_verdicts(rows).to_dict('records')
+    expected = study_statistics.data_set_verdict([0.19, 0.2, 0.15], 163 / 324)
+    assert {k: found[k] for k in expected} == pytest.approx(expected)
+
+
+def test_no_interval_over_seeds_against_a_method_without_a_seed():
+    rows = pd.DataFrame(
+        [row('moe_finetuned', s, 0.5 + 0.01 * s) for s in range(5)]
+        + [row('fixed', s, 0.4) for s in range(5)]
+        + [row('seeded', s, 0.4 + 0.001 * s) for s in range(5)]
+    )
+    table = study_statistics.seed_differences
+    fixed, seeded = (table(rows, 'moe_finetuned', m).iloc[0] for m in ('fixed', 'seeded'))
+    assert np.isnan([fixed.low, fixed.high]).all() and fixed['mean'] == pytest.approx(0.12)
+    assert seeded.low > 0
+    assert not [c for c in table(rows, 'moe_finetuned', 'seeded') if c == 'p' or 'p_' in c]
+
+
+def test_the_chapter_on_teachers_says_what_its_rows_say(repo_root):
+    "Its verdicts are typed, because the rule stands in a later chapter."
+    cells = json.loads((repo_root / 'benchmarks' / 'gate_results.json').read_text())['cells']
+    chapter = json.loads((repo_root / 'nbs' / '53_teachers.ipynb').read_text(encoding='utf-8'))
+    prose = ' '.join(
+        ''.join(c['source']).replace('\n', ' ')
+        for c in chapter['cells']
+        if c['cell_type'] == 'markdown'
+    )
+    said = dict(reinforce='undecided', reinforce_node='practically equivalent', crossfit='worse')
+    said |= {'uniform': 'worse', 'best by validation': 'undecided', 'best_start': 'undecided'}
+    said |= dict(val_half='undecided')
+    for name, word in said.items():
+        scores = [
+            (c['dataset'], (c['variants'] | c['references'])[name]['test'], c['variants']['direct'])
+            for c in cells
+        ]
+        by = pd.Series([s - d['test'] for _, s, d in scores], [n for n, _, _ in scores])
+        found = study_statistics.family_verdict(by.groupby(level=0).mean())
+        assert found['verdict'] == word, name
+        mean, low, high = (study_tables.signed(found[k]) for k in ('mean', 'low', 'high'))
+        assert f'{mean} [{low}, {high}]' in prose, name
+        for dataset, d in by.groupby(level=0):
+            ratio = study_statistics.split_ratio(dataset)
+            assert study_statistics.data_set_verdict(d, ratio)['verdict'] == 'undecided', name
+
+
+def test_sentences_say_what_the_verdicts_say():
+    rows = [
+        ('moe', 0.001, 0.0005),
+        ('cfa_loss', -0.04, 0.018),
+        ('expert1', 0.02, 0.05),
+        ('expert3', 0.08, 0.01),
+    ]
+    verdicts = pd.DataFrame(
+        [dict(other=o, **study_statistics.verdict(m, s, 9, 0.01)) for o, m, s in rows]
+    )
+    found = study_tables.verdict_sentences(verdicts)
+    assert list(found) == ['better', 'worse', 'practically equivalent', 'undecided']
+    assert found['better'].startswith('**better than** expert3 (+0.080 [+0.057, +0.103], P(better)')
+    assert (
+        "CFA's loss (−0.040 [−0.081, +0.001], P(worse) 0.97; its interval includes 0)"
+        in (found['worse'])
+    )
+    assert 'P(equivalent) > 0.99' in found['practically equivalent']
+    assert 'expert1' in found['undecided'] and 'P(better)' in found['undecided']
+    assert '[' in study_tables.verdict_sentences(verdicts, probability=False)['undecided']
 
 
 def row(method, seed, score, variant='german', split=20):
@@ -326,9 +517,9 @@ def row(method, seed, score, variant='german', split=20):
 def test_only_pairs_are_compared():
     scores = {'a': {0: 0.5, 1: 0.7, 2: 9.0}, 'b': {0: 0.4, 1: 0.8, 3: -9.0}}
     rows = pd.DataFrame([row(m, seed, v) for m, by in scores.items() for seed, v in by.items()])
-    pair = study_statistics.paired_differences(rows, 'a', 'b').iloc[0]
-    assert (pair.pairs, pair.wins) == (2, 1)
-    assert pair['mean'] == pytest.approx(0) and pair.low < 0 < pair.high
+    pairs = study_statistics.paired_differences(rows, 'a', 'b')
+    assert pairs.to_numpy() == pytest.approx([0.1, -0.1])
+    assert list(pairs.index) == [('german', 20, 0), ('german', 20, 1)]
     assert study_statistics.paired_differences(rows, 'a', 'absent').empty
 
 

@@ -186,27 +186,30 @@ def _probability(found: pd.Series) -> str:
 # %% ../../nbs/86_study_tables.ipynb #52a7b255
 def difference_in_words(
     found: pd.Series,  # a row of a table of verdicts
+    probability: bool = True,  # of what is said, too?
 ) -> str:
     "Mean, interval and probability: `+0.072 [+0.013, +0.130], P(better) 0.98`."
     if np.isnan(found.p_better):
         return signed(found['mean'])
     interval = f'[{signed(found.low)}, {signed(found.high)}]'
-    return f'{signed(found["mean"])} {interval}, {_probability(found)}'
+    decided = found.verdict in ('better', 'worse')
+    but = '; its interval includes 0' if decided and found.low <= 0 <= found.high else ''
+    shown = f', {_probability(found)}' if probability else ''
+    return f'{signed(found["mean"])} {interval}{shown}{but}'
 
 # %% ../../nbs/86_study_tables.ipynb #963aca22
 def verdict_sentences(
     verdicts: pd.DataFrame,  # of one variant, or over families
-    numbers: bool = True,  # show mean, interval and probability?
+    probability: bool = True,  # beside mean and interval
 ) -> dict[str, str]:  # word → sentence without a subject; words that occur, decided ones first
     "`**worse than** a network with CFA's loss (−0.048 …) and …`, one sentence per word."
     sentences = {}
     for word in ('better', 'worse', 'practically equivalent', 'undecided'):
         found = verdicts[verdicts.verdict == word]
-        named = [METHOD_WORDS.get(r.other, r.other) for _, r in found.iterrows()]
-        if numbers:
-            named = [
-                f'{n} ({difference_in_words(r)})' for n, (_, r) in zip(named, found.iterrows())
-            ]
+        named = [
+            f'{METHOD_WORDS.get(r.other, r.other)} ({difference_in_words(r, probability)})'
+            for _, r in found.iterrows()
+        ]
         if named:
             joined = ' and '.join([', '.join(named[:-1]), named[-1]] if named[1:] else named)
             sentences[word] = f'**{PHRASES[word]}** {joined}'
