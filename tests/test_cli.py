@@ -134,13 +134,9 @@ def test_every_pair_is_reported_and_one_that_stops_does_not_stop_the_rest(
         lambda dataset, **given: run_report(dataset, 'mixture', **given),
     )
     options = [
-        '--n_trials',
-        '7',
-        '--drop',
+        '--groups',
         'a,b',
         'c',
-        '--groups',
-        'd',
         '--cache_dir',
         str(tmp_path),
     ]
@@ -164,38 +160,14 @@ def test_every_pair_is_reported_and_one_that_stops_does_not_stop_the_rest(
     assert [a[:2] for a in asked] == [
         (d, e) for d in ('bail', 'german', 'math') for e in ('all', 'expert2', 'mixture')
     ]
-    assert all(
-        a[2]['drop'] == ('a', 'b', 'c') and a[2]['n_trials'] == 7 and a[2]['groups'] == ('d',)
-        for a in asked
-    )
+    assert all(a[2]['groups'] == ('a', 'b', 'c') for a in asked)
     out, err = capsys.readouterr()
     assert (
         'error: german, all: not here' in err
         and f'bail, all: {tmp_path}/bail_all.html' in out
         and (tmp_path / 'index.html').exists()
     )
-    assert set(asked[0][2]) <= {*parameters.names('tune.ipynb'), 'storage', 'progress_bar'}
-
-
-def test_overwrite_removes_what_was_there_before_the_call_and_no_more(tmp_path, monkeypatch):
-    from moe_expert.report import run as report_run
-
-    asked = []
-
-    def run_report(dataset, expert='mixture', overwrite=None, **given):
-        asked.append((dataset, expert, overwrite))
-        return tmp_path / f'{dataset}_{expert}.ipynb'
-
-    monkeypatch.setattr(report_run, 'run_report', run_report)
-    monkeypatch.setattr(report_run, 'run_moe_report', run_report)
-    words = 'report --dataset bail math --expert all mixture --overwrite --cache_dir'.split()
-    assert cli.main([*words, str(tmp_path)]) == 0
-    assert asked == [
-        ('bail', 'all', True),
-        ('bail', 'mixture', False),
-        ('math', 'all', True),
-        ('math', 'mixture', False),
-    ]
+    assert set(asked[0][2]) <= {*parameters.names('report'), 'progress_bar'}
 
 
 def test_quiet_shows_no_progress_and_verbose_logs(tmp_path, capsys):

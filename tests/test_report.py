@@ -591,12 +591,9 @@ def test_the_notebooks_use_names_of_the_door_only(repo_root):
 
 
 @pytest.mark.parametrize('backbone', [None, 'gcn'])
-def test_the_mixture_is_run_with_the_backbone_that_was_asked_for(monkeypatch, backbone):
-    asked = []
-    monkeypatch.setattr(report_run, 'execute', lambda given, *rest: asked.append(given))
-    report_run.run_moe_report('synthetic-200', backbone=backbone)
-    assert asked[0].backbone == backbone and asked[0].door == 'moe.ipynb'
-    arguments = report_run.trainer_arguments(asked[0], 'MoETrainer')
+def test_the_mixture_is_run_with_the_backbone_that_was_asked_for(backbone):
+    asked = check('moe.ipynb', dict(dataset='synthetic-200', backbone=backbone))
+    arguments = report_run.trainer_arguments(asked, 'MoETrainer')
     assert arguments.get('backbone') == backbone
     assert not {'dataset', 'data_dir', 'edition', 'drop'} & set(arguments)
 

@@ -409,10 +409,11 @@ def test_a_gate_over_an_expert_that_was_tuned_on_is_a_new_study(tmp_path, data, 
         == results['gate']['checkpoint_sha256']
         != old['gate']['checkpoint_sha256']
     )
-    assert (
-        results['test']['mixture_sha256'] != old['test']['mixture_sha256']
-        and read(cache / TEST) == results['test']
-    )
+    sha256 = results['test']['mixture_sha256']
+    assert sha256 != old['test']['mixture_sha256']
+    assert results['test']['tested_before'] == [old['test']['mixture_sha256']]
+    assert read(cache / TEST) == old['test']  # the first test stays
+    assert read(cache / f'{NAME}_moe_results.{sha256[:8]}.json') == results['test']
     alone = moe(data, cache)
     fresh = {
         e: Evaluator(data, 'test').scores(alone.experts.select([k]))['final_score'].item()
@@ -1007,9 +1008,44 @@ def test_the_second_test_is_read_from_the_file(cache, data, monkeypatch):
     one.evaluate('val')
     assert len(calls) == 1
     damage(cache / TEST, 'truncated')
-    assert other.evaluate('test') == first and len(calls) == 2 and read(cache / TEST) == first
-    one.train_gate(GateConfig(1e-2))  # a mixture that is in no file leaves the record alone
-    assert one.evaluate('test') != first and read(cache / TEST) == first
+    damaged, beside = (cache / TEST).read_bytes(), f'{NAME}_moe_results.{other.sha256[:8]}.json'
+    again = other.evaluate('test')  # the damaged record stays, for whoever wants to know why
+    assert len(calls) == 2 and (cache / TEST).read_bytes() == damaged
+    assert again['methods'] == first['methods'] and read(cache / beside) == again
+    assert other.evaluate('test') == again and len(calls) == 2
+    one.train_gate(GateConfig(1e-2))  # a mixture that is in no file leaves the records alone
+    assert one.evaluate('test') != first and read(cache / beside) == again
+
+
+def test_each_mixture_keeps_its_test_and_what_was_tested_its_checkpoint(cache, data, monkeypatch):
+    "A gate that is tuned further, and fine-tunings in other ways."
+    from moe_expert.tuning.folder import ExpertFiles, claim, owner
+
+    monkeypatch.setitem(tuning_settings.GATE_DEFAULTS, 'gate_lr', 1e-5)  # others beat the first
+    one, files = moe(data, cache, settings=UNIFORM), ExpertFiles(cache, NAME)
+    one.tune_gate(1)
+    first, gate = one.evaluate('test'), (cache / GATE).read_bytes()
+    raw = (cache / TEST).read_bytes()
+    assert one.fine_tune()['kept']
+    second, tuned = one.evaluate('test'), (cache / FINETUNED).read_bytes()
+    one.tune_gate(8)
+    assert one.sha256 != first['mixture_sha256'], 'the test needs another winner'
+    third = one.evaluate('test')
+    other = dataclasses.replace(UNIFORM.fine_tuning, epochs=1, val_every=1, gate_lr=1e-30)
+    still = dataclasses.replace(other, expert_lr=1e-30)  # does not move, so it is not kept
+    same = moe(data, cache, settings=dataclasses.replace(UNIFORM, fine_tuning=still))
+    assert not same.fine_tune()['kept'] and not (cache / FINETUNED).exists()
+    tests = [first, second, third]
+    shas = [t['mixture_sha256'] for t in tests]
+    assert [t['tested_before'] for t in tests] == [shas[:i] for i in range(3)]
+    assert (cache / TEST).read_bytes() == raw
+    records = files.marked_files('moe_results')
+    assert {p.name for p in records} == {f'{NAME}_moe_results.{s[:8]}.json' for s in shas[1:]}
+    assert (cache / f'{NAME}_gate_best.{shas[0][:8]}.pt').read_bytes() == gate
+    assert (cache / f'{NAME}_moe_finetuned.{shas[1][:8]}.pt').read_bytes() == tuned
+    assert 'written on' in third['tested_once'] and third['tested_at'] >= first['tested_at']
+    claim(cache, NAME, owner(cache, NAME), overwrite=True)  # all of them together
+    assert [p.name for p in cache.iterdir() if p.suffix != '.lock'] == [files.settings.name]
 
 
 def test_usage_is_the_gates_weights(done, data):

@@ -7,11 +7,13 @@ import sys
 
 import nbformat
 import pytest
+from conftest import ROOT
 
-from moe_expert.errors import ParameterError, ReportError
+from moe_expert.errors import ArtifactError, ParameterError, ReportError
 from moe_expert.report.run import run_report
 from moe_expert.report.winners import SELECTED
 from moe_expert.run_expert_tuning import main
+from moe_expert.tune_experts import ExpertTuner
 
 SMALL = dict(n_trials=2, epochs=100)
 
@@ -117,9 +119,9 @@ def test_nbconvert_in_the_folder_of_the_notebook(clone):
 
 def test_full_bail(tmp_path, data_dir, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    path = run_report(
-        'recidivism', 'expert2', cache_dir='cache', data_dir=str(data_dir), edition='full', **SMALL
-    )
+    options = dict(cache_dir='cache', data_dir=str(data_dir))
+    ExpertTuner('recidivism', edition='full', epochs=100, **options).tune_expert('expert2', 2)
+    path = run_report('recidivism', 'expert2', **options)
     assert str(path) == os.path.join('cache', 'bail_expert2_tuning_report.ipynb')
     text = text_of(outputs(path))
     assert (
@@ -133,11 +135,15 @@ def test_full_bail(tmp_path, data_dir, monkeypatch):
 
 @pytest.mark.slow
 def test_run_report_a_failure_and_the_script_from_the_cache(tmp_path, capsys):
-    few = dict(cache_dir=tmp_path / 'cache', **SMALL)
-    first = run_report('synthetic-200', 'expert1', **few)
+    place = dict(cache_dir=tmp_path / 'cache')
+    with pytest.raises(ArtifactError, match='holds nothing about synthetic-200: tune its experts'):
+        run_report('synthetic-200', 'expert1', **place)
+    assert not place['cache_dir'].exists()
+    ExpertTuner('synthetic-200', epochs=100, **place).tune_expert('expert1', 2)
+    first = run_report('synthetic-200', 'expert1', **place)
     before = first.read_bytes()
-    with pytest.raises(ReportError, match='seed: 0 there, 1 asked for') as err:
-        run_report('synthetic-200', 'expert1', seed=1, **few)
+    with pytest.raises(ReportError, match="has no column 'nowhere'") as err:
+        run_report('synthetic-200', 'expert1', groups=['nowhere'], **place)
     failed = tmp_path / 'cache' / 'synthetic-200_expert1_tuning_report.failed.ipynb'
     assert str(failed) in str(err.value) and first.read_bytes() == before
     assert any(o.output_type == 'error' for shown in outputs(failed).values() for o in shown)
@@ -157,15 +163,13 @@ def test_run_report_a_failure_and_the_script_from_the_cache(tmp_path, capsys):
     assert main([*options, '--cache_dir', str(tmp_path / 'cache')]) == 0
     assert f'Report: {first}' in capsys.readouterr().out
     page = first.with_suffix('.html').read_text()
-    assert (
-        '<script' not in page
-        and page.count('src="data:image/png') == 6
-        and 'expert1: 2 trials, all from the cache' in page
-    )
-    assert 'No description has been provided' not in page
-    assert (
-        'expert1: 2 trials, all from the cache' in text_of(outputs(first)) and not failed.exists()
-    )
+    assert '<script' not in page and page.count('src="data:image/png') == 6 and 'only reads' in page
+    assert 'No description has been provided' not in page and not failed.exists()
+    papermill_ = ['papermill', 'nbs/tune.ipynb', tmp_path / 'out.ipynb', '--no-progress-bar']
+    given = dict(dataset='synthetic-200', expert='expert1', n_trials=2, epochs=100, **place)
+    words = [w for k, v in given.items() for w in ('-p', k, v)]
+    assert tool(*papermill_, *words, cwd=ROOT).returncode == 0
+    assert 'expert1: 2 trials, all from the cache' in text_of(outputs(first))
 
 
 def test_wrong_parameters_stop_before_a_kernel_starts(tmp_path):

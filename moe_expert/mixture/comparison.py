@@ -178,7 +178,7 @@ def read_tests(
             try:
                 records.append(read_json(path))
             except ArtifactError as err:
-                unreadable.append(str(err))
+                unreadable.append(f'{path}: {err.__cause__ or err}; restore it from a copy')
     records[1:] = sorted(records[1:], key=lambda r: r.get('tested_at', ''))
     return PastTests(tuple(records), tuple(unreadable))
 

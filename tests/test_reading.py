@@ -1,0 +1,257 @@
+"""`report` only reads.
+
+For every kind of run, with other settings than the defaults and none of them repeated: no file
+changes, nothing trains, and what is missing is named with the command that makes it.
+"""
+
+import hashlib
+import json
+import shutil
+from dataclasses import replace
+
+import pytest
+import torch
+
+from moe_expert import cli, trainer, tune_experts
+from moe_expert.errors import ArtifactError, ParameterError
+from moe_expert.experts import training
+from moe_expert.mixture import integration, reading
+from moe_expert.mixture.gate_training import GateSettings
+from moe_expert.mixture.integration import WAYS
+from moe_expert.parameters import check, parser
+from moe_expert.report import run as report_run
+from moe_expert.report.index import write_index
+from moe_expert.report.pages import notebook_path
+from moe_expert.report.run import run_moe_report, run_report
+from moe_expert.trainer import MoESettings, MoETrainer
+from moe_expert.tuning import studies
+from moe_expert.tuning.artifacts import read_json
+from moe_expert.tuning.folder import ExpertFiles
+
+NAME = 'synthetic-200'
+OTHERS = dict(seed=3, backbone='gcn', epochs=60, n_trials=2, split_seed=21, drop=['c0'])
+GATE = GateSettings(epochs=20, val_every=20)
+
+
+def short(kind):
+    "The ways of stage 3, with few epochs."
+    return tuple(replace(way, epochs=2, val_every=1) for way in WAYS[kind])
+
+
+@pytest.fixture(scope='module')
+def experts(tmp_path_factory):
+    "Three experts of a few people, tuned in another way than the defaults; for copying only."
+    folder = tmp_path_factory.mktemp('experts')
+    with closing(MoETrainer(NAME, False, folder, **OTHERS, settings=MoESettings(GATE))):
+        return folder
+
+
+class closing:
+    "Close the database behind a trainer, so that nothing of it is written later."
+
+    def __init__(self, one):
+        self.one = one
+
+    def __enter__(self):
+        return self.one
+
+    def __exit__(self, *_):
+        self.one.storage.engine.dispose()
+
+
+@pytest.fixture(scope='module', params=['one', 'nine', None])
+def run(experts, tmp_path_factory, request):
+    "A folder with a tested mixture, and how stage 3 was run."
+    folder = shutil.copytree(experts, tmp_path_factory.mktemp('run') / 'w')
+    ways = short(request.param or 'one')
+    options = {n: OTHERS[n] for n in ('seed', 'split_seed', 'drop')}
+    settings = MoESettings(GATE, ways)
+    with closing(MoETrainer(NAME, True, folder, settings=settings, **options)) as one:
+        return folder, request.param, one.run(4, fine_tune=request.param is not None)
+
+
+def hashes(folder):
+    "Name → SHA-256 and time of the last change, of every file."
+    return {
+        p.name: (hashlib.sha256(p.read_bytes()).hexdigest(), p.stat().st_mtime_ns)
+        for p in folder.iterdir()
+    }
+
+
+def executed(name, **given):
+    "The names that a notebook leaves, run in this process, where it saves no copy of itself."
+    cells = json.loads(notebook_path(name).read_text())['cells']
+    space = {'display': lambda *_: None}
+    for cell in cells:
+        if cell['cell_type'] == 'code':
+            exec(compile(''.join(cell['source']), name, 'exec'), space)
+            if 'parameters' in cell['metadata'].get('tags', []):
+                space.update(given)
+    return space
+
+
+@pytest.fixture
+def only_reads(forbid_training):
+    "Whatever trains, tests or opens a study fails the test."
+    forbid_training(
+        (trainer, 'train_gates'),
+        (trainer, 'fine_tuned'),
+        (trainer, 'write_test'),
+        (trainer, 'open_storage'),
+        (integration, 'run_training'),
+        (training, 'train_population'),
+        (tune_experts, 'train_population'),
+        (tune_experts, 'open_storage'),
+        (tune_experts, 'claim'),
+        (studies, 'run_study'),
+    )
+
+
+def test_both_reports_leave_every_file_as_it_was(run, only_reads):
+    folder, kind, done = run
+    before = hashes(folder)
+    given = dict(dataset=NAME, cache_dir=str(folder), read_only=True)
+    tuning, mixture = executed('tune.ipynb', **given), executed('moe.ipynb', **given)
+    assert hashes(folder) == before
+    assert tuning['asked'].seed == 3 and tuning['asked'].backbone == 'gcn'
+    assert tuning['data'].split_seed == 21 and list(tuning['data'].drop) == ['c0']
+    assert {r['n_trials'] for r in tuning['results'].values()} == {2}
+    seen = mixture['seen']
+    assert (seen.about.gate, seen.about.fine_tuning) == (done['gate'], done['fine_tuning'])
+    assert seen.test == done['test'] and len(seen.tests.records) == 1
+    if kind is not None:
+        assert len(seen.about.fine_tuning['ways']) == len(WAYS[kind])
+    stage = 'finetuned_checkpoint' if seen.about.kept else 'gate_checkpoint'
+    state = torch.load(getattr(seen.files, stage), weights_only=True)['state_dict']
+    assert torch.equal(seen.mixture.gates['gate.out'][0].cpu(), state['gate.out'])
+
+
+def test_the_notebook_can_be_told_to_report_on_the_tuned_gate(run):
+    folder, kind, _ = run
+    given = check('moe.ipynb', dict(dataset=NAME, cache_dir=str(folder), read_only=True))
+    last = reading.at_hand(reading.files_of(given))
+    gate = reading.at_hand(reading.files_of(given), fine_tuned=False)
+    assert (last.fine_tuning is None) == (kind is None)
+    assert gate.fine_tuning is None and gate.sha256 == last.gate['checkpoint_sha256']
+
+
+@pytest.mark.parametrize('there', [False, True])
+def test_where_nothing_is_it_says_what_to_run_and_makes_nothing(there, tmp_path, capsys):
+    folder = tmp_path / 'w'
+    if there:
+        folder.mkdir()
+    words = f'report --dataset {NAME} --expert all mixture --cache_dir {folder}'.split()
+    assert cli.main(words) == 1
+    out, err = capsys.readouterr()
+    assert out == '' and err.count('\n') == 2 and len(err.splitlines()) == 2
+    for line, subject in zip(err.splitlines(), ('all', 'mixture')):
+        assert line.startswith(f'error: {NAME}, {subject}: {folder} holds nothing about {NAME}')
+        assert f'`moe-expert tune --dataset {NAME} --cache_dir {folder}`' in line
+        assert f'`moe-expert run {NAME} --cache_dir {folder}`' in line
+    assert folder.exists() == there and not list(tmp_path.rglob('*.*'))
+
+
+def test_experts_without_a_mixture(experts, tmp_path, capsys):
+    "The command repeats the settings of the files, so that it fits them."
+    folder = shutil.copytree(experts, tmp_path / 'w')
+    before = hashes(folder)
+    with pytest.raises(ArtifactError, match=r'holds no mixture .*\(only expert1, expert2, expert3'):
+        run_moe_report(NAME, cache_dir=folder)
+    assert cli.main(f'report --dataset {NAME} --expert mixture --cache_dir {folder}'.split()) == 1
+    err = capsys.readouterr().err
+    command = f'moe-expert train --dataset {NAME} --seed 3 --drop c0 --cache_dir {folder}'
+    assert f'`{command}`' in err and err.count('\n') == 1 and hashes(folder) == before
+    pasted = parser('train').given(command.split()[2:])
+    assert (pasted.seed, pasted.drop, pasted.cache_dir) == (3, ('c0',), str(folder))
+    (folder / f'{NAME}_expert2_best.pt').unlink()
+    with pytest.raises(ArtifactError, match='expert2_best.pt missing.*--backbone gcn --epochs 60'):
+        run_report(NAME, cache_dir=folder)
+
+
+def test_what_is_there_is_reported(experts, run, tmp_path, monkeypatch, capsys):
+    made = []
+    monkeypatch.setattr(
+        report_run, 'execute', lambda given, *_: made.append(given) or tmp_path / 'x.ipynb'
+    )
+    few = shutil.copytree(experts, tmp_path / 'few')
+    (few / f'{NAME}_expert1_best.pt').unlink()
+    for folder in (experts, run[0], few):
+        folder = shutil.copytree(folder, tmp_path / f'copy {folder.name}', dirs_exist_ok=True)
+        assert cli.main(['report', '--dataset', NAME, '--cache_dir', str(folder)]) == 0
+    subjects = [given.get('expert', 'mixture') for given in made]
+    assert subjects == ['all', 'all', 'mixture', 'expert2', 'expert3']
+    assert all(given.read_only for given in made)
+
+
+def test_an_untested_mixture_is_not_reported(run, tmp_path):
+    folder = shutil.copytree(run[0], tmp_path / 'w')
+    files = ExpertFiles(folder, NAME)
+    files.moe_results.unlink()
+    with pytest.raises(ArtifactError, match='has not been tested: `moe-expert train .* tests it'):
+        run_moe_report(NAME, cache_dir=folder)
+    files.moe_results.write_text('{')
+    with pytest.raises(ArtifactError, match='has not been tested: .*moe_results.json: '):
+        run_moe_report(NAME, cache_dir=folder)
+
+
+def test_a_gate_tuned_further_after_the_test(run, tmp_path):
+    "The index shows the last test, and says that the mixture at hand has none yet."
+    folder = shutil.copytree(run[0], tmp_path / 'w')
+    files = ExpertFiles(folder, NAME)
+    gate = read_json(files.gate_results)
+    files.gate_results.write_text(json.dumps(gate | dict(checkpoint_sha256='f' * 64)))
+    with pytest.raises(ArtifactError, match='has not been tested, unlike 1 earlier'):
+        run_moe_report(NAME, cache_dir=folder)
+    tested = run[2]['test']['mixture_sha256'][:8]
+    page = write_index(folder).read_text()
+    assert 'The last mixture has not been tested, an earlier one has.' in page
+    assert f'This mixture was tested once: {tested}…' in page
+    another = run[2]['test'] | dict(mixture_sha256='f' * 64, tested_at='2030-01-01T00:00:00+00:00')
+    files.moe_results.with_name(f'{NAME}_moe_results.ffffffff.json').write_text(json.dumps(another))
+    page = write_index(folder).read_text()
+    assert 'This mixture was tested once: ffffffff… at 2030-01-01 00:00:00 UTC' in page
+    assert f'looked at 2 times in this folder; the other mixtures: {tested}…' in page
+
+
+def test_other_data_of_the_same_name_are_refused(run):
+    from moe_expert.datasets import load_dataset
+
+    asked = check('moe.ipynb', dict(dataset=NAME, cache_dir=str(run[0]), read_only=True))
+    with pytest.raises(ArtifactError, match='was made from other data of the name'):
+        reading.read_mixture(reading.as_recorded(asked), load_dataset(NAME))
+
+
+@pytest.mark.parametrize('given', [dict(n_trials=30), dict(seed=0), dict(overwrite=False)])
+def test_settings_are_not_repeated_even_where_they_are_the_default(given, tmp_path):
+    for make in (run_report, run_moe_report):
+        with pytest.raises(ParameterError, match='has no effect where read_only is True'):
+            make(NAME, cache_dir=tmp_path, **given)
+
+
+@pytest.mark.slow
+def test_from_nothing_to_the_reports_in_one_go(tmp_path, capsys):
+    "`run`, then `report`, which repeats no setting and changes nothing but what it writes."
+    folder = tmp_path / 'w'
+    few = f'{NAME} --n_trials 1 --epochs 60 --seed 2 --backbone sage --no-fine_tune'.split()
+    assert cli.main(['run', *few, '--quiet', '--cache_dir', str(folder)]) == 0
+    out = capsys.readouterr().out
+    record = read_json(folder / f'{NAME}_moe_results.json')
+    assert 'max utility' in out and 'logistic_regression' in out
+    assert f'This mixture was tested once: {record["mixture_sha256"][:8]}…' in out
+    reports = [folder / f'{NAME}_{what}_report' for what in ('experts_tuning', 'moe')]
+    pages = [f'{path}.html' for path in reports]
+    assert [line.split(': ')[1] for line in out.splitlines()[-3:]] == [
+        *pages,
+        str(folder / 'index.html'),
+    ]
+    written = {path.name + end for path in reports for end in ('.ipynb', '.html')}
+    written |= {'index.html'}
+    before = hashes(folder)
+    assert cli.main(['report', '--dataset', NAME, '-q', '--cache_dir', str(folder)]) == 0
+    after = hashes(folder)
+    kept = lambda found: {name: of for name, of in found.items() if name not in written}
+    assert kept(after) == kept(before) and after.keys() == before.keys()
+    assert all(after[name][1] > before[name][1] for name in written)
+    text = ''.join((folder / name).read_text() for name in sorted(written))
+    assert 'only reads' in text and 'with seed 2' in text and 'backbone sage' in text
+    assert 'was tested once' in text
