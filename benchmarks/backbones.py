@@ -26,7 +26,7 @@ from common import EXPERTS, find_data
 HERE = Path(__file__).resolve().parent
 BACKBONES = ('mlp', 'gcn', 'sage', 'gin', 'gat')
 SHOWN = ('utility', 'fair_result', 'fair_procedure', 'final_score')
-PARTS = ('p1', 'p1_masked', 'feature', 'attributions')
+PARTS = ('p1', 'fidelity', 'flipped', 'masked', 'attributions')
 
 
 ABOUT = """\

@@ -199,7 +199,7 @@ def graphlime(
     population = _models(data, models, epochs)
     p1 = population.probabilities(data.x, data.edge_index)
     setup, plan = _timed(lambda: GraphLIME(data.x, data.edge_index, data.val_mask, rho), repeats)
-    (passes, _), population_cpu = _busy(lambda: _timed(lambda: plan.top_feature(p1), repeats))
+    (passes, _), population_cpu = _busy(lambda: _timed(lambda: plan.top_features(p1), repeats))
     (single, beta), single_cpu = _busy(lambda: _timed(lambda: plan.explain(p1[:1]), repeats))
     starts, members = (
         t.numpy() for t in neighbourhoods(data.edge_index, plan.nodes, data.num_nodes)

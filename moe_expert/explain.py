@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['attribution_shares', 'graph_integrated_gradients', 'homogeneous_attributions', 'integrated_gradients',
            'js_divergence', 'GraphLIME', 'KernelFeatures', 'chebyshev_grid', 'gaussian_series', 'graphlime',
-           'kernel_features', 'neighbourhoods', 'node_numbers', 'series_terms', 'top_feature', 'kkt_violation',
+           'kernel_features', 'neighbourhoods', 'node_numbers', 'series_terms', 'top_features', 'kkt_violation',
            'nonnegative_lasso', 'att_jsd', 'fidelity', 'ref', 'top_weights', 'vef']
 
 # %% ../nbs/29_explain.ipynb #d7854873
@@ -26,7 +26,7 @@ from moe_expert.scores.graphlime import (
     neighbourhoods,
     node_numbers,
     series_terms,
-    top_feature,
+    top_features,
 )
 from .scores.lasso import kkt_violation, nonnegative_lasso
 from .scores.procedure import att_jsd, fidelity, ref, top_weights, vef
@@ -47,7 +47,7 @@ _all_ = [
     'neighbourhoods',
     'node_numbers',
     'series_terms',
-    'top_feature',
+    'top_features',
     'kkt_violation',
     'nonnegative_lasso',
     'att_jsd',

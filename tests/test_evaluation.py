@@ -1,5 +1,7 @@
 "Evaluator, NodeRecord and bootstrap against scores computed by hand for a few networks."
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +10,11 @@ from sklearn.metrics import roc_auc_score
 from moe_expert.data.synthetic import make_synthetic
 from moe_expert.datasets import load_dataset
 from moe_expert.errors import UndefinedScoreError
+from moe_expert.experts.initialisation import init_population
+from moe_expert.experts.populations import joined
+from moe_expert.experts.specs import EXPERTS
+from moe_expert.experts.trainers import TrainConfig, TrainSettings
+from moe_expert.experts.training import train_population
 from moe_expert.scores import attributions as scores_attributions
 from moe_expert.scores import evaluation as scores_evaluation
 from moe_expert.scores import intervals as scores_intervals
@@ -97,14 +104,16 @@ def by_hand(data, nodes, population, m, rho=0.1):
     beta = graphlime(
         x, data.edge_index, torch.stack([1 - everywhere, everywhere], -1), nodes, rho
     ).numpy()
-    after = p.copy()
+    yes = p >= 0.5
+    right, f, drops = yes == y, np.zeros(len(p)), np.zeros(len(p))
     for i, node in enumerate(nodes.tolist()):
-        if beta[i].max() > 0:
+        tied = np.flatnonzero((beta[i] > 0) & (beta[i] >= beta[i].max() * (1 - 1e-6)))
+        for k in tied:
             row = x[node].clone()
-            row[np.flatnonzero(beta[i] >= beta[i].max() - 1e-10)[0]] = 0
-            after[i] = population[m : m + 1].logits(row[None, None]).softmax(-1)[0, 0, 1]
-    yes, yes_after = p >= 0.5, after >= 0.5
-    f = np.where(yes, p - after, after - p)
+            row[k] = 0
+            after = population[m : m + 1].logits(row[None, None]).softmax(-1)[0, 0, 1].item()
+            f[i] += (p[i] - after if yes[i] else after - p[i]) / len(tied)
+            drops[i] += (int(right[i]) - int((after >= 0.5) == y[i])) / len(tied)
 
     def weights(values, k):
         threshold = np.sort(values)[-k]
@@ -116,9 +125,7 @@ def by_hand(data, nodes, population, m, rho=0.1):
     drop = []
     for g in (0, 1):
         k = max(1, (s == g).sum() // 5)
-        drop.append(
-            (weights(f[s == g], k) * ((yes == y).astype(int) - (yes_after == y))[s == g]).sum() / k
-        )
+        drop.append((weights(f[s == g], k) * drops[s == g]).sum() / k)
     dp = abs(yes[s == 0].mean() - yes[s == 1].mean())
     eo = abs(yes[(s == 0) & (y == 1)].mean() - yes[(s == 1) & (y == 1)].mean())
     return {
@@ -131,8 +138,13 @@ def by_hand(data, nodes, population, m, rho=0.1):
     }
 
 
-def test_scores_equal_those_made_by_hand(data, networks):
+@pytest.mark.parametrize('twins', [False, True])
+def test_scores_equal_those_made_by_hand(data, networks, twins):
+    if twins:  # features that are tied, with different weights in the models
+        data = data.clone()
+        data.x[:, 5:8] = data.x[:, :3]
     evaluator = Evaluator(data, 'val')
+    assert (evaluator.record(networks).masked.sum(-1) > 1).any()  # of two people, all kernels are
     scores = evaluator.scores(networks)
     assert list(scores) == SCORES and all(
         v.shape == (4,) and v.dtype == torch.float64 for v in scores.values()
@@ -171,18 +183,84 @@ def test_scores_do_not_depend_on_node_numbers(data, networks):
         torch.testing.assert_close(scores[name], expected[name], atol=1e-9, rtol=0, msg=name)
 
 
-def test_real_data_permuted(data_dir):
-    data = load_dataset('german', data_dir=data_dir, edition='full')
-    networks = Networks.random(data.x.shape[1], models=3, seed=5, scale=0.3)
-    new_number = torch.randperm(data.num_nodes, generator=torch.Generator().manual_seed(2))
-    old_number = new_number.argsort()
-    shuffled = data.clone()
-    for key in ('x', 'y', 'sens', 'val_mask'):
-        shuffled[key] = data[key][old_number]
-    shuffled.edge_index = new_number[data.edge_index]
-    expected, scores = Evaluator(data).scores(networks), Evaluator(shuffled).scores(networks)
-    for name in SCORES:
-        torch.testing.assert_close(scores[name], expected[name], atol=1e-9, rtol=0, msg=name)
+def reordered(data, columns=None, rows=None, edges=None):
+    "The same data with columns, rows and edges in another order."
+    columns = torch.arange(data.x.shape[1]) if columns is None else columns
+    rows = torch.arange(data.num_nodes) if rows is None else rows
+    edges = torch.arange(data.edge_index.shape[1]) if edges is None else edges
+    other = data.clone()
+    for key in ('y', 'sens', 'train_mask', 'val_mask', 'test_mask'):
+        other[key] = data[key][rows]
+    other.x = data.x[rows][:, columns]
+    other.edge_index = rows.argsort()[data.edge_index][:, edges]
+    return other
+
+
+def with_columns(population, columns):
+    "The same models of an mlp for features in another order."
+    weight = population.params['hidden.weight'][..., columns]
+    return replace(population, params=population.params | {'hidden.weight': weight})
+
+
+@pytest.mark.parametrize('name', ['bail', 'german', 'math', 'por'])
+def test_order_does_not_matter(data_dir, name):
+    "Columns, rows and edges of the benchmarks in another order: the same scores."
+    data = load_dataset(name, data_dir=data_dir, edition='full')
+    generator = torch.Generator().manual_seed(0)
+    random = init_population([0, 1], data.x.shape[1], 8)
+    random = replace(random, params={k: 3 * v for k, v in random.params.items()})
+    configs, spec = [TrainConfig(lr=1e-2)], EXPERTS['expert1']
+    settings = TrainSettings(hidden=8, epochs=60, val_every=60)
+    trained = train_population(data, configs, spec, settings=settings)[0].population
+    population, evaluator = joined([random, trained]), Evaluator(data)
+    record = evaluator.record(population)
+    assert (record.masked.sum(-1) > 1).any(1).all()  # some nodes have tied features
+    expected = record.scores()
+    for what, count in (
+        ('columns', data.x.shape[1]),
+        ('rows', data.num_nodes),
+        ('edges', data.edge_index.shape[1]),
+    ):
+        order = torch.randperm(count, generator=generator)
+        other = with_columns(population, order) if what == 'columns' else population
+        scores = Evaluator(reordered(data, **{what: order})).scores(other)
+        for score in SCORES:
+            torch.testing.assert_close(
+                scores[score], expected[score], atol=1e-9, rtol=0, msg=f'{score}, {what}'
+            )
+
+
+@pytest.mark.parametrize('backbone', ['gcn', 'gat'])
+def test_order_does_not_matter_to_a_graph_backbone(data_dir, backbone):
+    data = load_dataset('por', data_dir=data_dir, edition='full')
+    generator = torch.Generator().manual_seed(0)
+    population = init_population([0, 1], data.x.shape[1], 8, backbone=backbone)
+    expected = Evaluator(data).scores(population)
+    for order in (
+        {'rows': torch.randperm(data.num_nodes, generator=generator)},
+        {'edges': torch.randperm(data.edge_index.shape[1], generator=generator)},
+    ):
+        scores = Evaluator(reordered(data, **order)).scores(population)
+        for score in SCORES:
+            torch.testing.assert_close(scores[score], expected[score], atol=1e-9, rtol=0, msg=score)
+
+
+@pytest.mark.parametrize('mode', ['class', 'cfa'])
+def test_order_of_duplicated_columns_does_not_matter(mode):
+    "Copies and mirror images of columns, which a model weighs differently, in six orders."
+    data, generator = make_synthetic(200, 6, seed=4), torch.Generator().manual_seed(0)
+    data.x = torch.cat([data.x, data.x[:, :3], -data.x[:, :2], data.x[:, :1]], 1)
+    networks = Networks.random(data.x.shape[1], seed=1)
+    record = Evaluator(data, fidelity=mode).record(networks)
+    assert record.masked.sum(-1).max() >= 4 and ((record.flipped % 1) > 0).any()
+    for _ in range(6):
+        columns = torch.randperm(data.x.shape[1], generator=generator)
+        other = Evaluator(reordered(data, columns=columns), fidelity=mode)
+        again = other.record(Networks(networks.w1[..., columns], networks.w2))
+        assert torch.equal(again.masked, record.masked[..., columns])
+        torch.testing.assert_close(again.fidelity, record.fidelity, atol=1e-9, rtol=0)
+        for score, value in again.scores().items():
+            torch.testing.assert_close(value, record.scores()[score], atol=1e-9, rtol=0, msg=score)
 
 
 def test_a_population_is_its_members_one_by_one(data, networks):
@@ -198,7 +276,8 @@ def test_constant_predictor(data, networks):
     scores = record.scores()
     for name in ('dp', 'eo', 'fair_result', 'ref', 'vef', 'att_jsd', 'fair_procedure'):
         assert scores[name][3].item() == pytest.approx(0, abs=1e-12), name
-    assert (record.feature[3] == -1).all() and torch.equal(record.p1_masked[3], record.p1[3])
+    assert not record.masked[3].any()
+    assert (record.fidelity[3] == 0).all() and (record.drop[3] == 0).all()
     assert scores['auc'][3].item() == 0.5
 
 
@@ -213,10 +292,9 @@ class Unhelpful(Networks):
 
 def test_unexplained_nodes_have_no_fidelity_whatever_the_model_says(data, networks):
     record = Evaluator(data).record(Unhelpful(networks.w1, networks.w2))
-    assert (
-        torch.equal(record.p1_masked[record.feature < 0], record.p1[record.feature < 0])
-        and (record.feature < 0).any()
-    )
+    unexplained = ~record.masked.any(-1)
+    assert unexplained.any()
+    assert (record.fidelity[unexplained] == 0).all() and (record.drop[unexplained] == 0).all()
 
 
 def test_parts_of_the_work(data, networks, monkeypatch):
@@ -255,12 +333,24 @@ def test_splits_and_nodes(data, networks):
 
 def test_published_fidelity_is_an_option(data):
     networks = Networks.random(data.x.shape[1], seed=7)
-    proper, published = Evaluator(data), Evaluator(data, fidelity='cfa')
-    a, b = proper.record(networks), published.record(networks)
-    torch.testing.assert_close(a.p1_masked, b.p1_masked)
-    flips = (a.p1 >= 0.5) != (a.p1_masked >= 0.5)
-    assert flips.any()
-    expected = scores_procedure.ref(scores_procedure.fidelity(a.p1, a.p1_masked, 'cfa'), a.sens)
+    a, b = (Evaluator(data, fidelity=mode).record(networks) for mode in ('class', 'cfa'))
+    assert torch.equal(a.masked, b.masked) and torch.equal(a.flipped, b.flipped)
+    assert a.flipped.any()
+    after = torch.stack(  # [M, n, d]: every feature masked
+        [
+            networks.masked_probabilities(data.x, None, a.nodes, torch.full_like(a.p1, k).long())
+            for k in range(data.x.shape[1])
+        ],
+        -1,
+    )
+    count = a.masked.sum(-1).clamp(min=1)
+    proper, cfa = (
+        (scores_procedure.fidelity(a.p1[..., None], after, mode) * a.masked).sum(-1) / count
+        for mode in ('class', 'cfa')
+    )
+    torch.testing.assert_close(a.fidelity, proper)
+    torch.testing.assert_close(b.fidelity, cfa)
+    expected = scores_procedure.ref(cfa, a.sens)
     torch.testing.assert_close(b.scores()['ref'], expected)
     torch.testing.assert_close(a.scores()['dp'], b.scores()['dp'])
 
@@ -279,8 +369,9 @@ def test_bootstrap_equals_scoring_each_resample(data, networks):
             record.y[draw],
             record.sens[draw],
             record.p1[:, draw],
-            record.p1_masked[:, draw],
-            record.feature[:, draw],
+            record.fidelity[:, draw],
+            record.flipped[:, draw],
+            record.masked[:, draw],
             record.attributions[:, draw],
         )
         for name, value in again.scores().items():

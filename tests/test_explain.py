@@ -8,7 +8,7 @@ import torch
 from captum.attr import IntegratedGradients
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.optimize import nnls
+from scipy.optimize import minimize, nnls
 from scipy.spatial.distance import jensenshannon
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LassoLars, LogisticRegression
@@ -206,9 +206,7 @@ def test_explanations_do_not_depend_on_node_numbers(small):
     again = GraphLIME(small.x[old_number], shuffled, new_number[nodes]).explain(p1[:, old_number])
     torch.testing.assert_close(again, beta, atol=1e-8, rtol=0)
     assert (beta[0] == 0).all()
-    assert torch.equal(
-        scores_graphlime.top_feature(beta)[0], scores_graphlime.top_feature(again)[0]
-    )
+    assert torch.equal(scores_graphlime.top_features(beta), scores_graphlime.top_features(again))
 
 
 def test_a_population_is_its_members_one_by_one(small):
@@ -378,14 +376,93 @@ def test_coordinate_descent_takes_over():
         )
 
 
-def test_ties_go_to_the_first_feature():
+def test_equal_features_share_their_weight():
     gram = torch.ones(1, 4, 4).double()
-    beta = nonnegative_lasso(gram, torch.tensor([[[0.2, 0.7, 0.7, 0.7 + 1e-14]]]).double(), RHO)
-    torch.testing.assert_close(beta[0, 0], torch.tensor([0, 0.6, 0, 0]).double())
-    index, explained = scores_graphlime.top_feature(
-        torch.tensor([[0, 0.5, 0.5 + 1e-12, 0.1], [0, 0, 0, 0], [0, 0.5, 0.6, 0]]).double()
+    b = torch.tensor([[[0.2, 0.7, 0.7, 0.7 + 1e-14]]]).double()
+    beta = nonnegative_lasso(gram, b, RHO)
+    torch.testing.assert_close(beta[0, 0], torch.tensor([0, 0.2, 0.2, 0.2]).double())
+    top = scores_graphlime.top_features(
+        torch.tensor(
+            [[0, 0.5, 0.5 + 4e-7, 0.1], [0, 0, 0, 0], [0, 0.5, 0.6, 0], [0, 0.5, 0.5 + 6e-7, 0]]
+        ).double()
     )
-    assert index.tolist() == [1, -1, 2] and explained.tolist() == [True, False, True]
+    assert top.tolist() == [
+        [False, True, True, False],
+        [False] * 4,
+        [False, False, True, False],
+        [False, False, True, False],
+    ]
+
+
+def least_norm_by_slsqp(gram, f, beta):
+    "The point of least norm on the face of solutions through β, by a general-purpose optimiser."
+    e = np.flatnonzero((beta > 0) | (f - gram @ beta > -1e-9))
+    values, basis = np.linalg.eigh(gram[np.ix_(e, e)])
+    basis = basis[:, values > 1e-9 * values[-1]]
+    point = basis.T @ beta[e]
+    found = minimize(
+        lambda z: z @ z / 2,
+        beta[e],
+        jac=lambda z: z,
+        method='SLSQP',
+        bounds=[(0, None)] * len(e),
+        constraints=dict(type='eq', fun=lambda z: basis.T @ z - point, jac=lambda z: basis.T),
+        options=dict(ftol=1e-15, maxiter=500),
+    )
+    out = np.zeros_like(beta)
+    out[e] = found.x
+    return out
+
+
+@pytest.mark.parametrize('kind', ['twins', 'binary', 'affine'])
+def test_of_several_solutions_the_least_norm_counts(kind):
+    "Affine: counts with the same total, so that all features may carry weight, many not equally."
+    rng, degenerate, signs = np.random.default_rng(0), 0, 0
+    for _ in range(60):
+        d, rank = int(rng.integers(3, 12)), int(rng.integers(2, 5))
+        a = (
+            (rng.random((d, rank)) < 0.5).astype(float)
+            if kind == 'binary'
+            else rng.random((d, rank))
+        )
+        if kind == 'twins':
+            a[d // 2 :] = a[: d - d // 2]
+        if kind == 'affine':
+            a = rng.multinomial(6, np.ones(rank) / rank, size=d).astype(float)
+        f = a @ rng.random(rank) - (0 if kind == 'affine' else RHO)
+        gram, right = torch.tensor(a @ a.T)[None], torch.tensor(f)[None]
+        one, several = scores_lasso._active_sets(gram, right, 1)
+        beta = nonnegative_lasso(gram, right[None] + RHO, RHO)[0]
+        assert (beta >= 0).all() and scores_lasso.kkt_violation(gram, right, beta) <= 1e-9
+        order = rng.permutation(d)
+        again = nonnegative_lasso(gram[:, order][:, :, order], right[None, :, order] + RHO, RHO)[0]
+        torch.testing.assert_close(again, beta[:, order], atol=1e-9, rtol=0)
+        if bool(several):
+            expected = least_norm_by_slsqp(a @ a.T, f, one[0].numpy())
+            np.testing.assert_allclose(beta[0].numpy(), expected, atol=1e-6)
+            degenerate += bool((one - beta).abs().max() > 1e-6)
+            signs += bool((np.linalg.pinv(a @ a.T, 1e-9) @ f).min() < -1e-6)
+    assert degenerate >= 5 and (kind != 'affine' or signs >= 5)
+
+
+def test_nearly_equal_features_meet_the_conditions():
+    "On both sides of the rank cut-off; coordinate descent ends at the same point."
+    generator = torch.Generator().manual_seed(0)
+    for distance in (0, 1e-14, 1e-10, 1e-7, 1e-5, 1e-3):
+        a = torch.rand(50, 4, 6, generator=generator).double()
+        a = torch.cat([a, a + distance * torch.randn(50, 4, 6, generator=generator).double()], 1)
+        gram, b = a @ a.mT, (a @ torch.rand(50, 6, 1, generator=generator).double()).mT
+        beta = nonnegative_lasso(gram, b, RHO)
+        violation = scores_lasso.kkt_violation(gram, b[:, 0] - RHO, beta[:, 0])
+        assert (beta >= 0).all() and violation.max() <= 1e-9, distance
+    a[:, 4:] = a[:, :4]
+    gram, b = a @ a.mT, (a @ torch.rand(50, 6, 1, generator=generator).double()).mT
+    torch.testing.assert_close(
+        nonnegative_lasso(gram, b, RHO, max_rounds=0),
+        nonnegative_lasso(gram, b, RHO),
+        atol=1e-6,
+        rtol=0,
+    )
 
 
 def test_no_convergence_is_an_error():

@@ -6,6 +6,7 @@
 __all__ = ['Explainable', 'plain_scores', 'procedure_scores', 'with_final', 'NodeRecord', 'split_nodes', 'Evaluator']
 
 # %% ../../nbs/26_evaluation.ipynb #c0e7867d
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol
@@ -60,18 +61,16 @@ def plain_scores(
 
 # %% ../../nbs/26_evaluation.ipynb #0cb20373
 def procedure_scores(
-    p1: Tensor,  # [..., n] probability of class 1
-    p1_masked: Tensor,  # [..., n] the same with the most important feature masked
+    fidelity: Tensor,  # [..., n]
+    correct: Tensor,  # [..., n] 1 where the decision is right
+    correct_after: Tensor,  # [..., n] the same after masking; a mean where features are tied
     jsd: Tensor,  # [...] ATT_JSD
-    y: Tensor,  # [n] or [..., n] labels
     sens: Tensor,  # [n] groups
-    mode: str = 'class',  # of the fidelity: 'class' or 'cfa'
 ) -> dict[str, Tensor]:  # [...] each
     "Procedural fairness with its parts."
-    fidelity = procedure.fidelity(p1, p1_masked, mode)
     scores = {
         'ref': procedure.ref(fidelity, sens),
-        'vef': procedure.vef(fidelity, decide(p1) == y, decide(p1_masked) == y, sens),
+        'vef': procedure.vef(fidelity, correct, correct_after, sens),
         'att_jsd': jsd,
     }
     return scores | {'fair_procedure': FACTS['fair_procedure'].of(scores)}
@@ -94,29 +93,44 @@ class NodeRecord:
     y: Tensor  # [n] labels
     sens: Tensor  # [n] groups
     p1: Tensor  # [M, n] probability of class 1
-    p1_masked: Tensor | None = None  # [M, n] the same with the most important feature masked
-    feature: Tensor | None = None  # [M, n] that feature, −1 where GraphLIME found none
+    fidelity: Tensor | None = None  # [M, n] mean effect of masking, 0 where nothing is explained
+    flipped: Tensor | None = None  # [M, n] share of the masked features that change the decision
+    masked: Tensor | None = None  # [M, n, d] bool, the most important features, masked one by one
     attributions: Tensor | None = None  # [M, n, d] Integrated Gradients, signed
     completeness: Tensor | None = None  # [M, n] completeness errors of numerical attributions
-    fidelity_mode: str = 'class'  # 'class' or 'cfa'
 
     def __repr__(self) -> str:
-        explained = 'without explanations' if self.p1_masked is None else 'with explanations'
+        explained = 'without explanations' if self.fidelity is None else 'with explanations'
         return f'NodeRecord({len(self.p1)} models, {len(self.nodes)} nodes, {explained})'
 
-    def scores(self) -> dict[str, Tensor]:
-        "All scores [M]; the procedural ones only if the record has explanations."
-        scores = plain_scores(self.p1, self.y, self.sens)
-        if self.p1_masked is None:
-            return scores
-        jsd = procedure.att_jsd(self.attributions, self.sens)
-        explained = procedure_scores(
-            self.p1, self.p1_masked, jsd, self.y, self.sens, self.fidelity_mode
-        )
-        scores = with_final(scores | explained)
-        if self.completeness is not None:
-            scores['completeness'] = self.completeness.amax(-1)
+    @property
+    def correct(self) -> Tensor:
+        "[M, n] 1 where the decision is right, else 0."
+        return (decide(self.p1) == self.y).double()
+
+    @property
+    def correct_after(self) -> Tensor:
+        "[M, n] the same after masking, as the mean over the tied features."
+        return (self.correct - self.flipped).abs()
+
+    @property
+    def drop(self) -> Tensor:
+        "[M, n] what masking costs: correct before − correct after, in [−1, 1]."
+        return self.correct - self.correct_after
+
+# %% ../../nbs/26_evaluation.ipynb #19afea37
+@patch
+def scores(self: NodeRecord) -> dict[str, Tensor]:
+    "All scores [M]; the procedural ones only if the record has explanations."
+    scores = plain_scores(self.p1, self.y, self.sens)
+    if self.fidelity is None:
         return scores
+    jsd = procedure.att_jsd(self.attributions, self.sens)
+    explained = procedure_scores(self.fidelity, self.correct, self.correct_after, jsd, self.sens)
+    scores = with_final(scores | explained)
+    if self.completeness is not None:
+        scores['completeness'] = self.completeness.amax(-1)
+    return scores
 
 # %% ../../nbs/26_evaluation.ipynb #72befebf
 def split_nodes(
@@ -159,13 +173,30 @@ class Evaluator:
         return f'Evaluator({len(self.nodes)} nodes, {sizes[0]} in group 0, {sizes[1]} in group 1)'
 
 # %% ../../nbs/26_evaluation.ipynb #563ac8c4
+def _one_by_one(masked: Tensor) -> Iterator[Tensor]:
+    "The features marked in `masked` [..., d] in rounds of one each [...]; −1: no further one."
+    remaining = masked.clone()
+    while bool(remaining.any()):
+        feature = remaining.to(torch.uint8).argmax(-1)  # the first that remains
+        yield torch.where(remaining.any(-1), feature, -1)
+        remaining.scatter_(-1, feature[..., None], False)
+
+
 @patch
 def _mask(self: Evaluator, record: NodeRecord, population: Explainable, p1: Tensor):
-    "Record each node's most important feature and its probability [M, n] without that feature."
+    "Record the most important features and the mean of what masking each of them alone does."
     x, edges = self.data.x, self.data.edge_index
-    record.feature, explained = self.plan.top_feature(p1)
-    masked = population.masked_probabilities(x, edges, self.nodes, record.feature)
-    record.p1_masked = torch.where(explained, masked.detach().double(), record.p1)
+    record.masked = self.plan.top_features(p1)
+    count = record.masked.sum(-1).clamp(min=1)
+    record.fidelity, record.flipped = torch.zeros_like(record.p1), torch.zeros_like(record.p1)
+    for features in _one_by_one(record.masked):
+        some = (features >= 0).any(0).nonzero().squeeze(1)
+        before, features = record.p1[:, some], features[:, some]
+        after = population.masked_probabilities(x, edges, self.nodes[some], features).detach()
+        effect = procedure.fidelity(before, after, self.fidelity)
+        share = (features >= 0) / count[:, some]
+        record.fidelity[:, some] += effect * share
+        record.flipped[:, some] += (decide(before) != decide(after.double())) * share
 
 # %% ../../nbs/26_evaluation.ipynb #8d1f2135
 @patch
@@ -189,13 +220,7 @@ def record(
     "What the models say about every evaluated node."
     nodes = None if explain else self.nodes
     p1 = population.probabilities(self.data.x, self.data.edge_index, nodes).detach().double()
-    record = NodeRecord(
-        self.nodes,
-        self.y,
-        self.sens,
-        p1[:, self.nodes] if explain else p1,
-        fidelity_mode=self.fidelity,
-    )
+    record = NodeRecord(self.nodes, self.y, self.sens, p1[:, self.nodes] if explain else p1)
     if explain:
         self._mask(record, population, p1)
         self._attribute(record, population)

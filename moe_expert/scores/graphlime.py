@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['series_terms', 'gaussian_series', 'KernelFeatures', 'kernel_features', 'chebyshev_grid', 'neighbourhoods',
-           'node_numbers', 'top_feature', 'GraphLIME', 'graphlime']
+           'node_numbers', 'top_features', 'GraphLIME', 'graphlime']
 
 # %% ../../nbs/23_graphlime.ipynb #1be3eb5e
 import math
@@ -268,18 +268,16 @@ def _population(p1: Tensor, n_nodes: int) -> Tensor:
     return p1.detach().double()
 
 # %% ../../nbs/23_graphlime.ipynb #655ef5ce
-def top_feature(
+def top_features(
     beta: Tensor,  # [..., d] coefficients ≥ 0
-) -> tuple[Tensor, Tensor]:  # feature [...] (-1 where nothing is explained), explained [...] bool
-    """The feature with the largest coefficient; of those within 1e-10 of it, the first.
+    tol: float = 1e-6,  # relative distance from the largest within which features are tied
+) -> Tensor:  # [..., d] bool
+    """The features with the largest coefficient, ties included; none where all are 0.
 
-    >>> feature, explained = top_feature(torch.tensor([[0.1, 0.4, 0.4], [0.0, 0.0, 0.0]]))
-    >>> feature.tolist(), explained.tolist()
-    ([1, -1], [True, False])
+    >>> top_features(torch.tensor([[0.1, 0.4, 0.4], [0.0, 0.0, 0.0]])).tolist()
+    [[False, True, True], [False, False, False]]
     """
-    best = beta.amax(-1, keepdim=True)
-    explained = best[..., 0] > 0
-    return torch.where(explained, (beta >= best - 1e-10).to(torch.uint8).argmax(-1), -1), explained
+    return (beta > 0) & (beta >= (1 - tol) * beta.amax(-1, keepdim=True))
 
 # %% ../../nbs/23_graphlime.ipynb #b594e0a9
 class GraphLIME:
@@ -310,16 +308,17 @@ class GraphLIME:
         self.chunks = [_chunk(rows, size, starts, members) for rows, size in groups]
         self.cached_bytes = self._keep(cache_bytes)
 
-    def top_feature(
+    def top_features(
         self,
         p1: Tensor,  # [M, N] each model's probability of class 1, for all nodes of the graph
-    ) -> tuple[Tensor, Tensor]:  # feature [M, n] (-1: none), explained [M, n] bool
-        "The most important feature of every node, without holding all coefficients at once."
+    ) -> Tensor:  # [M, n, d] bool; none where nothing is explained
+        "The most important features of every node, without holding all coefficients at once."
         p1 = _population(p1, len(self.x))
-        index = self.nodes.new_full((len(p1), len(self.nodes)), -1)
+        shape = len(p1), len(self.nodes), self.x.shape[1]
+        top = torch.zeros(shape, dtype=torch.bool, device=self.x.device)
         for rows, beta in self._solve(p1):
-            index[:, rows] = top_feature(beta.transpose(0, 1))[0]
-        return index, index >= 0
+            top[:, rows] = top_features(beta.transpose(0, 1))
+        return top
 
 # %% ../../nbs/23_graphlime.ipynb #300f93a4
 @patch

@@ -69,11 +69,12 @@ def resampled_scores(
     p1, y = record.p1[:, draws], record.y[draws]
     sens = record.sens[draws[0]]  # by construction the same in all draws
     scores = plain_scores(p1, y, sens, undefined='nan')
-    if record.p1_masked is None:
+    if record.fidelity is None:
         return scores
-    masked = record.p1_masked[:, draws]
     jsd = _resampled_jsd(record.attributions, record.sens, draws)
-    return with_final(scores | procedure_scores(p1, masked, jsd, y, sens, record.fidelity_mode))
+    observed = record.fidelity, record.correct, record.correct_after
+    explained = procedure_scores(*(o[:, draws] for o in observed), jsd, sens)
+    return with_final(scores | explained)
 
 # %% ../../nbs/27_intervals.ipynb #8d1f2e2d
 def bootstrap(

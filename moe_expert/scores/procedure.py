@@ -29,7 +29,7 @@ def check_fidelity_mode(mode: str) -> str:
 # %% ../../nbs/25_procedure.ipynb #da1c726c
 def fidelity(
     p1: Tensor,  # [..., n] probability of class 1
-    p1_masked: Tensor,  # [..., n] the same after masking each node's most important feature
+    p1_masked: Tensor,  # [..., n] the same after masking a feature
     mode: str = 'class',  # 'class' or 'cfa'
 ) -> Tensor:  # [..., n] in [-1, 1]
     """Fidelity (Zhao, Wang & Derr, 2023): what the predicted class loses through masking.
@@ -104,7 +104,7 @@ def ref(
 def vef(
     fidelity: Tensor,  # [..., n]
     correct_before: Tensor,  # [..., n] 1 where the decision is right
-    correct_after: Tensor,  # [..., n] the same after masking
+    correct_after: Tensor,  # [..., n] the same after masking; a mean where features are tied
     sens: Tensor,  # [n] or [..., n] group, 0 or 1; equal group sizes along leading dimensions
     fraction: float = 0.2,  # share of each group that counts as its top
 ) -> Tensor:  # [...] in [0, 2] (masking may help one group and hurt the other), lower is fairer

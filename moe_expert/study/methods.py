@@ -266,12 +266,14 @@ class CFATrainer(PopulationTrainer):
 @patch
 @torch.no_grad()
 def renew_masks(self: CFATrainer):
-    "Set each node's most important feature to 0, for each model by its own explanations."
+    """Set each node's most important feature to 0, for each model by its own explanations.
+
+    If features are tied, it is the mean over masking each of them alone.
+    """
     p1 = self.population().probabilities(self.data.x, self.data.edge_index)
-    feature, _ = self.explainer.plan.top_feature(p1)  # [M, n]; −1: no explanation
-    kept = torch.ones(len(feature), *self.x.shape, dtype=self.x.dtype)
-    kept.scatter_(2, feature.clamp(min=0)[..., None], 0.0)
-    self.masked_x = torch.where((feature >= 0)[..., None], self.x * kept, self.x)
+    top = self.explainer.plan.top_features(p1)  # [M, n, d]
+    lost = top / top.sum(-1, keepdim=True).clamp(min=1)
+    self.masked_x = self.x * (1 - lost.to(self.x.dtype))
 
 # %% ../../nbs/83_study_methods.ipynb #16fedee7
 CFA = ExpertSpec('cfa', "CFA's loss", 'final_score', ('lambda_rep',), warmup=0.2)
