@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import tempfile
 import warnings
+from numbers import Number
 
 import numpy as np
+import pandas as pd
 import torch
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils import check_random_state
@@ -20,10 +22,16 @@ from . import metrics
 from .data.assembly import assemble, feature_range, scale_features
 from .data.catalogue import DatasetSpec
 from .data.columns import reduce_groups
-from .data.graph import check_edges, edge_tensor, similarity_graph, similarity_keys
+from moe_expert.data.graph import (
+    check_edges,
+    edge_tensor,
+    similarity_graph,
+    similarity_keys,
+    undirected_graph,
+)
 from .data.split import standard_split
 from .data.tables import Table
-from .errors import ArgumentError, DataError, FairnessWarning
+from .errors import ArgumentError, DataError, DataWarning, FairnessWarning
 from .experts.specs import EXPERTS
 from .experts.trainers import TrainConfig, TrainSettings
 from .experts.training import REFERENCE, train_population
@@ -34,13 +42,14 @@ from .trainer import MoESettings, MoETrainer
 from .tuning.settings import TuneSettings
 
 # %% auto #0
-__all__ = ['FairMoEClassifier']
+__all__ = ['FairMoEClassifier', 'check_labels', 'positive_class']
 
 # %% ../nbs/57_estimator.ipynb #4fede70a
 class FairMoEClassifier(ClassifierMixin, BaseEstimator):
     """A mixture of experts for utility, result fairness and procedural fairness; for two classes.
 
-    After `fit`: `classes_`, `n_features_in_`, `model_` (a `Mixture`; without groups a `Population`
+    After `fit`: `classes_` (sorted), `pos_label_` (the one that the scores are about),
+    `n_features_in_`, `model_` (a `Mixture`; without groups a `Population`
     of one), `results_` (the gate's record, or the model's validation scores), `group_names_` (None
     without groups), `n_clipped_` (values of `X` outside the range of the training rows).
 
@@ -63,10 +72,10 @@ class FairMoEClassifier(ClassifierMixin, BaseEstimator):
     def fit(
         self,
         X,  # [n, d] finite numbers
-        y,  # [n] two classes
+        y,  # [n] two classes; see `pos_label` for those other than 0 and 1
         *,
         sensitive_features=None,  # [n] group of each person; None: see `on_missing_groups`
-        edge_index=None,  # [2, E] row numbers of X; None: by similarity, where a graph is needed
+        edge_index=None,  # [2, E] row numbers of X, in any order and direction; None: by similarity
     ) -> FairMoEClassifier:  # itself
         "Run all stages. `ValueError` (often a `DataError`) names what cannot be fitted, and why."
         return _fit(self, X, y, sensitive_features, edge_index)
@@ -77,17 +86,19 @@ class FairMoEClassifier(ClassifierMixin, BaseEstimator):
         edge_index=None,  # as of `fit`; only graph backbones read it
     ) -> np.ndarray:  # [n, 2] in the order of `classes_`
         p1 = _probabilities(self, X, edge_index)
-        return np.stack([1 - p1, p1], 1)
+        return np.stack([1 - p1, p1] if _positive_column(self) else [p1, 1 - p1], 1)
 
     def predict(self, X, edge_index=None) -> np.ndarray:  # [n] of `classes_`
-        p1 = self.predict_proba(X, edge_index)[:, 1]
-        return self.classes_[(p1 >= 0.5).astype(int)]
+        column = _positive_column(self)
+        chosen = self.predict_proba(X, edge_index)[:, column] >= 0.5
+        return self.classes_[np.where(chosen, column, 1 - column)]
 
 # %% ../nbs/57_estimator.ipynb #037b7da2
 def _fit(estimator: FairMoEClassifier, X, y, sensitive_features, edge_index) -> FairMoEClassifier:
+    check_labels(y)
     X, y = validate_data(estimator, X, y, dtype=np.float64)
     given = check('FairMoEClassifier', estimator.get_params(deep=False))
-    y = _two_classes(estimator, y)
+    y = _two_classes(estimator, y, given.pos_label, sensitive_features is not None)
     seed = int(check_random_state(given.random_state).randint(2**31))
     if sensitive_features is None:
         _without_groups(given.on_missing_groups)
@@ -99,22 +110,104 @@ def _fit(estimator: FairMoEClassifier, X, y, sensitive_features, edge_index) -> 
     data = _pack(estimator, given, X, y, sens, edge_index, seed)
     return _fit_mixture(estimator, given, data, seed)
 
-# %% ../nbs/57_estimator.ipynb #0d526762
-def _two_classes(estimator: FairMoEClassifier, y) -> np.ndarray:
-    "[n] 0/1; sets `classes_`."
-    check_classification_targets(y)
-    estimator.classes_, y = np.unique(y, return_inverse=True)
-    if len(estimator.classes_) > 2:
-        kind = type_of_target(estimator.classes_[y])
+# %% ../nbs/57_estimator.ipynb #802f20ec
+def _kind(value) -> str:
+    "What a label is."
+    for types, kind in (((bool, np.bool_), 'true/false'), (str, 'text'), (Number, 'number')):
+        if isinstance(value, types):
+            return kind
+    return type(value).__name__
+
+
+def check_labels(
+    y,  # [n] labels, as the caller gave them
+) -> None:
+    """Raise `ArgumentError` for missing labels, and for labels of different kinds.
+
+    >>> check_labels(['lost', 'repaid', 'lost'])
+    """
+    values = np.asarray(y, dtype=object).ravel()
+    if y is None or not len(values):
+        return  # scikit-learn has its own words for no labels
+    if len(missing := np.flatnonzero(pd.isna(values))):
         raise ArgumentError(
-            f'Only binary classification is supported. The type of the target is {kind}.'
+            f'y: the label of row {missing[0]} is missing ({values[missing[0]]!r}; '
+            f'{len(missing)} such rows): remove these rows, or fill them in'
         )
-    if len(estimator.classes_) < 2:
-        only = estimator.classes_[0]
+    first = {}
+    for value in values:
+        first.setdefault(_kind(value), value)
+    if len(first) > 1:
+        listed = ', '.join(f'{value!r} ({kind})' for kind, value in first.items())
+        raise ArgumentError(f'y mixes labels of different kinds, {listed}: use one kind')
+
+# %% ../nbs/57_estimator.ipynb #0688b4e2
+def _two_labels(y: np.ndarray) -> np.ndarray:
+    "The two classes, sorted. `ArgumentError` where there are not two."
+    if y.dtype.kind == 'f' and len(parts := np.flatnonzero(y != np.floor(y))):
+        raise ArgumentError(
+            f'Unknown label type: y holds {y[parts[0]]} (row {parts[0]}), but two classes are '
+            'whole numbers or text, not continuous values'
+        )
+    check_classification_targets(y)
+    classes = np.unique(y)
+    if len(classes) > 2:
+        listed = ', '.join(map(repr, classes[:5].tolist())) + ', …' * (len(classes) > 5)
+        raise ArgumentError(
+            f'Only binary classification is supported. The type of the target is '
+            f'{type_of_target(y)}: y holds {listed}'
+        )
+    if len(classes) < 2:
+        only = classes[0]
         raise ArgumentError(
             f'The classifier needs two classes, but y holds only one class: {only!r}'
         )
-    return y.astype(np.int64)
+    return classes
+
+# %% ../nbs/57_estimator.ipynb #b289d217
+def positive_class(
+    classes: np.ndarray,  # [2] sorted
+    pos_label=None,  # the class that counts as positive; None: the rule
+    fair: bool = True,  # are groups compared? then two other numbers are refused
+) -> int:  # 0 or 1, its place
+    """Which of two classes is positive. `ArgumentError` where nothing says so.
+
+    >>> positive_class(np.array([-1, 1])), positive_class(np.array(['bad', 'good']), 'bad')
+    (1, 0)
+    """
+    first, last = classes.tolist()
+    if pos_label is not None:
+        places = [k for k, c in enumerate((first, last)) if np.array_equal(c, pos_label)]
+        if not places:
+            raise ArgumentError(
+                f'pos_label={pos_label!r} is no class of y, which holds {first!r} and {last!r}: '
+                f'write pos_label={last!r} or pos_label={first!r}'
+            )
+        return places[0]
+    if last == 1 and first in (0, -1):
+        return 1
+    unclear = f'y holds {first!r} and {last!r}, and nothing says which of them is positive'
+    if fair and _kind(first) == 'number':
+        raise ArgumentError(
+            f'{unclear}: write FairMoEClassifier(pos_label={last!r}) or '
+            f'FairMoEClassifier(pos_label={first!r})'
+        )
+    message = f'{unclear}: {last!r} is taken, the last in order; write pos_label={last!r} or '
+    warnings.warn(f'{message}pos_label={first!r}', DataWarning, stacklevel=5)
+    return 1
+
+# %% ../nbs/57_estimator.ipynb #60b16583
+def _two_classes(estimator: FairMoEClassifier, y, pos_label, fair: bool) -> np.ndarray:
+    "[n] 1 for the positive class, else 0; sets `classes_` and `pos_label_`."
+    estimator.classes_ = _two_labels(y)
+    estimator.pos_label_ = estimator.classes_[positive_class(estimator.classes_, pos_label, fair)]
+    return (y == estimator.pos_label_).astype(np.int64)
+
+
+def _positive_column(estimator: FairMoEClassifier) -> int:
+    "The column of the positive class in `predict_proba`."
+    check_is_fitted(estimator)
+    return int(estimator.classes_[1] == estimator.pos_label_)
 
 # %% ../nbs/57_estimator.ipynb #3bda31c7
 def _split(given: Given, y: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -129,7 +222,7 @@ def _edges(given: Given, X: np.ndarray, edge_index) -> np.ndarray:
     "The graph as keys of `similarity_keys`."
     if edge_index is None:
         return similarity_keys(X, given.threshold)
-    return check_edges(np.asarray(edge_index).T, len(X), 'edge_index')
+    return check_edges(edge_index, len(X), 'edge_index', index=True)
 
 # %% ../nbs/57_estimator.ipynb #8fae6569
 def _train_settings(given: Given) -> TrainSettings:
@@ -229,7 +322,9 @@ def _fit_alone(
         train = val = np.arange(len(y))  # too few rows to set some aside
     estimator.x_min_, estimator.x_max_ = feature_range(X, train, 'train')
     x, estimator.n_clipped_ = scale_features(X, estimator.x_min_, estimator.x_max_)
-    edges = None if given.backbone == 'mlp' else _edges(given, X, edge_index)
+    edges = None
+    if given.backbone != 'mlp' or edge_index is not None:  # what is given is checked
+        edges = _edges(given, X, edge_index)
     data = _without_sens(x, y, edges, train)
     (model,) = train_population(
         data,
@@ -265,13 +360,13 @@ def _without_sens(
 
 # %% ../nbs/57_estimator.ipynb #ddd20b1d
 def _probabilities(estimator: FairMoEClassifier, X, edge_index) -> np.ndarray:
-    "[n] probability of class 1."
+    "[n] probability of the positive class."
     check_is_fitted(estimator)
     X = validate_data(estimator, X, dtype=np.float64, reset=False)
     x = torch.from_numpy(scale_features(X, estimator.x_min_, estimator.x_max_)[0])
     edges = None
-    if estimator.backbone != 'mlp' and edge_index is None:
-        edges = similarity_graph(X, estimator.threshold)
+    if edge_index is not None:
+        edges = undirected_graph(edge_index, len(X))
     elif estimator.backbone != 'mlp':
-        edges = torch.as_tensor(np.asarray(edge_index), dtype=torch.long)
+        edges = similarity_graph(X, estimator.threshold)
     return estimator.model_.probabilities(x, edges)[0].numpy()

@@ -63,6 +63,25 @@ def run_python(*command, cwd, timeout=120):
     )
 
 
+def same_edges(edges):
+    "Lists of edges that are one graph: [2, E] as tensors, arrays and lists, by name."
+    import torch
+
+    one_way = edges[:, edges[0] < edges[1]]
+    order = torch.randperm(one_way.shape[1], generator=torch.Generator().manual_seed(0))
+    loops = torch.arange(5).expand(2, -1)
+    twice = torch.cat([one_way, one_way.flip(0)[:, ::3], one_way[:, ::2], loops], 1)
+    return {
+        'both ways': torch.cat([one_way.flip(0), one_way], 1),
+        'one way': one_way,
+        'the other way': one_way.flip(0)[:, order],
+        'repeated, with self-loops': twice[:, torch.arange(twice.shape[1] - 1, -1, -1)],
+        'int32': one_way.int(),
+        'array': one_way[:, order].numpy(),
+        'lists': one_way.tolist(),
+    }
+
+
 @pytest.fixture
 def forbid_training(monkeypatch):
     "Make functions fail the test when they are called; each is a module and a name in it."

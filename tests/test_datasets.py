@@ -18,13 +18,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial.distance import cdist
+from torch_geometric.utils import coalesce, remove_self_loops, to_undirected
 
 from moe_expert.data import sources as data_sources
 from moe_expert.data import tables as data_tables
 from moe_expert.data.assembly import scale_features
 from moe_expert.data.audit import data_card, leakage_audit
 from moe_expert.data.catalogue import DATASETS, DatasetSpec
-from moe_expert.data.graph import check_edges, similarity_graph
+from moe_expert.data.graph import check_edges, similarity_graph, undirected_graph
 from moe_expert.data.split import standard_split
 from moe_expert.data.synthetic import make_synthetic
 from moe_expert.datasets import canonical_name, load_dataset
@@ -703,3 +704,52 @@ def test_synthetic_by_name_and_drop():
     ):
         with pytest.raises(DataError, match='make_synthetic needs'):
             make_synthetic(**bad)
+
+
+# ---- edges that are handed in
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.integers(1, 9).flatmap(
+        lambda n: st.tuples(
+            st.just(n), st.lists(st.tuples(*[st.integers(0, n - 1)] * 2), max_size=20)
+        )
+    )
+)
+def test_a_list_of_edges_is_the_graph_that_pyg_makes_of_it(drawn):
+    n, pairs = drawn
+    given_edges = torch.tensor(pairs, dtype=torch.long).reshape(-1, 2).T
+    expected = coalesce(remove_self_loops(to_undirected(given_edges, num_nodes=n))[0])
+    for edges in (given_edges, given_edges.flip(0), given_edges.numpy(), given_edges.tolist()):
+        assert torch.equal(undirected_graph(edges, n), expected)
+    assert undirected_graph(expected, n) is expected  # nothing to do: what was cached is kept
+    keys = check_edges(given_edges.T, n, 'pairs')
+    assert keys.tolist() == [int(i * n + j) for i, j in expected.T if i < j]
+
+
+@pytest.mark.parametrize(
+    'edges, says',
+    [
+        (torch.zeros(5, 2, dtype=torch.long), r'shape \(5, 2\).*\[2, E\]: transpose it'),
+        (torch.zeros(3, 3, dtype=torch.long), r'shape \(3, 3\).*two rows'),
+        (torch.zeros(4, dtype=torch.long), r'shape \(4,\)'),
+        ([[0, 1], [1]], 'an edge list is an array'),
+        (torch.eye(4).to_sparse(), 'an edge list is an array'),
+        (torch.zeros(2, 3), 'whole numbers.*float32'),
+        (np.array([[0.0, 0.5], [1, 1]]), 'whole numbers.*float64'),
+        ([['0'], ['1']], 'whole numbers'),
+        (np.ones((2, 2), dtype=bool), 'whole numbers.*bool'),
+        ([[0, 1], [1, 4]], r'column 1 is \[1, 4\], but the 4 rows .* numbered 0 to 3 \(1 such'),
+        ([[-1], [0]], r'column 0 is \[-1, 0\]'),
+        (None, 'shape'),
+    ],
+)
+def test_edges_that_are_no_graph(edges, says):
+    with pytest.raises(DataError, match=f'friends: edge_index.*(?:{says})'):
+        undirected_graph(edges, 4, 'friends: edge_index')
+
+
+def test_pairs_that_are_no_numbers():
+    with pytest.raises(DataError, match='edges: an edge list holds numbers only'):
+        check_edges([['a', 'b']], 4, 'edges')

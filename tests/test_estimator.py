@@ -1,24 +1,33 @@
 "scikit-learn's checks, groups by keyword, routing, pipelines, Fairlearn, pickles, graphs, errors."
 
 import pickle
+import warnings
 
 import numpy as np
 import pandas as pd
 import pytest
 import sklearn
 import torch
-from fairlearn.metrics import MetricFrame, demographic_parity_difference
+from conftest import same_edges
+from fairlearn.metrics import (
+    MetricFrame,
+    demographic_parity_difference,
+    equal_opportunity_difference,
+)
 from sklearn.base import clone
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import accuracy_score
+from sklearn.metrics import accuracy_score, f1_score
 from sklearn.model_selection import cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder
+from sklearn.utils import check_random_state
 from sklearn.utils.estimator_checks import parametrize_with_checks
+from torch_geometric.utils import to_undirected
 
 from moe_expert.data.assembly import scale_features
+from moe_expert.data.split import standard_split
 from moe_expert.data.synthetic import make_synthetic
-from moe_expert.errors import DataError, FairnessWarning
+from moe_expert.errors import ArgumentError, DataError, DataWarning, FairnessWarning
 from moe_expert.estimator import FairMoEClassifier
 from moe_expert.mixture.gate import Mixture
 
@@ -27,7 +36,7 @@ QUICK = dict(epochs=300, on_missing_groups='ignore', random_state=0)
 
 @parametrize_with_checks([FairMoEClassifier(**QUICK)])
 def test_scikit_learns_checks(estimator, check):
-    "The checks fit without groups, so they test the utility model; a mixture differs in `fit`."
+    "All, none is expected to fail. They fit without groups; a mixture differs in `fit`."
     check(estimator)
 
 
@@ -94,12 +103,152 @@ def test_the_graph_matters_to_fair_procedure_and_backbones_predict_with_one(peop
     X, y, s, edges = people
     given = clone(fitted).fit(X, y, sensitive_features=s, edge_index=edges)
     assert given.results_['settings']['fingerprint'] != fitted.results_['settings']['fingerprint']
-    with pytest.raises(DataError, match='edge_index: line 1 .*numbered 0 to 299'):
+    with pytest.raises(DataError, match=r'edge_index: column 0 is \[300, 0\].*numbered 0 to 299'):
         clone(fitted).fit(X, y, sensitive_features=s, edge_index=[[300], [0]])
     graph = FairMoEClassifier(backbone='gcn', **QUICK).fit(X, y, edge_index=edges)
     with_edges, by_similarity = graph.predict_proba(X, edges), graph.predict_proba(X)
     assert not np.allclose(with_edges, by_similarity)
     assert np.allclose(with_edges, graph.predict_proba(X, edge_index=edges.numpy()))
+
+
+@pytest.mark.parametrize('backbone', ['gcn', 'sage', 'gin', 'gat'])
+@pytest.mark.parametrize('with_groups', [True, False])
+def test_fit_and_predict_see_one_graph(people, backbone, with_groups):
+    X, y, s, edges = people
+    graphs = same_edges(edges)
+    options = QUICK | dict(backbone=backbone, n_trials=1, epochs=30)
+    groups = dict(sensitive_features=s) if with_groups else {}
+    model = FairMoEClassifier(**options).fit(X, y, edge_index=graphs['one way'], **groups)
+    x = torch.from_numpy(scale_features(X.to_numpy(), model.x_min_, model.x_max_)[0])
+    fitted = model.model_.probabilities(x, to_undirected(graphs['one way']))[0].numpy()
+    one_way = model.model_.probabilities(x, graphs['one way'])[0].numpy()
+    assert np.abs(fitted - one_way).max() > 1e-3  # the form would matter
+    for form, given in graphs.items():
+        assert np.array_equal(model.predict_proba(X, given)[:, 1], fitted), form
+        assert np.array_equal(model.predict(X, given), (fitted >= 0.5).astype(int)), form
+    if not with_groups:
+        again = clone(model).fit(X, y, edge_index=graphs['repeated, with self-loops'])
+        assert np.array_equal(again.predict_proba(X, edges)[:, 1], fitted)
+
+
+def test_edges_are_checked_even_where_nothing_looks_at_them(people, fitted):
+    X, y, _, edges = people
+    assert np.array_equal(fitted.predict_proba(X, edges), fitted.predict_proba(X))  # an mlp
+    for wrong, says in (([[0], [300]], 'column 0'), (np.zeros((2, 4)), 'whole numbers')):
+        with pytest.raises(DataError, match=f'edge_index.*{says}'):
+            fitted.predict_proba(X, wrong)
+        with pytest.raises(DataError, match=f'edge_index.*{says}'):
+            FairMoEClassifier(**QUICK).fit(X, y, edge_index=wrong)
+
+
+@pytest.mark.parametrize('positive', ['bad', 'good'])
+def test_scores_are_about_the_named_class(people, positive):
+    "Naming a class is fitting on 1[y = class]; columns stay in scikit-learn's order."
+    X, y, s, _ = people
+    named = np.where(y == 1, 'good', 'bad')
+    options = dict(n_trials=1, epochs=60, random_state=0)
+    model = FairMoEClassifier(pos_label=positive, **options)
+    model.fit(X, named, sensitive_features=s)
+    is_positive = (named == positive).astype(int)
+    plain = FairMoEClassifier(**options).fit(X, is_positive, sensitive_features=s)
+    assert model.classes_.tolist() == ['bad', 'good'] and model.pos_label_ == positive
+    proba, column = model.predict_proba(X), ['bad', 'good'].index(positive)
+    assert np.array_equal(proba[:, column], plain.predict_proba(X)[:, 1])
+    assert np.array_equal(proba[:, 1 - column], plain.predict_proba(X)[:, 0])
+    other = model.classes_[1 - column]
+    assert model.predict(X).tolist() == np.where(plain.predict(X) == 1, positive, other).tolist()
+    assert model.results_['best_metrics'] == plain.results_['best_metrics']
+    assert model.score(X, named) == accuracy_score(named, model.predict(X))
+
+    seed = int(check_random_state(0).randint(2**31))
+    _, val, _ = standard_split(is_positive, 2 * len(y), seed, (0.375, 0.25))
+    found, metrics = model.predict(X)[val], model.results_['best_metrics']
+    f1 = f1_score(named[val], found, pos_label=positive)
+    eo = equal_opportunity_difference(
+        is_positive[val], (found == positive).astype(int), sensitive_features=s[val]
+    )
+    of_the_other = equal_opportunity_difference(
+        1 - is_positive[val], (found != positive).astype(int), sensitive_features=s[val]
+    )
+    assert metrics['f1'] == pytest.approx(f1, abs=1e-9)
+    assert metrics['eo'] == pytest.approx(eo, abs=1e-9)
+    assert abs(eo - of_the_other) > 1e-3  # the class matters
+    loaded = pickle.loads(pickle.dumps(model))
+    assert np.array_equal(loaded.predict(X), model.predict(X)) and loaded.pos_label_ == positive
+    assert clone(model).get_params() == model.get_params()
+    assert model.get_params()['pos_label'] == positive
+
+
+@pytest.mark.parametrize(
+    'labels, pos_label, positive',
+    [
+        ([0, 1], None, 1),
+        ([-1, 1], None, 1),
+        ([False, True], None, True),
+        ([0.0, 1.0], None, 1.0),
+        ([0, 1], 0, 0),
+        ([1, 2], 1, 1),
+        (['0', '1'], '0', '0'),
+    ],
+)
+def test_which_class_is_positive_without_a_warning(people, labels, pos_label, positive):
+    X, y, _, _ = people
+    model = FairMoEClassifier(**QUICK | dict(epochs=20, pos_label=pos_label))
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        model.fit(X, np.array(labels)[y])
+    assert model.classes_.tolist() == labels and model.pos_label_ == positive
+    p = model.predict_proba(X)[:, labels.index(positive)]
+    assert np.array_equal(model.predict(X) == positive, p >= 0.5)
+
+
+@pytest.mark.parametrize('groups', [True, False])
+def test_text_warns_and_other_numbers_are_refused(people, groups):
+    X, y, s, _ = people
+    options = dict(sensitive_features=s) if groups else {}
+    model = FairMoEClassifier(**QUICK | dict(n_trials=1, epochs=20))
+    with pytest.warns(DataWarning, match="'no' and 'yes'.*'yes' is taken.*pos_label='no'") as told:
+        model.fit(X, np.where(y == 1, 'no', 'yes'), **options)
+    assert model.pos_label_ == 'yes' and told[0].filename == __file__
+    says = r'y holds 1 and 2, and nothing says .*pos_label=2.*pos_label=1'
+    if groups:
+        with pytest.raises(ArgumentError, match=says):
+            model.fit(X, y + 1, **options)
+    else:  # fairness plays no part, and scikit-learn's checks fit such labels
+        with pytest.warns(DataWarning, match=says):
+            model.fit(X, y + 1)
+
+
+@pytest.mark.parametrize(
+    'change, says',
+    [
+        (lambda y: [1 if v else '0' for v in y], "'0' .text.*1 .number.*use one kind|1 .number"),
+        (lambda y: [True if v else 0 for v in y], 'use one kind'),
+        (lambda y: np.array([None, *y[1:]], dtype=object), 'label of row 0 is missing .None'),
+        (
+            lambda y: pd.Series(y, dtype=float).where(np.arange(len(y)) != 7),
+            'row 7 is missing .nan',
+        ),
+        (lambda y: y / 2, r'y holds 0.5 \(row \d+\)'),
+        (lambda y: np.arange(len(y)) % 3, 'Only binary.*multiclass: y holds 0, 1, 2'),
+        (lambda y: np.where(y, 'a', 'b').tolist()[:-1] + ['c'], "y holds 'a', 'b', 'c'"),
+        (lambda y: np.zeros(len(y)), 'only one class: .*0.0'),
+    ],
+)
+def test_labels_that_are_not_two_classes(people, change, says):
+    X, y, s, _ = people
+    for groups in ({}, dict(sensitive_features=s)):
+        with pytest.raises(ArgumentError, match=says):
+            FairMoEClassifier(**QUICK).fit(X, change(y), **groups)
+
+
+@pytest.mark.parametrize('wrong', ['1', 2, [1], 'good'])
+def test_a_positive_class_that_does_not_occur(people, wrong):
+    X, y, _, _ = people
+    with pytest.raises(
+        ArgumentError, match=r'is no class of y, which holds 0 and 1: .*pos_label=1'
+    ):
+        FairMoEClassifier(pos_label=wrong, **QUICK).fit(X, y)
 
 
 def test_metadata_is_routed_through_cross_validation_and_pipelines(people):

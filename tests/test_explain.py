@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from captum.attr import IntegratedGradients
+from conftest import same_edges
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import minimize, nnls
@@ -302,6 +303,15 @@ def test_edge_cases_of_the_neighbourhood():
     assert (
         graphlime(torch.ones(4, 2), pairs, proba, torch.tensor([0])) == 0
     ).all()  # nothing varies
+
+
+def test_edges_in_one_direction_are_the_same_neighbourhood(small):
+    p1 = predictions(small)[0]
+    proba, nodes = torch.stack([1 - p1, p1], -1), torch.arange(0, len(p1), 7)
+    expected = graphlime(small.x, small.edge_index, proba, nodes)
+    assert (expected > 0).any()
+    for form, edges in same_edges(small.edge_index).items():
+        assert torch.equal(graphlime(small.x, edges, proba, nodes), expected), form
 
 
 def test_raw_features_outside_the_unit_range(small):

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, same_edges
 from sklearn.impute import SimpleImputer
 from sklearn.preprocessing import MinMaxScaler
 from torch_geometric.data import Data
@@ -614,6 +614,37 @@ def test_edges_from_a_file(folder):
     assert data.edge_index.tolist() == [[0, 1, 1, 2], [1, 0, 2, 1]]
     with pytest.warns(DataWarning, match='edge list is kept without job'):
         assert load_dataset(folder, drop='job').num_edges == 4
+
+
+def test_the_same_edges_are_the_same_data_at_every_door(folder):
+    table = make_people(gaps=False)
+    edges = similarity_graph(table[['income', 'debts']].to_numpy(), 0.8)
+    x, y = (torch.tensor(v.to_numpy()) for v in (table[['income', 'debts']], table.repaid == 'yes'))
+    sens = torch.tensor((table.origin == 'here').to_numpy()).long()
+    frames, graphs = [], []
+    for form in same_edges(edges).values():
+        frames.append(from_frame(table, edges=np.asarray(form).T, **SAID))
+        graph = Data(x=x, y=y.long(), sens=sens, edge_index=form)
+        graphs.append(load_dataset(graph, dataset_name='friends'))
+    changed = []
+    for form in same_edges(edges).values():
+        loaded = graphs[0].clone()
+        loaded.edge_index = form
+        changed.append(load_dataset(loaded))
+    assert load_dataset(graphs[0]) is graphs[0]
+    for loaded in (frames, graphs, changed):
+        assert all(torch.equal(data.edge_index, edges) for data in loaded)
+        assert len({data.fingerprint for data in loaded}) == 1
+
+
+def test_a_graph_in_a_sparse_matrix_is_not_ignored():
+    data = Data(x=torch.randn(200, 3), y=torch.arange(200) % 2, sens=torch.arange(200) // 2 % 2)
+    data.adj_t = torch.eye(200).to_sparse()
+    with pytest.raises(DataError, match='adj_t: give it as edge_index'):
+        load_dataset(data, dataset_name='friends')
+    data.adj_t, data.edge_index = None, torch.tensor([[0], [200]])
+    with pytest.raises(DataError, match=r'friends: edge_index: column 0 is \[0, 200\]'):
+        load_dataset(data, dataset_name='friends')
 
 
 def test_a_drafted_card_fits_its_table(people, tmp_path):

@@ -21,9 +21,12 @@ import pandas as pd
 import pytest
 import torch
 from captum.attr import IntegratedGradients
+from conftest import same_edges
 from fairlearn.metrics import demographic_parity_difference, true_positive_rate_difference
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import accuracy_score, f1_score, roc_auc_score
+from torch_geometric.data import Data
+from torch_geometric.utils import to_undirected
 
 from moe_expert import MoETrainer as of_the_package
 from moe_expert import parameters, trainer, tune_experts
@@ -913,14 +916,16 @@ def test_people_who_do_not_fit(done, data, wrong, says):
 
 
 def test_graphs_that_do_not_fit(done, data):
-    for edges in (
-        torch.zeros(3, 2, dtype=torch.long),
-        torch.tensor([[0], [300]]),
-        torch.tensor([[-1], [0]]),
-        torch.zeros(2, 3),
+    for edges, says in (
+        (torch.zeros(3, 2, dtype=torch.long), 'transpose it'),
+        (torch.tensor([[0], [300]]), r'column 0 is \[0, 300\].*numbered 0 to 299'),
+        (torch.tensor([[-1], [0]]), r'column 0 is \[-1, 0\]'),
+        (torch.zeros(2, 3), 'must be whole numbers'),
     ):
-        with pytest.raises(DataError, match='edge_index must be'):
+        with pytest.raises(DataError, match=f'edge_index.*{says}'):
             done[1].predict_proba(data.x, edges)
+    plain = done[1].predict_proba(data.x)  # an mlp checks the graph and does not look at it
+    assert torch.equal(done[1].predict_proba(data.x, data.edge_index[:, :9]), plain)
     with pytest.raises(DataError, match='recipe'):
         predict_proba(done[1].mixture, raw_table(data))
 
@@ -1132,6 +1137,36 @@ def test_graph_experts_go_through_all_stages(tmp_path, backbone):
         for m in (one.tuned_gate, load_mixture(tmp_path / f'{data.name}_gate_best.pt')[0])
     )
     assert same_tensors(before, after)
+
+
+@pytest.mark.parametrize('backbone', ['gcn', 'sage', 'gin', 'gat'])
+def test_fit_and_predict_see_one_graph(tmp_path, backbone):
+    "New people's edges are taken as the training graph: by trainer, loaded file, tensor and table."
+    made = make_synthetic(200, 6, group_bias=2.0)
+    graphs = same_edges(made.edge_index)
+    raw = Data(x=3 * made.x + 5, y=made.y, sens=made.sens, edge_index=graphs['one way'])
+    options = dict(n_trials=1, backbone=backbone, epochs=20, settings=QUICK)
+    one = MoETrainer(raw, False, tmp_path, **options)
+    one.train_gate()
+    x, graph = one.data.x, to_undirected(graphs['one way'])
+    assert torch.equal(one.data.edge_index, graph)
+    fitted = one.mixture.probabilities(x, graph)[0]
+    one_way = one.mixture.probabilities(x, graphs['one way'])[0]
+    assert (fitted - one_way).abs().max() > 1e-3  # the form would matter
+    one.save(tmp_path / 'whole.pt')
+    mixture, payload = load_mixture(tmp_path / 'whole.pt')
+    again = MoETrainer(one.data, True, tmp_path, settings=QUICK).load(tmp_path / 'whole.pt')
+    table = pd.DataFrame(raw.x.numpy(), columns=one.data.feature_names).iloc[:, ::-1]
+    for form, edges in graphs.items():
+        for p in (
+            one.predict_proba(x, edges),
+            one.predict_proba(table, edges),
+            again.predict_proba(x, edges),
+            predict_proba(mixture, table, payload['recipe'], edges),
+        ):
+            assert torch.equal(p[:, 1], fitted), form
+    for opened in (one, again):
+        opened.storage.engine.dispose()
 
 
 def test_a_real_data_set_by_name(data_dir, tmp_path):

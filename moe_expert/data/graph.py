@@ -16,7 +16,8 @@ from .tables import read_csv
 from ..errors import DataError, DataWarning
 
 # %% auto #0
-__all__ = ['edge_keys', 'unique_keys', 'edge_tensor', 'similarity_keys', 'similarity_graph', 'check_edges', 'read_edges']
+__all__ = ['edge_keys', 'unique_keys', 'edge_tensor', 'similarity_keys', 'similarity_graph', 'check_edges', 'undirected_graph',
+           'read_edges']
 
 # %% ../../nbs/07_graph.ipynb #d01cfc8f
 def edge_keys(
@@ -205,27 +206,87 @@ def similarity_graph(
     return edge_tensor(similarity_keys(x, threshold, **options), len(x))
 
 # %% ../../nbs/07_graph.ipynb #a0b13a45
+def _as_array(edges, where: str) -> np.ndarray:
+    "An edge list as an array. `DataError` if it has no such form."
+    try:
+        return edges.detach().cpu().numpy() if isinstance(edges, Tensor) else np.asarray(edges)
+    except (TypeError, ValueError, RuntimeError) as e:  # a sparse tensor, lists of unequal lengths
+        raise DataError(f'{where}: an edge list is an array of row numbers: {e}') from e
+
+
+def _index_pairs(edge_index, where: str) -> np.ndarray:
+    "[E, 2] pairs of an edge index. `DataError` if it is not two rows of whole numbers."
+    array = _as_array(edge_index, where)
+    if array.ndim != 2 or len(array) != 2:
+        turn = ': transpose it' if array.ndim == 2 and array.shape[1] == 2 else ''
+        raise DataError(
+            f'{where} has shape {tuple(array.shape)}, but must have two rows of row numbers, '
+            f'[2, E]{turn}'
+        )
+    if array.size and array.dtype.kind not in 'iu':
+        raise DataError(
+            f'{where} must be whole numbers [2, E], row numbers of an integer type, not '
+            f'{array.dtype}: convert it'
+        )
+    return array.T
+
+
+def _listed_pairs(pairs, where: str) -> np.ndarray:
+    "[E, 2] numbers of a list of pairs. `DataError` if it has a different form."
+    array = _as_array(pairs, where)
+    if array.ndim != 2 or array.shape[1] != 2:
+        raise DataError(
+            f'{where}: an edge list has two columns of row numbers, not shape {array.shape}'
+        )
+    return array
+
+# %% ../../nbs/07_graph.ipynb #405616a4
 def check_edges(
-    pairs: np.ndarray,  # [E, 2] row numbers
+    edges,  # [E, 2] row numbers; with `index` [2, E]. Array, tensor or lists, in any direction
     n: int,  # rows of the table
     where: str,  # for the error
+    *,
+    index: bool = False,  # is the layout [2, E]?
 ) -> np.ndarray:  # [E'] sorted undirected edges as keys `low * n + high`
-    "Check an edge list. `DataError` names the first line that is no pair of rows."
-    pairs = np.asarray(pairs)
-    if pairs.ndim != 2 or pairs.shape[1] != 2:
-        raise DataError(
-            f'{where}: an edge list has two columns of row numbers, not shape {pairs.shape}'
-        )
-    values = pairs.astype(float)
+    """Check an edge list. `DataError` names the first line or column that is no pair of rows.
+
+    >>> check_edges([[0, 1], [1, 0], [2, 2], [2, 1]], 3, 'toy').tolist()
+    [1, 5]
+    """
+    pairs = _index_pairs(edges, where) if index else _listed_pairs(edges, where)
+    try:
+        values = pairs.astype(float)
+    except (TypeError, ValueError) as e:
+        raise DataError(f'{where}: an edge list holds numbers only: {e}') from e
     with np.errstate(invalid='ignore'):
         bad = np.flatnonzero(~((values >= 0) & (values < n) & (values == np.floor(values))).all(1))
     if len(bad):
+        kind, first = ('column', bad[0]) if index else ('line', bad[0] + 1)
         raise DataError(
-            f'{where}: line {bad[0] + 1} is {pairs[bad[0]].tolist()}, but the {n} rows of the '
-            f'table are numbered 0 to {n - 1} ({len(bad)} such lines): remove them, or supply the '
-            'edge list that belongs to this table'
+            f'{where}: {kind} {first} is {pairs[bad[0]].tolist()}, but the {n} rows of the '
+            f'table are numbered 0 to {n - 1} ({len(bad)} such {kind}s): remove them, or supply '
+            'the edge list that belongs to this table'
         )
     return unique_keys([edge_keys(values[:, 0], values[:, 1], n)])
+
+# %% ../../nbs/07_graph.ipynb #a5535654
+def undirected_graph(
+    edge_index,  # [2, E] row numbers: tensor, array or lists; one direction is enough
+    n: int,  # number of people
+    where: str = 'edge_index',  # for the error
+) -> Tensor:  # [2, E'] both directions, sorted, no self-loops; a tensor stays on its device
+    """The graph of an edge index, the same in every order and direction. Errors of `check_edges`.
+
+    >>> undirected_graph([[2, 0, 1], [1, 1, 1]], 3).tolist()
+    [[0, 1, 1, 2], [1, 0, 2, 1]]
+    """
+    graph = edge_tensor(check_edges(edge_index, n, where, index=True), n)
+    if not isinstance(edge_index, Tensor):
+        return graph
+    graph = graph.to(edge_index.device)
+    # what is finished is returned itself: what was computed for it once is found again
+    finished = type(edge_index) is Tensor and edge_index.dtype == graph.dtype
+    return edge_index if finished and torch.equal(edge_index, graph) else graph
 
 # %% ../../nbs/07_graph.ipynb #c79ec532
 def read_edges(

@@ -9,6 +9,7 @@ import hashlib
 import os
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -52,7 +53,7 @@ from moe_expert.data.columns import (
     outcomes_of,
     treat_missing,
 )
-from .graph import check_edges, read_edges, similarity_keys
+from .graph import check_edges, read_edges, similarity_keys, undirected_graph
 from .split import check_positives, standard_split
 from .tables import Table, check_unique, names_to_drop, read_table
 from ..errors import DataError, DataWarning, did_you_mean
@@ -184,7 +185,7 @@ def _rule_edges(features: np.ndarray, card: Card, train: np.ndarray) -> tuple[np
 def _listed_edges(card: Card, n_file: int) -> tuple[np.ndarray, str]:
     "Keys from the card's edge list, in row numbers of the file, and its origin as a sentence."
     if not isinstance(card.edges, str | Path):
-        return check_edges(np.asarray(card.edges), n_file, f'{card.name}: edges'), 'given'
+        return check_edges(card.edges, n_file, f'{card.name}: edges'), 'given'
     path = card.folder / Path(card.edges).expanduser()
     if not path.is_file():
         raise DataError(
@@ -330,6 +331,11 @@ def _unchanged(data: Data, drop: str | Iterable[str]) -> Data:
             f'drop: {", ".join(sorted(late))} cannot be dropped from {data.name}, which is loaded '
             'already: load it with drop='
         )
+    graph = undirected_graph(data.edge_index, len(data.x), f'{data.name}: edge_index')
+    if graph is data.edge_index:
+        return data
+    data = copy(data)  # somebody put edges in another form into it
+    data.edge_index = graph
     return data
 
 # %% ../../nbs/13_own.ipynb #7c9f4f8e
@@ -375,6 +381,20 @@ def _arrays_of_data(data: Data, name: str) -> tuple[np.ndarray, np.ndarray, np.n
         )
     return x, y, sens, list(map(str, names))
 
+# %% ../../nbs/13_own.ipynb #82b1a60b
+def _edges_of_data(data: Data, name: str) -> np.ndarray | None:
+    "[E, 2] pairs of nodes, each once; None: no graph is given."
+    edges, n = getattr(data, 'edge_index', None), len(data.x)
+    if edges is None and getattr(data, 'adj_t', None) is not None:
+        raise DataError(
+            f'{name}: the graph of the Data is in adj_t: give it as edge_index [2, E], without the '
+            'transform ToSparseTensor'
+        )
+    if edges is None:
+        return None
+    keys = check_edges(edges, n, f'{name}: edge_index', index=True)
+    return np.stack(np.divmod(keys, n), 1)
+
 # %% ../../nbs/13_own.ipynb #3a705475
 def from_data(
     data: Data,  # x [N, d], y [N], sens [N]; optional: edge_index, three masks, feature_names
@@ -392,7 +412,7 @@ def from_data(
     frame = pd.DataFrame(x, columns=names)
     label, group = (_unused_name(n, frame.columns) for n in ('y', 'sens'))
     frame[label], frame[group] = y, sens
-    split, edges = {}, getattr(data, 'edge_index', None)
+    split, edges = {}, _edges_of_data(data, name)
     masks = [getattr(data, f'{part}_mask', None) for part in ('train', 'val', 'test')]
     if any(m is not None for m in masks):
         split = {'column': _unused_name('split', frame.columns)}
@@ -406,7 +426,7 @@ def from_data(
         label=label,
         sensitive=group,
         sensitive_as_feature=False,
-        edges=None if edges is None else np.asarray(edges.cpu()).T,
+        edges=edges,
         threshold=threshold,
         split=split,
     )

@@ -15,6 +15,7 @@ from torch_geometric.data import Data
 
 from ..data.catalogue import DATASETS
 from ..data.columns import encode
+from ..data.graph import undirected_graph
 from ..errors import ArtifactError, DataError
 from ..experts.floor import Floor
 from ..experts.initialisation import population_of
@@ -211,21 +212,14 @@ def _as_features(people, recipe: dict | None, d: int) -> Tensor:  # [n, d]
     return x
 
 # %% ../../nbs/52_checkpoints.ipynb #a2b61f0b
-def _check_edges(edge_index: Tensor | None, n: int, backbone: str):
-    "Raise `DataError` where a graph is missing or is none of these n people."
-    if edge_index is None:
-        if backbone != 'mlp':
-            raise DataError(
-                f'the experts look at the graph (backbone {backbone}): '
-                'give edge_index [2, E] between these people'
-            )
-        return
-    fits = edge_index.ndim == 2 and len(edge_index) == 2 and not edge_index.is_floating_point()
-    if fits and edge_index.numel():
-        fits = 0 <= int(edge_index.min()) and int(edge_index.max()) < n
-    if not fits:
+def _graph(edge_index, n: int, backbone: str) -> Tensor | None:
+    "The graph of these n people as in training. `DataError` if one is missing or does not fit."
+    if edge_index is not None:  # checked even if the backbone does not look at it
+        return undirected_graph(edge_index, n)
+    if backbone != 'mlp':
         raise DataError(
-            f'edge_index must be whole numbers [2, E] from 0 to {n - 1}, the rows of these people'
+            f'the experts look at the graph (backbone {backbone}): '
+            'give edge_index [2, E] between these people'
         )
 
 # %% ../../nbs/52_checkpoints.ipynb #88eb4e78
@@ -233,11 +227,12 @@ def predict_proba(
     mixture: Mixture,  # of one gate
     people: Tensor | np.ndarray | pd.DataFrame,  # [n, d] scaled features, or raw columns by name
     recipe: dict | None = None,  # how raw columns become features; needed for a table
-    edge_index: Tensor | None = None,  # [2, E] between these people; needed by graph backbones
+    edge_index=None,  # [2, E] of `undirected_graph`: rows of `people`; for graph backbones
 ) -> Tensor:  # [n, 2] double precision
     """Probabilities of class 0 and 1 for new people.
 
-    Raises `DataError` for missing columns, features that do not fit, or a missing graph.
+    Raises `DataError` for missing columns, features that do not fit, and a graph that is missing
+    or does not fit.
 
     >>> from moe_expert.experts.initialisation import init_population
     >>> from moe_expert.mixture.gate import uniform_mixture
@@ -246,8 +241,8 @@ def predict_proba(
     [[0.5, 0.5], [0.5, 0.5]]
     """
     x = _as_features(people, recipe, mixture.gates['gate.features'].shape[-1])
-    _check_edges(edge_index, len(x), mixture.experts.backbone)
+    graph = _graph(edge_index, len(x), mixture.experts.backbone)
     device = mixture.gates['gate.out'].device
-    edge_index = None if edge_index is None else edge_index.to(device)
-    p1 = mixture.probabilities(x.to(device), edge_index)[0]
+    graph = None if graph is None else graph.to(device)
+    p1 = mixture.probabilities(x.to(device), graph)[0]
     return torch.stack([1 - p1, p1], -1)
