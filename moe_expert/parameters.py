@@ -733,6 +733,14 @@ define(
     ('FairMoEClassifier',),
 )
 define(
+    'pos_label',
+    Kind(),
+    None,
+    'class that counts as positive: the scores are about it; None: 1 of the labels 0/1 or -1/1; '
+    'needed for two other numbers, and text warns without it',
+    ('FairMoEClassifier',),
+)
+define(
     'privileged',
     Kind(),
     None,
@@ -740,6 +748,8 @@ define(
     'two values',
     ('FairMoEClassifier',),
 )
+
+# %% ../nbs/01_parameters.ipynb #58922137
 define(
     'threshold',
     Number(0, 1, ends=False),

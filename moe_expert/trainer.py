@@ -594,9 +594,9 @@ def run(
 def predict_proba(
     self: MoETrainer,
     people: Tensor | np.ndarray | pd.DataFrame,  # as of `mixture.checkpoints.predict_proba`
-    edge_index: Tensor | None = None,  # [2, E] between these people
+    edge_index=None,  # [2, E] rows of `people`; in any order, one direction is enough
 ) -> Tensor:  # [n, 2] probabilities of class 0 and 1
-    "Probabilities for new people by the mixture in use."
+    "Probabilities for new people by the mixture in use. Errors as there."
     return checkpoints.predict_proba(self._current(), people, self.data.recipe, edge_index)
 
 

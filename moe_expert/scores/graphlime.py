@@ -17,6 +17,7 @@ import torch
 from fastcore.basics import patch
 from torch import Tensor
 
+from ..data.graph import undirected_graph
 from ..errors import ArgumentError
 from .lasso import nonnegative_lasso
 
@@ -418,7 +419,7 @@ def __repr__(self: GraphLIME) -> str:
 # %% ../../nbs/23_graphlime.ipynb #8472f947
 def graphlime(
     x: Tensor,  # [N, d] features
-    edge_index: Tensor,  # [2, E] both directions
+    edge_index: Tensor,  # [2, E] of `undirected_graph`: one direction is enough
     proba: Tensor,  # [N, 2] class probabilities, or [M, N, 2] of M models
     nodes: Tensor,  # [n] node numbers, or a bool mask [N]
     rho: float = 0.1,  # weight of the lasso penalty
@@ -441,5 +442,6 @@ def graphlime(
             'dimension'
         )
     p1 = proba[..., 1]
-    beta = GraphLIME(x, edge_index, nodes, rho).explain(p1.reshape(-1, len(x)))
+    graph = undirected_graph(edge_index, len(x)).to(x.device)
+    beta = GraphLIME(x, graph, nodes, rho).explain(p1.reshape(-1, len(x)))
     return beta.view(*p1.shape[:-1], *beta.shape[1:])
