@@ -4,6 +4,7 @@ For every kind of run, with other settings than the defaults and none of them re
 changes, nothing trains, and what is missing is named with the command that makes it.
 """
 
+import gc
 import hashlib
 import json
 import shutil
@@ -246,6 +247,7 @@ def test_from_nothing_to_the_reports_in_one_go(tmp_path, capsys):
     ]
     written = {path.name + end for path in reports for end in ('.ipynb', '.html')}
     written |= {'index.html'}
+    gc.collect()  # closes the database of `run`
     before = hashes(folder)
     assert cli.main(['report', '--dataset', NAME, '-q', '--cache_dir', str(folder)]) == 0
     after = hashes(folder)
