@@ -30,11 +30,10 @@ from .experts.training import TrainedModel
 from .mixture import checkpoints
 from moe_expert.mixture.comparison import (
     Comparison,
+    compared_methods,
     gate_usage,
-    logistic_regression,
-    majority_class,
 )
-from .mixture.gate import Mixture, uniform_mixture
+from .mixture.gate import Mixture
 from moe_expert.mixture.gate_training import (
     GateConfig,
     GateSettings,
@@ -54,13 +53,12 @@ from .tune_experts import ExpertTuner
 from moe_expert.tuning.artifacts import (
     Result,
     facts_html,
-    read_json,
     save_checkpoint,
     sha256_file,
     versions,
     write_json,
 )
-from .tuning.folder import ExpertFiles, locked, make_folder
+from .tuning.folder import ExpertFiles, locked, make_folder, read_record
 from .tuning.progress import Progress
 from .tuning.records import Destination, Done, Search, floor_record, quiet, tune
 from .tuning.settings import GATE_DEFAULTS, GATE_SPACE, study_name
@@ -160,6 +158,7 @@ def _load(self: MoETrainer, data: Data, backbone: str | None, storage: str | Non
     self._evaluators, self._lesson, self._start = {}, None, None
     self.mixture = self.tuned_gate = None  # now, and as stage 2 left it
     self.stage = self.sha256 = None  # of the mixture, and of the file that holds it
+    self.gate_sha256 = None  # of the file with the tuned gate behind it
     self.made_of = {e: a['sha256'] for e, a in self.about.items()}  # expert files behind it
 
 # %% ../nbs/56_trainer.ipynb #a475c9d7
@@ -290,7 +289,7 @@ def train_gate(
     if model.error:
         raise MoEExpertError(f'the gate did not train: {model.error}')
     self.mixture, self.stage = model.population.to(self.device), 'trained'
-    self.made_of = gate_record(self)['experts']
+    self.made_of, self.gate_sha256 = gate_record(self)['experts'], None
     return model
 
 # %% ../nbs/56_trainer.ipynb #216bd1cc
@@ -347,9 +346,12 @@ def tune_gate(
 @patch
 def _use_gate(self: MoETrainer, sha256: str):
     "Use the tuned gate in the files."
-    mixture, payload = checkpoints.load_mixture(self.files.gate_checkpoint, sha256)
+    mixture, payload = checkpoints.load_mixture(
+        self.files.gate_checkpoint, sha256, self.files, stage='gate'
+    )
     self.mixture = self.tuned_gate = mixture.to(self.device)
     self.stage, self.sha256, self.made_of = 'gate', sha256, payload['experts']
+    self.gate_sha256 = sha256
 
 # %% ../nbs/56_trainer.ipynb #2ef73220
 @patch
@@ -389,7 +391,7 @@ def _tuned_gate(self: MoETrainer) -> dict:
         raise ArtifactError(
             f'{path} does not exist: there is no gate to fine-tune; tune_gate() first'
         )
-    gate = read_json(path)
+    gate = read_record(self.files, path, 'gate')
     wrong = ', '.join(name for name in record if gate.get(name) != record[name])
     if wrong:
         raise ArtifactError(
@@ -403,13 +405,14 @@ def _tuned_gate(self: MoETrainer) -> dict:
 def _earlier_fine_tuning(self: MoETrainer, record: dict) -> dict | None:
     "The result of an earlier fine-tuning with this record, if its files are intact."
     try:
-        result = read_json(self.files.finetuned_results)
+        result = read_record(self.files, self.files.finetuned_results, 'fine-tuning')
         if {name: result.get(name) for name in record} != record:
             return None
         checkpoint, expected = self.files.finetuned_checkpoint, result['checkpoint_sha256']
         return result if not result['kept'] or sha256_file(checkpoint) == expected else None
     except ArtifactError as err:
-        logger.info('%s; fine-tuning is done anew', err)
+        message = logger.warning if self.files.finetuned_results.exists() else logger.info
+        message('%s; fine-tuning is done anew', err)
         return None
 
 # %% ../nbs/56_trainer.ipynb #69c3fd11
@@ -449,7 +452,8 @@ def fine_tune(
         result = self._write_fine_tuning(record, gate['feasible'], models, before)
     if result['kept']:
         sha256 = result['checkpoint_sha256']
-        mixture, _ = checkpoints.load_mixture(self.files.finetuned_checkpoint, sha256)
+        path, files = self.files.finetuned_checkpoint, self.files
+        mixture, _ = checkpoints.load_mixture(path, sha256, files, stage='finetuned')
         self.mixture, self.stage, self.sha256 = mixture.to(self.device), 'finetuned', sha256
     self.progress(Progress('fine-tuning', len(ways), len(ways), best=result['score_after']))
     return result
@@ -492,9 +496,10 @@ def _write_fine_tuning(
         names = ('epoch', 'epochs_run', 'history', 'metrics')
         result |= {name: getattr(model, name) for name in names}
         result |= {'checkpoint_sha256': digest, 'checkpoint': path.name if kept else None}
+        result |= {'experts': dict(self.made_of), 'settings': gate_record(self)['settings']}
         result |= record | {'best_way': best, 'ways': [_way_record(m) for m in models]}
         result |= {'nodes': who_did_what(self.settings.teachers), 'versions': versions()}
-        write_json(self.files.finetuned_results, result)
+        result = write_json(self.files.finetuned_results, result)
         if not kept:
             path.unlink(missing_ok=True)  # it may be of a different gate
     message = 'fine-tuning of %s: %s (%.4f before, %s after)'
@@ -520,29 +525,18 @@ def compared(
     These are the mixture before and after fine-tuning, each expert, the uniform mixture, the
     majority class and a logistic regression.
     """
-    data, experts, mixture = trainer.data, trainer.experts, trainer._current()
-    tuned = trainer.stage in ('gate', 'finetuned')
-    methods = {'moe': trainer.tuned_gate if tuned else mixture}
-    if trainer.stage == 'finetuned':
-        methods['moe_finetuned'] = mixture
-    methods |= {e: experts.select([i]) for i, e in enumerate(EXPERTS)}
-    return methods | {
-        'uniform_mixture': uniform_mixture(experts, data.x.shape[1]),
-        'majority_class': majority_class(data),
-        'logistic_regression': logistic_regression(data),
-    }
+    mixture = trainer._current()
+    moe = trainer.tuned_gate if trainer.stage in ('gate', 'finetuned') else mixture
+    finetuned = mixture if trainer.stage == 'finetuned' else None
+    return compared_methods(trainer.data, trainer.experts, moe, finetuned)
 
 # %% ../nbs/56_trainer.ipynb #e18ad2f2
 @patch
 def _earlier_test(self: MoETrainer, mark: dict) -> dict | None:
-    "The record of an earlier test of the same mixture."
+    "The record of an earlier test of the same mixture. `ArtifactError` if it was changed."
     if not self.files.moe_results.exists():
         return None
-    try:
-        result = read_json(self.files.moe_results)
-    except ArtifactError as err:
-        logger.warning('%s; the test is done again', err)
-        return None
+    result = read_record(self.files, self.files.moe_results, 'test')
     return result if {name: result.get(name) for name in mark} == mark else None
 
 
@@ -562,6 +556,8 @@ def _evaluate(self: MoETrainer, split: str) -> dict:
         'methods': table,
         'gate_usage': gate_usage(self._current(), self.data, nodes.nodes),
         'roles': who_did_what(self.settings.teachers),
+        'gate_sha256': self.gate_sha256,
+        'experts': dict(self.made_of),
         'versions': versions(),
     }
 
@@ -581,7 +577,7 @@ def evaluate(
     if result is None:
         result = self._evaluate(split) | mark
         with locked(self.files):
-            write_json(self.files.moe_results, result)
+            result = write_json(self.files.moe_results, result)
     return Comparison(result)
 
 
@@ -637,5 +633,5 @@ def load(
     if wrong:
         raise ArtifactError(f'{path} belongs to another mixture: ' + '; '.join(wrong))
     self.mixture, self.stage = mixture.to(self.device), 'loaded'
-    self.made_of = payload['experts']
+    self.made_of, self.gate_sha256 = payload['experts'], None
     return self

@@ -1007,6 +1007,9 @@ def test_the_second_test_is_read_from_the_file(cache, data, monkeypatch):
     one.evaluate('val')
     assert len(calls) == 1
     damage(cache / TEST, 'truncated')
+    with pytest.raises(ArtifactError, match=TEST):
+        other.evaluate('test')  # never a second test in place of a record that was changed
+    (cache / TEST).unlink()
     assert other.evaluate('test') == first and len(calls) == 2 and read(cache / TEST) == first
     one.train_gate(GateConfig(1e-2))  # a mixture that is in no file leaves the record alone
     assert one.evaluate('test') != first and read(cache / TEST) == first

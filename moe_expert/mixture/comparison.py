@@ -12,13 +12,14 @@ import torch
 from torch import Tensor
 from torch_geometric.data import Data
 
+from ..experts.populations import Population
 from ..experts.specs import EXPERTS
-from .gate import Mixture
+from .gate import Mixture, uniform_mixture
 from ..scores.facts import AIMS
 from ..scores.intervals import interval_text
 
 # %% auto #0
-__all__ = ['METHODS', 'Linear', 'majority_class', 'logistic_regression', 'Method', 'gate_usage', 'Comparison']
+__all__ = ['METHODS', 'Linear', 'majority_class', 'logistic_regression', 'Method', 'gate_usage', 'compared_methods', 'Comparison']
 
 # %% ../../nbs/55_comparison.ipynb #cbb6847a
 @dataclass(frozen=True)
@@ -124,6 +125,22 @@ def gate_usage(
 
     groups = {str(name): usage(sens == s) for s, name in enumerate(data.group_names)}
     return {'all': usage(torch.ones_like(sens, dtype=torch.bool)), **groups}
+
+# %% ../../nbs/55_comparison.ipynb #4f33d6f5
+def compared_methods(
+    data: Data,  # on the device of the experts
+    experts: Population,  # three
+    moe: Mixture,  # before fine-tuning
+    finetuned: Mixture | None = None,
+) -> dict[str, object]:  # method → a population of one
+    "The mixture before and after fine-tuning, and all methods that it is compared with."
+    methods = {'moe': moe} | ({} if finetuned is None else {'moe_finetuned': finetuned})
+    methods |= {e: experts.select([i]) for i, e in enumerate(EXPERTS)}
+    return methods | {
+        'uniform_mixture': uniform_mixture(experts, data.x.shape[1]),
+        'majority_class': majority_class(data),
+        'logistic_regression': logistic_regression(data),
+    }
 
 # %% ../../nbs/55_comparison.ipynb #1f75b3e9
 class Comparison(dict):
