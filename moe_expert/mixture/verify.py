@@ -171,6 +171,7 @@ class Audit:
     data: Data | None = None  # on the CPU; None: not there, or different ones
     no_data: str = ''  # why
     records: dict[Path, dict] = field(default_factory=dict)  # that could be read
+    loaded: set[Path] = field(default_factory=set)  # checkpoints that a record names
     findings: list[Finding] = field(default_factory=list)
     evaluators: dict[str, Evaluator] = field(default_factory=dict)  # by the teachers of the gate
 
@@ -182,11 +183,13 @@ class Audit:
 
     @contextmanager
     def about(self, path: Path):
-        "An error of the package in the block is a difference of this file."
+        "An error in the block is a difference of this file."
         try:
             yield
         except MoEExpertError as err:
             self.differs(path, str(err))
+        except Exception as err:  # noqa: BLE001 forged content can fail in any way, and is reported
+            self.differs(path, f'its content cannot be used ({type(err).__name__}: {err})')
 
     def read(self, path: Path, kind: str) -> dict | None:
         "A record, if it exists and is intact."
@@ -330,10 +333,10 @@ def check_study(self: Audit, thing: Tuned, result: dict, payload: dict | None):
         floor = study.user_attrs.get('floor', {})
         recorded = {k: result['floor'].get(k) for k in floor}
         self.differs(thing.results, *unequal(recorded, floor, where='floor'))
-    state = payload['state_dict'] if payload else {}
-    changed = [k for k, v in unpack(kept['weights']).items() if not _same(state.get(k), v)]
-    if payload:
-        self.differs(thing.checkpoint, *(f'{k} is not what the study has' for k in changed))
+        if payload is not None:
+            weights, state = unpack(kept['weights']), payload['state_dict']
+            changed = [k for k, v in weights.items() if not _same(state.get(k), v)]
+            self.differs(thing.checkpoint, *(f'{k} is not what the study has' for k in changed))
 
 # %% ../../nbs/59_verify.ipynb #6cd1568b
 @patch
@@ -362,10 +365,13 @@ def check_scores(self: Audit, path: Path, recorded: dict, where: str, model, rec
 @patch
 def load(self: Audit, thing: Tuned) -> tuple:  # model and payload
     "A tuned thing from its checkpoint, with all checks of loading."
-    if thing.kind != 'gate':
-        return load_tuned(self.files, thing.what, thing.checkpoint, thing.results)
-    sha256 = self.records[thing.results]['checkpoint_sha256']
-    return load_mixture(thing.checkpoint, sha256, self.files, stage='gate')
+    if thing.kind == 'gate':
+        sha256 = self.records[thing.results]['checkpoint_sha256']
+        loaded = load_mixture(thing.checkpoint, sha256, self.files, stage='gate')
+    else:
+        loaded = load_tuned(self.files, thing.what, thing.checkpoint, thing.results)
+    self.loaded.add(thing.checkpoint)
+    return loaded
 
 
 @patch
@@ -382,9 +388,10 @@ def check_tuned(self: Audit, thing: Tuned):
     self.differs(thing.results, *unequal({k: result.get(k, v) for k, v in named.items()}, named))
     with self.about(thing.checkpoint):
         model, payload = self.load(thing)
-        twice = {'config': 'best_params', 'metrics': 'best_metrics', 'experts': 'experts'}
-        twice = {k: result[v] for k, v in twice.items() if k in payload and v in result}
-        self.differs(thing.results, *unequal({k: payload[k] for k in twice}, twice))
+        twice = {'best_params': 'config', 'best_metrics': 'metrics', 'experts': 'experts'}
+        twice = {k: payload[v] for k, v in twice.items() if k in result and v in payload}
+        lines = unequal({k: result[k] for k in twice}, twice)
+        self.differs(thing.results, *(f'{line} (by the checkpoint)' for line in lines))
     self.check_study(thing, result, payload)
     if model is not None:
         metrics = result['best_metrics']
@@ -458,6 +465,7 @@ def check_fine_tuning(self: Audit):
         mixture, payload = load_mixture(
             files.finetuned_checkpoint, sha256, files, stage='finetuned'
         )
+        self.loaded.add(files.finetuned_checkpoint)
         self.differs(path, *unequal(payload['experts'], gate['experts'], where='experts'))
         self.check_scores(path, tuned['metrics'], 'metrics', mixture, about)
 
@@ -473,6 +481,7 @@ def mixture(self: Audit, sha256: str) -> tuple[Mixture, dict]:
     "The mixture in the file with this SHA-256. `ArtifactError` if there is none."
     for path in sorted(self.files.cache_dir.glob(f'{self.files.dataset}_*.pt')):
         if sha256_file(path) == sha256:
+            self.loaded.add(path)
             return load_mixture(path, sha256, self.files)
     raise ArtifactError(f'there is no file of the mixture with the SHA-256 {sha256}')
 
@@ -536,16 +545,32 @@ def checked_files(files: ExpertFiles) -> list[Path]:
 
 @patch
 def by_file(self: Audit) -> list[Finding]:
-    "The findings in the order of the files; a file without one is verified."
+    "The findings in the order of the files; a file that was checked without one is verified."
     found = {}
     for finding in self.findings:
         found.setdefault(finding.file, []).append(finding)
     for path in checked_files(self.files):
-        if path.name not in found:
-            unsealed = path in self.records and SEAL not in self.records[path]
-            note = 'an unsealed record of version 0.1' if unsealed else ''
-            found[path.name] = [Finding(path.name, VERIFIED, note)]
+        if path.name in found:
+            continue
+        unsealed = path in self.records and SEAL not in self.records[path]
+        note, state = 'an unsealed record of version 0.1' if unsealed else '', VERIFIED
+        if path not in self.records and path not in self.loaded:
+            note, state = 'no record names this file', NOT_CHECKED
+        found[path.name] = [Finding(path.name, state, note)]
     return [f for name in sorted(found) for f in found[name]]
+
+# %% ../../nbs/59_verify.ipynb #1af56e81
+@patch
+def check(self: Audit):
+    "Check every record and every checkpoint."
+    files, things = self.files, tuned_things(self.files)
+    checks = [(t.results, lambda t=t: self.check_tuned(t)) for t in things]
+    checks += [(files.gate_results, self.check_gate), (files.summary, self.check_summary)]
+    checks.append((files.finetuned_results, self.check_fine_tuning))
+    checks += [(p, lambda p=p: self.check_test(p)) for p in records_of_tests(files)]
+    for path, do in checks:
+        with self.about(path):
+            do()
 
 
 def verify_dataset(
@@ -559,16 +584,12 @@ def verify_dataset(
         audit = Audit(files, study)
         with audit.about(files.settings):
             audit.settings = owner(files.cache_dir, files.dataset)
-            audit.read(files.settings, 'settings')
-        if not audit.findings:
-            audit.read_data(dataset, data_dir)
-            for thing in tuned_things(files):
-                audit.check_tuned(thing)
-            audit.check_gate()
-            audit.check_summary()
-            audit.check_fine_tuning()
-            for path in records_of_tests(files):
-                audit.check_test(path)
+            if audit.read(files.settings, 'settings'):
+                audit.read_data(dataset, data_dir)
+                audit.check()
+        for path in checked_files(files):
+            if not audit.settings and path != files.settings:
+                audit.unchecked(path, f'{files.settings.name} is not intact')
     return audit.by_file()
 
 # %% ../../nbs/59_verify.ipynb #a2178920
