@@ -247,6 +247,12 @@ COMMANDS = {
         'nothing is trained, chosen, tested or removed.',
         'report on what is there, reading only',
     ),
+    'verify': Door(
+        'Check the files of a folder: compare them with their checksums, with each other, with the '
+        'study and with the data, and compute the scores again. Only reads. Ends with exit code 0 '
+        'if everything is verified, 1 if something differs, 2 if something could not be checked.',
+        'check the files of a folder, and compute their scores again',
+    ),
     'datasets': Door(
         'List the data sets, or show the data card of one: people, groups, base rates, possible '
         'leakage.',
@@ -388,11 +394,16 @@ define(
     'bail',
     '`bail`, `german`, `math`, `por`, `synthetic`, `synthetic-<people>`, an alias such as '
     '`recidivism`, or the path of a card about your own data',
-    (*READERS, 'datasets'),
+    (*READERS, 'verify', 'datasets'),
     {
         'run': dict(positional=True),
         'report': dict(
             kind=Several(Text('the name of a data set, or the path of a card')), default=('bail',)
+        ),
+        'verify': dict(
+            default=None,
+            meaning='check only this data set, by its name or, for data of your own, by its card; '
+            'None: all in the folder',
         ),
         'datasets': dict(default=None, positional=True, meaning='the data set whose card to show'),
     }
@@ -578,7 +589,7 @@ define(
     None,
     'folder with `<dataset>/<dataset>.csv`; without it, the environment variable '
     '`MOE_EXPERT_DATA`, the cache and the network are tried',
-    (*READERS, 'datasets', 'study.ipynb'),
+    (*READERS, 'verify', 'datasets', 'study.ipynb'),
 )
 define(
     'edition',
@@ -623,12 +634,13 @@ define(
     Text('a folder'),
     'weights/moe_experts',
     'folder for checkpoints, results and reports, relative to the current folder',
-    (*READERS, 'study.ipynb'),
+    (*READERS, 'verify', 'study.ipynb'),
     {
+        'verify': dict(positional=True, meaning='folder whose files are checked'),
         'study.ipynb': dict(
             default='weights/study',
             meaning='folder of checkpoints and trials; large, can be removed',
-        )
+        ),
     },
 )
 define(
@@ -653,14 +665,37 @@ define(
     None,
     'Optuna storage URL; without it, the one of the environment variable `MOE_EXPERT_STORAGE`, '
     'or a file in `cache_dir`',
-    ('tune', 'train', 'run', 'ExpertTuner', 'MoETrainer'),
-    dict.fromkeys(
+    ('tune', 'train', 'run', 'verify', 'ExpertTuner', 'MoETrainer'),
+    {
+        'verify': dict(
+            meaning='Optuna storage URL of studies that are not in the folder; without it, the one '
+            'of the environment variable `MOE_EXPERT_STORAGE`'
+        )
+    }
+    | dict.fromkeys(
         LOADERS,
         dict(
             kind=Text('an Optuna storage URL'),
             meaning='Optuna storage URL; None: a file in `cache_dir`',
         ),
     ),
+)
+
+# %% ../nbs/01_parameters.ipynb #4f3130d8
+define(
+    'manifest',
+    Text('a file'),
+    None,
+    'list of checksums that was kept elsewhere, in the format of `sha256sum`: compare the files '
+    'with it',
+    ('verify',),
+)
+define(
+    'write_manifest',
+    Text('a file'),
+    None,
+    'write such a list to this file, outside of the folder, unless something differs',
+    ('verify',),
 )
 
 # %% ../nbs/01_parameters.ipynb #b43d4964

@@ -30,14 +30,13 @@ from .experts.training import TrainedModel
 from .mixture import checkpoints
 from moe_expert.mixture.comparison import (
     Comparison,
+    compared_methods,
     gate_usage,
     keep_tested,
-    logistic_regression,
-    majority_class,
     read_tests,
     write_test,
 )
-from .mixture.gate import Mixture, uniform_mixture
+from .mixture.gate import Mixture
 from moe_expert.mixture.gate_training import (
     GateConfig,
     GateSettings,
@@ -57,13 +56,12 @@ from .tune_experts import ExpertTuner
 from moe_expert.tuning.artifacts import (
     Result,
     facts_html,
-    read_json,
     save_checkpoint,
     sha256_file,
     versions,
     write_json,
 )
-from .tuning.folder import ExpertFiles, locked, make_folder
+from .tuning.folder import ExpertFiles, locked, make_folder, read_record
 from .tuning.progress import Progress
 from .tuning.records import Destination, Done, Search, floor_record, quiet, tune
 from .tuning.settings import GATE_DEFAULTS, GATE_SPACE, study_name
@@ -163,6 +161,7 @@ def _load(self: MoETrainer, data: Data, backbone: str | None, storage: str | Non
     self._evaluators, self._lesson, self._start = {}, None, None
     self.mixture = self.tuned_gate = None  # now, and as stage 2 left it
     self.stage = self.sha256 = None  # of the mixture, and of the file that holds it
+    self.gate_sha256 = None  # of the file with the tuned gate behind it
     self.made_of = {e: a['sha256'] for e, a in self.about.items()}  # expert files behind it
 
 # %% ../nbs/56_trainer.ipynb #a475c9d7
@@ -293,7 +292,7 @@ def train_gate(
     if model.error:
         raise MoEExpertError(f'the gate did not train: {model.error}')
     self.mixture, self.stage = model.population.to(self.device), 'trained'
-    self.made_of = gate_record(self)['experts']
+    self.made_of, self.gate_sha256 = gate_record(self)['experts'], None
     return model
 
 # %% ../nbs/56_trainer.ipynb #216bd1cc
@@ -350,9 +349,12 @@ def tune_gate(
 @patch
 def _use_gate(self: MoETrainer, sha256: str):
     "Use the tuned gate in the files."
-    mixture, payload = checkpoints.load_mixture(self.files.gate_checkpoint, sha256)
+    mixture, payload = checkpoints.load_mixture(
+        self.files.gate_checkpoint, sha256, self.files, stage='gate'
+    )
     self.mixture = self.tuned_gate = mixture.to(self.device)
     self.stage, self.sha256, self.made_of = 'gate', sha256, payload['experts']
+    self.gate_sha256 = sha256
 
 # %% ../nbs/56_trainer.ipynb #2ef73220
 @patch
@@ -392,7 +394,7 @@ def _tuned_gate(self: MoETrainer) -> dict:
         raise ArtifactError(
             f'{path} does not exist: there is no gate to fine-tune; tune_gate() first'
         )
-    gate = read_json(path)
+    gate = read_record(self.files, path, 'gate')
     wrong = ', '.join(name for name in record if gate.get(name) != record[name])
     if wrong:
         raise ArtifactError(
@@ -406,13 +408,14 @@ def _tuned_gate(self: MoETrainer) -> dict:
 def _earlier_fine_tuning(self: MoETrainer, record: dict) -> dict | None:
     "The result of an earlier fine-tuning with this record, if its files are intact."
     try:
-        result = read_json(self.files.finetuned_results)
+        result = read_record(self.files, self.files.finetuned_results, 'fine-tuning')
         if {name: result.get(name) for name in record} != record:
             return None
         checkpoint, expected = self.files.finetuned_checkpoint, result['checkpoint_sha256']
         return result if not result['kept'] or sha256_file(checkpoint) == expected else None
     except ArtifactError as err:
-        logger.info('%s; fine-tuning is done anew', err)
+        message = logger.warning if self.files.finetuned_results.exists() else logger.info
+        message('%s; fine-tuning is done anew', err)
         return None
 
 # %% ../nbs/56_trainer.ipynb #69c3fd11
@@ -452,7 +455,8 @@ def fine_tune(
         result = self._write_fine_tuning(record, gate['feasible'], models, before)
     if result['kept']:
         sha256 = result['checkpoint_sha256']
-        mixture, _ = checkpoints.load_mixture(self.files.finetuned_checkpoint, sha256)
+        path, files = self.files.finetuned_checkpoint, self.files
+        mixture, _ = checkpoints.load_mixture(path, sha256, files, stage='finetuned')
         self.mixture, self.stage, self.sha256 = mixture.to(self.device), 'finetuned', sha256
     self.progress(Progress('fine-tuning', len(ways), len(ways), best=result['score_after']))
     return result
@@ -496,9 +500,10 @@ def _write_fine_tuning(
         names = ('epoch', 'epochs_run', 'history', 'metrics')
         result |= {name: getattr(model, name) for name in names}
         result |= {'checkpoint_sha256': digest, 'checkpoint': path.name if kept else None}
+        result |= {'experts': dict(self.made_of), 'settings': gate_record(self)['settings']}
         result |= record | {'best_way': best, 'ways': [_way_record(m) for m in models]}
         result |= {'nodes': who_did_what(self.settings.teachers), 'versions': versions()}
-        write_json(self.files.finetuned_results, result)
+        result = write_json(self.files.finetuned_results, result)
         if not kept:
             path.unlink(missing_ok=True)  # it may be of a different gate
     message = 'fine-tuning of %s: %s (%.4f before, %s after)'
@@ -524,17 +529,10 @@ def compared(
     These are the mixture before and after fine-tuning, each expert, the uniform mixture, the
     majority class and a logistic regression.
     """
-    data, experts, mixture = trainer.data, trainer.experts, trainer._current()
-    tuned = trainer.stage in ('gate', 'finetuned')
-    methods = {'moe': trainer.tuned_gate if tuned else mixture}
-    if trainer.stage == 'finetuned':
-        methods['moe_finetuned'] = mixture
-    methods |= {e: experts.select([i]) for i, e in enumerate(EXPERTS)}
-    return methods | {
-        'uniform_mixture': uniform_mixture(experts, data.x.shape[1]),
-        'majority_class': majority_class(data),
-        'logistic_regression': logistic_regression(data),
-    }
+    mixture = trainer._current()
+    moe = trainer.tuned_gate if trainer.stage in ('gate', 'finetuned') else mixture
+    finetuned = mixture if trainer.stage == 'finetuned' else None
+    return compared_methods(trainer.data, trainer.experts, moe, finetuned)
 
 # %% ../nbs/56_trainer.ipynb #e18ad2f2
 @patch
@@ -553,6 +551,8 @@ def _evaluate(self: MoETrainer, split: str) -> dict:
         'methods': table,
         'gate_usage': gate_usage(self._current(), self.data, nodes.nodes),
         'roles': who_did_what(self.settings.teachers),
+        'gate_sha256': self.gate_sha256,
+        'experts': dict(self.made_of),
         'versions': versions(),
     }
 
@@ -562,14 +562,15 @@ def evaluate(
     self: MoETrainer,
     split: str = 'test',  # 'train', 'val' or 'test'
 ) -> dict:  # {methods: {method: {score: {value, low, high}}}, gate_usage, …}
-    "All methods on the nodes of a split; a test of a tuned mixture is recorded."
+    """All methods on the nodes of a split; a test of a tuned mixture is recorded, once.
+
+    `ArtifactError` for a record of an earlier test that was changed or cannot be read.
+    """
     if split not in ('train', 'val', 'test'):
         raise ArgumentError(f"split must be 'train', 'val' or 'test', not {split!r}")
     if split != 'test' or self.stage not in ('gate', 'finetuned'):
         return Comparison(self._evaluate(split))
-    tests = read_tests(self.files)
-    for problem in tests.unreadable:
-        logger.warning('%s; it is kept as it is', problem)
+    tests = read_tests(self.files).intact()
     result = tests.of(self.sha256)
     if result is None:
         mark = {'mixture_sha256': self.sha256, 'settings': self.about['expert1']['settings']}
@@ -629,5 +630,5 @@ def load(
     if wrong:
         raise ArtifactError(f'{path} belongs to another mixture: ' + '; '.join(wrong))
     self.mixture, self.stage = mixture.to(self.device), 'loaded'
-    self.made_of = payload['experts']
+    self.made_of, self.gate_sha256 = payload['experts'], None
     return self

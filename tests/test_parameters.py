@@ -173,6 +173,7 @@ class Passed:
 
     def __init__(self, monkeypatch, tmp_path):
         from moe_expert import run_expert_tuning, run_moe, trainer, tune_experts
+        from moe_expert.mixture import verify
         from moe_expert.report import index, people, run
         from moe_expert.tuning import trade_off
 
@@ -187,6 +188,8 @@ class Passed:
             (run, 'run_moe_report'),
             (people, 'read_data'),
             (index, 'write_index'),
+            (verify, 'verify'),
+            (verify, 'write_manifest'),
         ):
             monkeypatch.setattr(module, name, self.noting(name))
         for module in (run_expert_tuning, run_moe):
@@ -219,7 +222,9 @@ class Passed:
 
 
 class Stage:
-    "A tuner or a trainer."
+    "A tuner, a trainer, or a verification."
+
+    exit_code = 0
 
     def __init__(self, passed):
         self.passed, self.about = passed, {}

@@ -32,7 +32,7 @@ from moe_expert.scores.evaluation import Evaluator
 from moe_expert.tune_experts import ExpertTuner
 from moe_expert.tuning import progress as tuning_progress
 from moe_expert.tuning import winners as tuning_winners
-from moe_expert.tuning.artifacts import read_json
+from moe_expert.tuning.artifacts import read_json, write_json
 from moe_expert.tuning.folder import ExpertFiles, make_folder
 from moe_expert.tuning.progress import Progress
 from moe_expert.tuning.settings import TuneSettings
@@ -251,7 +251,7 @@ def test_a_checkpoint_that_does_not_give_the_recorded_score_stops_the_report(run
     for path in files.cache_dir.glob('*expert1*'):
         (tmp_path / path.name).write_bytes(path.read_bytes())
     there = tmp_path / files.results('expert1').name
-    there.write_text(json.dumps(json.loads(there.read_text()) | dict(best_score=0.99)))
+    write_json(there, read_json(there) | dict(best_score=0.99))  # with a new seal
     with pytest.raises(ArtifactError, match='0.99'):
         tuning_winners.load_winner(tmp_path, data, 'expert1', n_resamples=2)
 
@@ -381,7 +381,7 @@ def test_the_index_shows_the_scores_of_the_reports(run, winners, tmp_path):
     )
     assert 'A report stopped' in html and f'{data.name}_expert2_tuning_report.failed.ipynb' in links
     changed = read_json(files.results('expert1')) | dict(checkpoint_sha256='0' * 64)
-    files.results('expert1').write_text(json.dumps(changed))
+    write_json(files.results('expert1'), changed)
     assert report_index.write_index(tmp_path).read_text().count('of an earlier state') == 1
 
 
@@ -394,7 +394,10 @@ def test_the_index_shows_the_test_of_the_mixture(run, tmp_path):
         'moe': dict.fromkeys(scores_facts.FACTS, known),
         '<x>': dict.fromkeys(scores_facts.FACTS, unknown),
     }
-    files.moe_results.write_text(json.dumps(dict(nodes=1234, methods=methods)))
+    texts = dict.fromkeys(('split', 'intervals', 'mixture_sha256'), '')
+    settings = read_json(files.settings)['settings']
+    facts = dict(seed=0, gate_usage={}, roles={}, versions={}, settings=settings)
+    write_json(files.moe_results, texts | facts | dict(nodes=1234, methods=methods))
     html = report_index.write_index(tmp_path).read_text()
     assert (
         '<b>moe</b>' in html

@@ -23,8 +23,8 @@ from ..experts.populations import Population, joined
 from ..experts.specs import EXPERTS
 from .gate import Mixture
 from ..parameters import call, command
-from ..tuning.artifacts import load_checkpoint, read_json, sha256_file
-from ..tuning.folder import ExpertFiles
+from ..tuning.artifacts import load_checkpoint, sha256_file
+from ..tuning.folder import ExpertFiles, check_identity, read_record
 from ..tuning.records import load_expert
 from ..tuning.settings import TuneSettings, settings_record
 
@@ -85,7 +85,7 @@ def read_expert(
     return population, dict(
         settings=payload['settings'],
         backbone=payload['backbone'],
-        result=read_json(files.results(expert)),
+        result=read_record(files, files.results(expert), 'expert'),
         sha256=sha256_file(files.checkpoint(expert)),
     )
 
@@ -185,9 +185,13 @@ _MIXTURE_KEYS = (
 def load_mixture(
     path: str | Path,  # a checkpoint of stage 2 or 3, or of `MoETrainer.save`
     sha256_expected: str | None = None,  # where it is known
+    files: ExpertFiles | None = None,  # of the data set, where it is a file of its folder
+    **wanted: str,  # what it must say about itself, as of `check_identity`: stage='gate'
 ) -> tuple[Mixture, dict]:  # the mixture on the CPU; the checkpoint's other contents
     "A whole mixture. `ArtifactError` for a file that is missing, damaged or of a different kind."
     payload = load_checkpoint(path, keys=_MIXTURE_KEYS, sha256_expected=sha256_expected)
+    if files is not None:
+        check_identity(files, Path(path), payload, kind='mixture', **wanted)
     return mixture_of(payload), payload
 
 # %% ../../nbs/52_checkpoints.ipynb #e153a008

@@ -15,16 +15,17 @@ from torch import Tensor
 from torch_geometric.data import Data
 
 from ..errors import ArtifactError
+from ..experts.populations import Population
 from ..experts.specs import EXPERTS
-from .gate import Mixture
+from .gate import Mixture, uniform_mixture
 from ..scores.facts import AIMS
 from ..scores.intervals import interval_text
-from ..tuning.artifacts import read_json, sha256_file, write_bytes, write_json
-from ..tuning.folder import ExpertFiles, locked, marked
+from ..tuning.artifacts import sha256_file, write_bytes, write_json
+from ..tuning.folder import ExpertFiles, locked, marked, read_record
 
 # %% auto #0
-__all__ = ['METHODS', 'Linear', 'majority_class', 'logistic_regression', 'Method', 'gate_usage', 'Comparison', 'PastTests',
-           'read_tests', 'write_test', 'keep_tested', 'tested_words']
+__all__ = ['METHODS', 'Linear', 'majority_class', 'logistic_regression', 'Method', 'gate_usage', 'compared_methods', 'Comparison',
+           'PastTests', 'read_tests', 'write_test', 'keep_tested', 'tested_words']
 
 # %% ../../nbs/55_comparison.ipynb #cbb6847a
 @dataclass(frozen=True)
@@ -131,6 +132,22 @@ def gate_usage(
     groups = {str(name): usage(sens == s) for s, name in enumerate(data.group_names)}
     return {'all': usage(torch.ones_like(sens, dtype=torch.bool)), **groups}
 
+# %% ../../nbs/55_comparison.ipynb #4f33d6f5
+def compared_methods(
+    data: Data,  # on the device of the experts
+    experts: Population,  # three
+    moe: Mixture,  # before fine-tuning
+    finetuned: Mixture | None = None,
+) -> dict[str, object]:  # method → a population of one
+    "The mixture before and after fine-tuning, and all methods that it is compared with."
+    methods = {'moe': moe} | ({} if finetuned is None else {'moe_finetuned': finetuned})
+    methods |= {e: experts.select([i]) for i, e in enumerate(EXPERTS)}
+    return methods | {
+        'uniform_mixture': uniform_mixture(experts, data.x.shape[1]),
+        'majority_class': majority_class(data),
+        'logistic_regression': logistic_regression(data),
+    }
+
 # %% ../../nbs/55_comparison.ipynb #1f75b3e9
 class Comparison(dict):
     "The result of `MoETrainer.evaluate`: a dict that is shown as a table, a row per method."
@@ -164,8 +181,17 @@ class PastTests:
         sha256: str | None,  # of a mixture's checkpoint
     ) -> dict | None:
         "The test of this mixture."
-        same = (r for r in self.records if r.get('mixture_sha256') == sha256)
+        same = (r for r in self.records if r['mixture_sha256'] == sha256)
         return next(same, None) if sha256 else None
+
+    def intact(self) -> PastTests:
+        "These tests. `ArtifactError` where a record cannot be read: it may be of any mixture."
+        if self.unreadable:
+            raise ArtifactError(
+                f'{self.unreadable[0]}. No test is done beside a record that cannot be read: '
+                'restore it from a copy, or move it to another folder'
+            )
+        return self
 
 
 def read_tests(
@@ -176,33 +202,24 @@ def read_tests(
     for path in (files.moe_results, *files.marked_files('moe_results')):
         if path.exists():
             try:
-                records.append(read_json(path))
+                records.append(read_record(files, path, 'test'))
             except ArtifactError as err:
-                unreadable.append(f'{path}: {err.__cause__ or err}; restore it from a copy')
+                unreadable.append(str(err).removesuffix('.'))
     records[1:] = sorted(records[1:], key=lambda r: r.get('tested_at', ''))
     return PastTests(tuple(records), tuple(unreadable))
 
 # %% ../../nbs/55_comparison.ipynb #18055975
-def _free_place(files: ExpertFiles, sha256: str) -> Path:
-    "Where the record of a mixture goes. `ArtifactError` where a damaged one would be replaced."
-    beside = marked(files.moe_results, sha256)
-    place = beside if files.moe_results.exists() else files.moe_results
-    if place.exists():
-        raise ArtifactError(
-            f'{place} is the record of a test and cannot be read. Records of tests are not '
-            'replaced: restore it, or move it to another folder'
-        )
-    return place
-
-
 def write_test(
     files: ExpertFiles,  # of the data set
     result: dict,  # of a test, with the mixture's `mixture_sha256`
 ) -> dict:  # what is recorded
-    "Record a test, unless the mixture has been tested: then that record counts."
+    """Record a test, unless the mixture has been tested: then that record counts.
+
+    Raises `ArtifactError` where an earlier record cannot be read.
+    """
     sha256 = result['mixture_sha256']
     with locked(files):
-        tests = read_tests(files)
+        tests = read_tests(files).intact()
         if earlier := tests.of(sha256):
             return earlier
         now = datetime.now(timezone.utc).isoformat(timespec='seconds')
@@ -210,10 +227,10 @@ def write_test(
             'tested_once': f'written on {now} for the mixture with this SHA-256, and not replaced: '
             'a later mixture gets a record of its own beside it',
             'tested_at': now,
-            'tested_before': [r.get('mixture_sha256') for r in tests.records],
+            'tested_before': [r['mixture_sha256'] for r in tests.records],
         }
-        write_json(_free_place(files, sha256), record)
-    return record
+        beside = marked(files.moe_results, sha256)
+        return write_json(beside if tests.records else files.moe_results, record)
 
 # %% ../../nbs/55_comparison.ipynb #b60c7984
 def keep_tested(
@@ -231,7 +248,7 @@ def keep_tested(
 def _look(record: dict) -> str:
     "One test: which mixture, and when."
     at = record.get('tested_at', 'an unrecorded time').replace('T', ' ').replace('+00:00', ' UTC')
-    return f'{record.get("mixture_sha256", "unknown")[:8]}… at {at}'
+    return f'{record["mixture_sha256"][:8]}… at {at}'
 
 
 def tested_words(

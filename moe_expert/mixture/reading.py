@@ -23,8 +23,8 @@ from .comparison import Comparison, PastTests, read_tests
 from .gate import Mixture
 from ..parameters import EDITIONS, Given, command, options
 from ..scores.evaluation import Evaluator
-from ..tuning.artifacts import Result, Results, facts_html, read_json, sha256_file
-from ..tuning.folder import ExpertFiles, owner
+from ..tuning.artifacts import Result, Results, facts_html, sha256_file
+from ..tuning.folder import ExpertFiles, owner, read_record
 
 # %% auto #0
 __all__ = ['files_of', 'to_run', 'read_settings', 'as_recorded', 'tuned_experts', 'read_results', 'read_trade_off', 'AtHand',
@@ -135,8 +135,9 @@ def read_trade_off(
     given: Given,  # parameters of a report
 ) -> dict | None:  # record of the trade-off search; None where there was none
     "The trade-off. `ArtifactError` for a damaged record."
-    path = files_of(given).pareto_results
-    return Result(read_json(path)) if path.exists() else None
+    files = files_of(given)
+    path = files.pareto_results
+    return Result(read_record(files, path, 'trade-off')) if path.exists() else None
 
 # %% ../../nbs/59_reading.ipynb #32be879e
 @dataclass(frozen=True)
@@ -161,9 +162,9 @@ def at_hand(
     fine_tuned: bool = True,  # False: the tuned gate, whatever was made of it
 ) -> AtHand:
     "The last mixture. `ArtifactError` for a file that is missing or damaged."
-    gate, tuned = read_json(files.gate_results), None
+    gate, tuned = read_record(files, files.gate_results, 'gate'), None
     if fine_tuned and files.finetuned_results.exists():
-        tuned = read_json(files.finetuned_results)
+        tuned = read_record(files, files.finetuned_results, 'fine-tuning')
         if tuned.get('gate_sha256') != gate['checkpoint_sha256']:
             tuned = None  # of an earlier gate
     return AtHand(gate, tuned)

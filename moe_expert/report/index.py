@@ -20,8 +20,8 @@ from .look import PUBLISHED, Table, expert_title, table
 from .pages import read_notebook
 from ..scores.facts import COMPOSITES, FACTS
 from ..scores.intervals import interval_text
-from ..tuning.artifacts import read_json, sha256_file, write_bytes
-from ..tuning.folder import ExpertFiles, owner
+from ..tuning.artifacts import sha256_file, write_bytes
+from ..tuning.folder import ExpertFiles, owner, read_record
 
 # %% ../../nbs/68_index.ipynb #80407285
 def saved_files(
@@ -105,7 +105,7 @@ def index_rows(
     rows = []
     for expert in EXPERTS:
         if files.results(expert).exists():
-            r = read_json(files.results(expert))
+            r = read_record(files, files.results(expert), 'expert')
             row = _expert_row(r, [p[expert] for p in published if expert in p])
             about = ('all experts', expert)
             row['reports'] = {s: path for s, path in reports.items() if s in about}

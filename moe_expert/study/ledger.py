@@ -23,7 +23,7 @@ from fastcore.basics import patch
 import moe_expert
 from ..scores.facts import FACTS
 from .plan import MethodRun
-from ..tuning.artifacts import read_json, sweep, write_bytes, write_json
+from ..tuning.artifacts import SEAL, read_json, sweep, write_bytes, write_json
 from ..tuning.folder import make_folder
 
 # %% ../../nbs/81_study_ledger.ipynb #6059d20b
@@ -153,7 +153,8 @@ def rows(
     self: Ledger,
 ) -> pd.DataFrame:  # one per run and version; a run's own file takes precedence over runs.csv
     "All rows. Raises `ArtifactError` naming a file that is damaged."
-    stored = [*_read_csv(self.csv), *map(read_json, self.runs.glob('*.json'))]
+    runs = [read_json(path, unsealed=True) for path in self.runs.glob('*.json')]
+    stored = [*_read_csv(self.csv), *({k: v for k, v in r.items() if k != SEAL} for r in runs)]
     known = {(row['name'], row['version']): _nine_digits(row) for row in stored}
     return pd.DataFrame([known[k] for k in sorted(known)], columns=None if known else ROW_COLUMNS)
 
@@ -182,7 +183,9 @@ def write_csv(self: Ledger) -> pd.DataFrame:  # the rows
 @patch
 def confirmatory_calls(self: Ledger) -> list[dict]:
     "The logged calls, oldest first."
-    return read_json(self.log_file)['entries'] if self.log_file.exists() else []
+    if not self.log_file.exists():
+        return []
+    return read_json(self.log_file, unsealed=True)['entries']  # version 0.1 wrote no seal
 
 # %% ../../nbs/81_study_ledger.ipynb #95524b41
 @patch

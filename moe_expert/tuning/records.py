@@ -21,17 +21,16 @@ from ..errors import ArtifactError
 from ..experts.floor import CONSTRAINTS, Floor
 from ..experts.initialisation import population_of
 from ..experts.populations import Population
-from ..experts.specs import ExpertSpec
+from ..experts.specs import PARETO, ExpertSpec
 from ..experts.training import TrainedModel
 from moe_expert.tuning.artifacts import (
     load_checkpoint,
-    read_json,
     save_checkpoint,
     sha256_file,
     versions,
     write_json,
 )
-from .folder import ExpertFiles, locked
+from .folder import ExpertFiles, check_identity, locked, read_record
 from .progress import Progress
 from .storage import pack, storage_address, unpack
 from .studies import run_study, trial_records, winner
@@ -197,6 +196,18 @@ def _of_study(search: Search, result: dict) -> bool:
     return result.get('study', search.study.study_name) == search.study.study_name
 
 
+def _own_record(search: Search, destination: Destination) -> dict:
+    "The result file. `ArtifactError` if it was changed, or is that of something else."
+    result = read_record(destination.files, destination.results, 'tuned')
+    name = search.spec.name
+    if result.get('expert_type', name) != name:
+        raise ArtifactError(
+            f'{destination.results} is the result of {result["expert_type"]}, not of {name}: it '
+            'was swapped or copied. Restore the right file, or delete it and run again.'
+        )
+    return result
+
+
 def _unchanged(
     search: Search, destination: Destination, n_trials: int, best_trial: int | None = None
 ) -> dict | None:
@@ -208,26 +219,30 @@ def _unchanged(
     if best_trial is not None:
         wanted |= {'best_trial': best_trial}
     try:
-        result = read_json(destination.results)
+        result = _own_record(search, destination)
         if not _of_study(search, result) or {k: result.get(k) for k in wanted} != wanted:
             return None
         checksum = sha256_file(destination.checkpoint)
         return result if checksum == result.get('checkpoint_sha256') else None
     except ArtifactError as err:
-        logger.info('%s; it is written anew from the study', err)
+        report = logger.warning if destination.results.exists() else logger.info
+        report('%s; it is written anew from the study', err)
         return None
 
 # %% ../../nbs/47_records.ipynb #febfe6b5
 def _recorded_trials(search: Search, destination: Destination) -> int:
     """How many trials of this study the result file knows of.
 
-    0 without a readable file of this study.
+    0 without a file of this study. `ArtifactError` for a damaged file without trials to write it
+    anew from.
     """
     if not destination.results.exists():
         return 0
     try:
-        result = read_json(destination.results)
+        result = _own_record(search, destination)
     except ArtifactError:
+        if not trial_records(search.study):
+            raise
         return 0  # damaged: `tune` writes it anew from the study
     return result.get('n_trials', 0) if _of_study(search, result) else 0
 
@@ -272,7 +287,7 @@ def _write(search: Search, destination: Destination) -> dict:
             made = {'checkpoint': destination.checkpoint.name, 'checkpoint_sha256': digest}
             result = _common_record(search, done) | made | destination.facts(done)
             result |= destination.must_match
-            write_json(destination.results, result)
+            result = write_json(destination.results, result)
     if not is_feasible(result):
         warning = '%s of %s: no trial reached the floor; the one that violates it least is kept'
         logger.warning(warning, search.spec.name, destination.files.dataset)
@@ -306,6 +321,8 @@ def tune(
 
 # %% ../../nbs/47_records.ipynb #2d833cf1
 def load_tuned(
+    files: ExpertFiles,  # of the data set
+    name: str,  # what was tuned: 'expert1' …, 'pareto'
     checkpoint: Path,
     results: Path,  # the record that holds its SHA-256
 ) -> tuple[
@@ -313,11 +330,14 @@ def load_tuned(
 ]:  # the model (a population of one) and what the checkpoint says about it
     """Load a tuned network.
 
-    `ArtifactError` names a file that is missing, damaged or not the recorded one.
+    `ArtifactError` names a file that is missing, damaged, not the recorded one, or the file of
+    something else: swapped, or copied from another folder.
     """
-    recorded = read_json(results).get('checkpoint_sha256')
+    kind = 'trade-off' if name == PARETO.name else 'expert'
+    recorded = read_record(files, results, kind)['checkpoint_sha256']
     keys = ('state_dict', 'backbone', 'settings', 'metrics')
     payload = load_checkpoint(checkpoint, keys=keys, sha256_expected=recorded)
+    check_identity(files, checkpoint, payload, kind='expert', expert=name)
     params = {name: v[None] for name, v in payload['state_dict'].items()}
     backbone = payload['backbone']
     return population_of(params, backbone['dropout'], backbone=backbone['name']), payload
@@ -330,4 +350,4 @@ def load_expert(
 ) -> tuple[Population, dict]:  # as of `load_tuned`
     "Load a tuned expert. Errors as of `load_tuned`."
     files = ExpertFiles(cache_dir, dataset)
-    return load_tuned(files.checkpoint(expert), files.results(expert))
+    return load_tuned(files, expert, files.checkpoint(expert), files.results(expert))

@@ -137,4 +137,4 @@ def load_pareto(
 ) -> tuple[Population, dict]:  # as of `load_tuned`
     "Load the chosen model. Errors as of `load_tuned`."
     files = ExpertFiles(cache_dir, dataset)
-    return load_tuned(files.pareto_checkpoint, files.pareto_results)
+    return load_tuned(files, PARETO.name, files.pareto_checkpoint, files.pareto_results)

@@ -18,8 +18,7 @@ from ..experts.specs import EXPERTS
 from ..scores.evaluation import Evaluator, NodeRecord
 from ..scores.facts import FACTS
 from ..scores.intervals import Interval, bootstrap
-from .artifacts import read_json
-from .folder import ExpertFiles
+from .folder import ExpertFiles, read_record
 from .records import load_expert
 
 # %% ../../nbs/58_winners.ipynb #81c4b837
@@ -59,7 +58,8 @@ def load_winner(
     `ArtifactError` for other data, or if the recorded score does not come out.
     """
     population, payload = load_expert(cache_dir, data.name, expert)
-    result = read_json(ExpertFiles(cache_dir, data.name).results(expert))
+    files = ExpertFiles(cache_dir, data.name)
+    result = read_record(files, files.results(expert), 'expert')
     tuned_on = payload['settings']['fingerprint']
     if tuned_on != data.fingerprint:
         raise ArtifactError(
