@@ -193,7 +193,7 @@ def corrected_error(
     0.0183
     """
     d = np.asarray(differences, dtype=float)
-    return np.sqrt((1 / len(d) + ratio) * d.var(ddof=1)) if len(d) > 1 else np.nan
+    return float(np.sqrt((1 / len(d) + ratio) * d.var(ddof=1))) if len(d) > 1 else np.nan
 
 # %% ../../nbs/85_study_statistics.ipynb #d4167eac
 def split_differences(
