@@ -26,7 +26,7 @@ from moe_expert.report.pages import notebook_path
 from moe_expert.report.run import run_moe_report, run_report
 from moe_expert.trainer import MoESettings, MoETrainer
 from moe_expert.tuning import studies
-from moe_expert.tuning.artifacts import read_json
+from moe_expert.tuning.artifacts import read_json, write_json
 from moe_expert.tuning.folder import ExpertFiles
 
 NAME = 'synthetic-200'
@@ -191,7 +191,7 @@ def test_an_untested_mixture_is_not_reported(run, tmp_path):
     with pytest.raises(ArtifactError, match='has not been tested: `moe-expert train .* tests it'):
         run_moe_report(NAME, cache_dir=folder)
     files.moe_results.write_text('{')
-    with pytest.raises(ArtifactError, match='has not been tested: .*moe_results.json: '):
+    with pytest.raises(ArtifactError, match=r'moe_results\.json .* No test is done beside'):
         run_moe_report(NAME, cache_dir=folder)
 
 
@@ -200,7 +200,7 @@ def test_a_gate_tuned_further_after_the_test(run, tmp_path):
     folder = shutil.copytree(run[0], tmp_path / 'w')
     files = ExpertFiles(folder, NAME)
     gate = read_json(files.gate_results)
-    files.gate_results.write_text(json.dumps(gate | dict(checkpoint_sha256='f' * 64)))
+    write_json(files.gate_results, gate | dict(checkpoint_sha256='f' * 64))
     with pytest.raises(ArtifactError, match='has not been tested, unlike 1 earlier'):
         run_moe_report(NAME, cache_dir=folder)
     tested = run[2]['test']['mixture_sha256'][:8]
@@ -208,7 +208,7 @@ def test_a_gate_tuned_further_after_the_test(run, tmp_path):
     assert 'The last mixture has not been tested, an earlier one has.' in page
     assert f'This mixture was tested once: {tested}…' in page
     another = run[2]['test'] | dict(mixture_sha256='f' * 64, tested_at='2030-01-01T00:00:00+00:00')
-    files.moe_results.with_name(f'{NAME}_moe_results.ffffffff.json').write_text(json.dumps(another))
+    write_json(files.moe_results.with_name(f'{NAME}_moe_results.ffffffff.json'), another)
     page = write_index(folder).read_text()
     assert 'This mixture was tested once: ffffffff… at 2030-01-01 00:00:00 UTC' in page
     assert f'looked at 2 times in this folder; the other mixtures: {tested}…' in page
