@@ -562,6 +562,8 @@ define(
         ),
     },
 )
+
+# %% ../nbs/01_parameters.ipynb #568a0b5e
 define(
     'teachers',
     Choice(*TEACHERS),
@@ -659,6 +661,8 @@ define(
     'nothing',
     ('tune.ipynb', 'moe.ipynb'),
 )
+
+# %% ../nbs/01_parameters.ipynb #0e4557a4
 define(
     'storage',
     StorageURL('an Optuna storage URL'),

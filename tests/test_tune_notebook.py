@@ -147,7 +147,6 @@ def test_run_report_a_failure_and_the_script_from_the_cache(tmp_path, capsys):
     failed = tmp_path / 'cache' / 'synthetic-200_expert1_tuning_report.failed.ipynb'
     assert str(failed) in str(err.value) and first.read_bytes() == before
     assert any(o.output_type == 'error' for shown in outputs(failed).values() for o in shown)
-    assert 'STOPPED after' in text_of(outputs(failed))
     assert 'PYTHONPATH' not in os.environ or str(tmp_path) not in os.environ['PYTHONPATH']
     options = [
         '--dataset',
@@ -170,6 +169,9 @@ def test_run_report_a_failure_and_the_script_from_the_cache(tmp_path, capsys):
     words = [w for k, v in given.items() for w in ('-p', k, v)]
     assert tool(*papermill_, *words, cwd=ROOT).returncode == 0
     assert 'expert1: 2 trials, all from the cache' in text_of(outputs(first))
+    other = tool(*papermill_, *words, '-p', 'seed', 1, cwd=ROOT)
+    assert other.returncode == 1 and 'seed: 0 there, 1 asked for' in other.stderr
+    assert 'STOPPED after' in text_of(outputs(papermill_[2]))
 
 
 def test_wrong_parameters_stop_before_a_kernel_starts(tmp_path):
