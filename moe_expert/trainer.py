@@ -24,16 +24,12 @@ __all__ = ['logger', 'MoESettings', 'MoETrainer', 'gate_record', 'gate_study_nam
 # %% ../nbs/56_trainer.ipynb #25aa4d21
 from .datasets import load_dataset
 from .errors import ArgumentError, ArtifactError, MoEExpertError
+from .experts.floor import logistic_regression, majority_class, simple_models
 from .experts.optimizer import resolve_device
 from .experts.specs import EXPERTS, GATE
 from .experts.training import TrainedModel
 from .mixture import checkpoints
-from moe_expert.mixture.comparison import (
-    Comparison,
-    gate_usage,
-    logistic_regression,
-    majority_class,
-)
+from .mixture.comparison import Comparison, gate_usage
 from .mixture.gate import Mixture, uniform_mixture
 from moe_expert.mixture.gate_training import (
     GateConfig,
@@ -318,6 +314,7 @@ def _gate_facts(self: MoETrainer) -> dict:
         'starts': starts,
         'nodes': who_did_what(self.settings.teachers),
         'device': str(self.device),
+        **simple_models(self.evaluator('select')),
     }
 
 # %% ../nbs/56_trainer.ipynb #7ff9dec9
