@@ -11,7 +11,7 @@ from contextlib import contextmanager
 # %% auto #0
 __all__ = ['MoEExpertError', 'ArgumentError', 'ParameterError', 'DataError', 'DataWarning', 'OfflineEditionWarning',
            'ScoreInputError', 'UndefinedScoreError', 'ConvergenceError', 'ArtifactError', 'ReportError',
-           'FairnessWarning', 'did_you_mean', 'unknown_name', 'refused']
+           'FairnessWarning', 'UsefulnessWarning', 'did_you_mean', 'unknown_name', 'refused']
 
 # %% ../nbs/00_errors.ipynb #3de1a639
 class MoEExpertError(Exception):
@@ -60,6 +60,10 @@ class ReportError(MoEExpertError):
 # %% ../nbs/00_errors.ipynb #6a3e42b6
 class FairnessWarning(UserWarning):
     "Fairness plays no part in what was fitted."
+
+# %% ../nbs/00_errors.ipynb #c5537de7
+class UsefulnessWarning(UserWarning):
+    "What was fitted may be of no use."
 
 # %% ../nbs/00_errors.ipynb #d6b9ac1b
 def did_you_mean(

@@ -31,12 +31,25 @@ from moe_expert.data.graph import (
 )
 from .data.split import standard_split
 from .data.tables import Table
-from .errors import ArgumentError, DataError, DataWarning, FairnessWarning
+from moe_expert.errors import (
+    ArgumentError,
+    DataError,
+    DataWarning,
+    FairnessWarning,
+    UsefulnessWarning,
+)
 from .experts.specs import EXPERTS
 from .experts.trainers import TrainConfig, TrainSettings
 from .experts.training import REFERENCE, train_population
+from moe_expert.mixture.comparison import (
+    doubts,
+    gate_usage,
+    no_better_than_guessing,
+    one_expert_alone,
+)
 from .mixture.gate_training import GateSettings
 from .parameters import Given, check, takes
+from .scores.intervals import auc_interval
 from .scores.metrics import decide
 from .trainer import MoESettings, MoETrainer
 from .tuning.settings import TuneSettings
@@ -51,7 +64,9 @@ class FairMoEClassifier(ClassifierMixin, BaseEstimator):
     After `fit`: `classes_` (sorted), `pos_label_` (the one that the scores are about),
     `n_features_in_`, `model_` (a `Mixture`; without groups a `Population`
     of one), `results_` (the gate's record, or the model's validation scores), `group_names_` (None
-    without groups), `n_clipped_` (values of `X` outside the range of the training rows).
+    without groups), `n_clipped_` (values of `X` outside the range of the training rows),
+    `feasible_` (did the model reach the floor?), `notices_` (sentences that say why it may be of
+    no use; each is a `UsefulnessWarning` too).
 
     >>> from moe_expert.data.synthetic import make_synthetic
     >>> people = make_synthetic(200, 10, seed=3)
@@ -278,8 +293,21 @@ def _fit_mixture(
         estimator.results_ = trainer.tune_gate(given.n_trials)
         if given.fine_tune:
             trainer.fine_tune()
+        records = {e: about['result'] for e, about in trainer.about.items()}
+        found = doubts(records | {'gate': estimator.results_})
+        nodes = trainer.evaluator('val').nodes
+        found['use'] = one_expert_alone(gate_usage(trainer.mixture, trainer.data, nodes)['all'])
         estimator.model_ = trainer.mixture.to('cpu')
+    estimator.feasible_ = bool(estimator.results_['feasible'])
+    _say(estimator, [sentence for sentences in found.values() for sentence in sentences])
     return estimator
+
+# %% ../nbs/57_estimator.ipynb #18abae7d
+def _say(estimator: FairMoEClassifier, notices: list[str]) -> None:
+    "Keep the notices and warn; the warnings point at the caller of `fit`."
+    estimator.notices_ = notices
+    for notice in notices:
+        warnings.warn(notice, UsefulnessWarning, stacklevel=5)
 
 # %% ../nbs/57_estimator.ipynb #ef922f01
 def _without_groups(
@@ -338,6 +366,9 @@ def _fit_alone(
         raise DataError(f'the model did not train: {model.error}')
     estimator.model_ = model.population
     estimator.results_ = {k: model.metrics[k] for k in ('acc', 'f1', 'auc', 'utility')}
+    estimator.feasible_ = 0 < model.metrics['selection_rate'] < 1
+    interval = auc_interval(model.metrics['auc'], int(y[val].sum()), int((1 - y[val]).sum()))
+    _say(estimator, no_better_than_guessing('the model', 'validation', *interval))
     return estimator
 
 # %% ../nbs/57_estimator.ipynb #78eaa9ea

@@ -185,14 +185,16 @@ def closing_words(
     results: dict,  # expert → its result record
     cached: set,  # experts for which nothing was trained
 ) -> str:
-    data = tuner.data
+    from moe_expert.mixture.comparison import doubts_in_lines
+
+    data, doubted = tuner.data, doubts_in_lines(results)
     trained = (
         '' if set(results) - cached else '; nothing was trained: all results came from the cache'
     )
     return (
         f'{data.name} ({data.edition} edition, {data.num_nodes} people); scores on the validation '
         f'nodes the winners were selected on\n\n{closing_table(results, cached)}\n\n'
-        f'Files in {tuner.files.cache_dir}{trained}'
+        f'Files in {tuner.files.cache_dir}{trained}' + (f'\n\n{doubted}' if doubted else '')
     )
 
 # %% ../nbs/71_run_expert_tuning.ipynb #8b8e91c5

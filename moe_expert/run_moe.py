@@ -21,14 +21,14 @@ def closing_table(
     test: dict,  # result of `MoETrainer.evaluate('test')`
 ) -> str:
     "Test scores with 95 % intervals, a line for each method."
-    from moe_expert.mixture.comparison import Comparison
+    from moe_expert.mixture.comparison import Comparison, floor_last, row_name, ruled
     from moe_expert.scores.intervals import interval_text
 
     rows = [
-        (method, *(interval_text(**scores[n]) for n in Comparison.SHOWN))
-        for method, scores in test['methods'].items()
+        (row_name(method), *(interval_text(**scores[n]) for n in Comparison.SHOWN))
+        for method, scores in floor_last(test['methods']).items()
     ]
-    return script.aligned([('method', *Comparison.SHOWN), *rows])
+    return ruled(script.aligned([('method', *Comparison.SHOWN), *rows]))
 
 # %% ../nbs/72_run_moe.ipynb #4ac028fe
 def trained(
@@ -63,9 +63,11 @@ def closing_words(
     trainer,  # a `MoETrainer`
     done: dict,  # result of `MoETrainer.run`
 ) -> str:
-    from moe_expert.mixture.comparison import read_tests, tested_words
+    from moe_expert.mixture.comparison import doubts_in_lines, read_tests, tested_words
 
     data, test, tuned = trainer.data, done['test'], done['fine_tuning']
+    records = {e: about['result'] for e, about in trainer.about.items()} | {'gate': done['gate']}
+    doubted = doubts_in_lines(records, test)
     kept = ''
     if tuned is not None:
         kept = f'Fine-tuning {"kept" if tuned["kept"] else "not kept"}: {tuned["why"]}.\n'
@@ -73,7 +75,7 @@ def closing_words(
     return (
         f'{data.name} ({data.edition} edition): scores on the {test["nodes"]} test nodes, '
         f'with {test["intervals"]}\n\n{closing_table(test)}\n\n{kept}{looks}\n'
-        f'Files in {trainer.files.cache_dir}'
+        f'Files in {trainer.files.cache_dir}' + (f'\n\n{doubted}' if doubted else '')
     )
 
 # %% ../nbs/72_run_moe.ipynb #bed7e848

@@ -24,6 +24,7 @@ __all__ = ['logger', 'MoESettings', 'MoETrainer', 'gate_record', 'gate_study_nam
 # %% ../nbs/56_trainer.ipynb #25aa4d21
 from .datasets import load_dataset
 from .errors import ArgumentError, ArtifactError, MoEExpertError
+from .experts.floor import simple_models
 from .experts.optimizer import resolve_device
 from .experts.specs import EXPERTS, GATE
 from .experts.training import TrainedModel
@@ -320,6 +321,7 @@ def _gate_facts(self: MoETrainer) -> dict:
         'starts': starts,
         'nodes': who_did_what(self.settings.teachers),
         'device': str(self.device),
+        **simple_models(self.evaluator('select')),
     }
 
 # %% ../nbs/56_trainer.ipynb #7ff9dec9

@@ -19,7 +19,7 @@ from fastcore.basics import patch
 
 from .datasets import load_dataset
 from .errors import ArtifactError
-from .experts.floor import Floor
+from .experts.floor import Floor, simple_models
 from .experts.optimizer import resolve_device
 from .experts.specs import EXPERTS, PARETO, ExpertSpec
 from .experts.trainers import TrainConfig
@@ -70,6 +70,7 @@ class ExpertTuner:
         self._open(cache_dir, storage, overwrite)
         # `Data.to` works in place, so move a copy
         self.evaluator = Evaluator(copy(self.data).to(self.device), 'val')
+        self._simple = None  # of `simple_models`
 
     def __repr__(self):
         return (
@@ -135,6 +136,16 @@ def floor(self: ExpertTuner) -> Floor:
             s.set_user_attr('floor', asdict(reached))
     # several workers may have trained a reference: all of them use the one that was stored last
     return Floor(**self.study(next(iter(EXPERTS))).user_attrs['floor'])
+
+# %% ../nbs/48_tune_experts.ipynb #70e1dbe4
+@patch
+def simple_models(
+    self: ExpertTuner,
+) -> dict:  # as of `experts.floor.simple_models`
+    "The scores of a constant and of a logistic regression on the validation nodes."
+    if self._simple is None:
+        self._simple = simple_models(self.evaluator)
+    return self._simple
 
 # %% ../nbs/48_tune_experts.ipynb #2f7e1a84
 @patch
@@ -220,6 +231,7 @@ def tune_expert(
             'floor': floor_record(floor()),
             'settings': self.record,
             'device': str(self.device),
+            **self.simple_models(),
         },
     )
     result = tune(self.search(spec, self.study(expert), floor), n_trials, destination)

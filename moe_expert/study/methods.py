@@ -25,7 +25,7 @@ from torch_geometric.data import Data
 
 from ..errors import MoEExpertError
 from ..experts.backbones import forward
-from ..experts.floor import Floor
+from ..experts.floor import Floor, logistic_regression
 from ..experts.initialisation import population_of
 from ..experts.losses import cross_entropy
 from ..experts.populations import Population, joined
@@ -34,7 +34,6 @@ from ..experts.trainers import Batch, PopulationTrainer, TrainConfig, TrainSetti
 from ..experts.training import TrainedModel, run_training
 
 # %% ../../nbs/83_study_methods.ipynb #873a9691
-from ..mixture.comparison import logistic_regression
 from ..mixture.gate import Mixture, uniform_mixture
 from moe_expert.mixture.gate_training import (
     GateConfig,

@@ -97,7 +97,8 @@ def settings_record(
     neighbours = train.pop('neighbours')
     if backbone['name'] == 'gat':
         backbone['neighbours'] = neighbours  # no other backbone samples them
-    return {
+    own_split = {'split_rule': data.split_rule} if 'split_rule' in data else {}
+    return own_split | {
         'dataset': data.name,
         'edition': data.edition,
         'fingerprint': data.fingerprint,
