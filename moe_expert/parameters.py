@@ -616,6 +616,8 @@ define(
     'remove all files of the data set in `cache_dir` and start anew',
     RUNS,
 )
+
+# %% ../nbs/01_parameters.ipynb #4f3130d8
 define(
     'storage',
     StorageURL('an Optuna storage URL'),
@@ -637,8 +639,6 @@ define(
         ),
     ),
 )
-
-# %% ../nbs/01_parameters.ipynb #4f3130d8
 define(
     'manifest',
     Text('a file'),

@@ -212,7 +212,8 @@ def read_data(
         self.no_data = 'these are data of your own: give their card (--dataset)'
         return self.unchecked(path, self.no_data)
     edition = settings['edition'] if settings['edition'] in EDITIONS else 'auto'
-    options = {name: settings[name] for name in ('split_seed', 'drop')}
+    split_seed = settings['split_seed'] if type(settings['split_seed']) is int else None
+    options = {'split_seed': split_seed, 'drop': settings['drop']}
     options |= {'data_dir': data_dir, 'edition': edition}
     try:
         given = isinstance(dataset, Data)
