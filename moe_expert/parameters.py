@@ -1202,7 +1202,10 @@ def markdown_table(
     for n in PARAMETERS:
         if any(n in k for k in known):
             p = next(k[n] for k in known if n in k)
-            names_ = [f'`{spelled(d, n)}`' if n in k else '' for d, k in zip(doors, known)]
+            shown = {
+                d: n if n in k and k[n].positional else spelled(d, n) for d, k in zip(doors, known)
+            }
+            names_ = [f'`{shown[d]}`' if n in k else '' for d, k in zip(doors, known)]
             values = p.kind.wanted.replace("'", '`')
             rows.append((*names_, shown_default(p), values, p.meaning))
     return '\n'.join(f'| {" | ".join(row)} |' for row in rows)

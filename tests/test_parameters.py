@@ -71,7 +71,8 @@ def test_an_option_of_a_door_changes_what_is_given(door):
         if door in COMMANDS:
             parser = parameters.parser(door)
             assert parser.given(words(door, given)) == checked
-            assert (name if name == 'dataset' else f'--{name}') in parser.format_help()
+            positional = parameters.options(door)[name].positional
+            assert (name if positional else f'--{name}') in parser.format_help()
 
 
 @pytest.mark.parametrize('door', DOORS)

@@ -131,6 +131,6 @@ def test_files_of_version_0_1_are_taken_up(old, no_training):
 
 def test_studies_of_version_0_1_go_on(old):
     tuner = ExpertTuner('synthetic-200', 0, old, epochs=100, device='cpu')
-    before = read_json(tuner.files.results('expert2'))['trials']
+    before = read_json(tuner.files.results('expert2'), unsealed=True)['trials']
     assert tuner.tune_expert('expert2', 3)['trials'][:2] == before
     assert search_pareto(tuner, 3)['n_trials'] == 3

@@ -262,6 +262,11 @@ def test_experts_of_different_trainings_are_not_mixed(cache, data, tmp_path):
     for end in ('best.pt', 'tuning_results.json'):
         shutil.copy(tmp_path / 'other' / f'{NAME}_expert3_{end}', cache)
     with pytest.raises(
+        ArtifactError, match=r'expert3: .*expert3_best.pt was made with other settings.*"hidden": 5'
+    ):
+        moe(data, cache)
+    (cache / f'{NAME}_settings.json').unlink()  # then they are still compared with each other
+    with pytest.raises(
         ArtifactError,
         match=r"expert3: backbone is \{.*'hidden': 5.*, that of expert1 is \{.*'hidden': 8",
     ):

@@ -7,6 +7,7 @@ import hashlib
 import json
 import shutil
 import sqlite3
+from itertools import cycle
 from pathlib import Path
 
 import pytest
@@ -315,7 +316,7 @@ def test_other_forged_values_are_found(folder, end):
     record = read(folder, end)
     paths = [w for w in leaves(record) if w[0] not in (*FREE, *SCORES)]
     paths = [w for w in paths if end != 'moe_finetuning_results.json' or w[0] != 'history']
-    for where in paths[:: max(1, len(paths) // 6)]:
+    for where in paths[:: max(1, len(paths) // 4)]:
         reseal(folder, end, where, other(get(record, where)))
         assert verify.verify(folder).exit_code == 1, f'{end}: {where} was not found'
         artifacts.write_json(path_of(folder, end), record)
@@ -410,7 +411,7 @@ def test_other_libraries_get_the_wider_tolerance(folder, monkeypatch):
 
 def test_what_could_not_be_checked_is_said(folder, capsys):
     path_of(folder, 'studies.db').unlink()
-    shutil.copy(path_of(folder, 'gate_best.pt'), path_of(folder, 'gate_best.01234567.pt'))
+    shutil.copy(path_of(folder, 'pareto_best.pt'), path_of(folder, 'gate_best.01234567.pt'))
     assert cli.main(['verify', str(folder)]) == 2
     out = capsys.readouterr().out
     for e in (*EXPERTS, 'gate'):
@@ -485,9 +486,10 @@ def test_no_manifest_inside_the_folder_or_of_files_that_differ(folder, tmp_path,
 # --- rubbish --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize('rubbish', [b'', b'{', b'[]', b'{}', b'\xff\xfe', b'[' * 100_000])
-def test_rubbish_in_any_file_is_a_difference(folder, rubbish):
-    for end in (*KINDS, 'expert1_best.pt', 'gate_best.pt', 'moe_finetuned.pt', 'pareto_best.pt'):
+def test_rubbish_in_any_file_is_a_difference(folder):
+    ends = (*KINDS, 'expert1_best.pt', 'gate_best.pt', 'moe_finetuned.pt', 'pareto_best.pt')
+    rubbishes = cycle([b'', b'{', b'[]', b'{}', b'\xff\xfe', b'[' * 100_000])
+    for end, rubbish in zip(ends, rubbishes):
         path = path_of(folder, end)
         before = path.read_bytes()
         path.write_bytes(rubbish)

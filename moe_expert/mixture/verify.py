@@ -24,6 +24,7 @@ from torch_geometric.data import Data
 from ..data.catalogue import is_path
 from ..datasets import canonical_name, load_dataset
 from ..errors import ArtifactError, MoEExpertError
+from ..experts.floor import Floor
 from ..experts.populations import joined
 from ..experts.specs import EXPERTS, GATE, PARETO
 from .checkpoints import load_mixture
@@ -43,7 +44,7 @@ from ..scores.intervals import INTERVALS, scores_with_intervals
 from ..tune_experts import SUMMARISED
 from ..tuning.artifacts import SEAL, sha256_file, versions, write_bytes
 from ..tuning.folder import ExpertFiles, everything, owner, read_record
-from ..tuning.records import load_tuned
+from ..tuning.records import floor_record, load_tuned
 from ..tuning.settings import study_name
 from ..tuning.storage import open_storage, quiet_optuna, storage_errors, unpack
 from ..tuning.studies import completed, trial_records, winner
@@ -212,7 +213,8 @@ def read_data(
         self.no_data = 'these are data of your own: give their card (--dataset)'
         return self.unchecked(path, self.no_data)
     edition = settings['edition'] if settings['edition'] in EDITIONS else 'auto'
-    options = {name: settings[name] for name in ('split_seed', 'drop')}
+    split_seed = settings['split_seed'] if type(settings['split_seed']) is int else None
+    options = {'split_seed': split_seed, 'drop': settings['drop']}
     options |= {'data_dir': data_dir, 'edition': edition}
     try:
         given = isinstance(dataset, Data)
@@ -273,6 +275,8 @@ def _of_itself(result: dict) -> list[str]:
     should = {'n_trials': len(trials), 'n_feasible': sum(t['feasible'] for t in trials)}
     if result.get('objective') in result['best_metrics']:
         should['best_score'] = result['best_metrics'][result['objective']]
+    four = ('reference_utility', 'reference_auc', 'utility_fraction', 'auc_fraction')
+    should['floor'] = floor_record(Floor(*(result['floor'][name] for name in four)))
     if 'n_front' in result:
         should['n_front'] = sum(t.get('on_front', False) for t in trials)
     lines = unequal({k: result.get(k) for k in should}, should)
@@ -384,6 +388,8 @@ def check_tuned(self: Audit, thing: Tuned):
         return
     self.differs(thing.results, *_of_itself(result))
     self.differs(thing.results, *unequal(result['settings'], self.settings, where='settings'))
+    first = self.records.get(self.files.results('expert1'), result)
+    self.differs(thing.results, *unequal(result['floor'], first['floor'], where='floor'))
     named = {'checkpoint': thing.checkpoint.name, 'expert_type': thing.what}
     self.differs(thing.results, *unequal({k: result.get(k, v) for k, v in named.items()}, named))
     with self.about(thing.checkpoint):
@@ -421,11 +427,10 @@ def check_summary(self: Audit):
 @patch
 def check_gate(self: Audit):
     "Check what the gate says about the experts and the nodes."
-    path, first = self.files.gate_results, self.records.get(self.files.results('expert1'))
+    path = self.files.gate_results
     if gate := self.records.get(path):
         self.check_chain(path, gate['experts'], 'the gate')
         should = {'nodes': who_did_what(gate['teachers'])}
-        should |= {'floor': first['floor']} if first else {}
         self.differs(path, *unequal({k: gate[k] for k in should}, should))
 
 

@@ -302,7 +302,7 @@ _SETTINGS = {
     'edition': str,
     'fingerprint': str,
     'drop': [str],
-    'split_seed': int,
+    'split_seed': (int, str),  # text where the caller gave the masks
     'seed': int,
     'backbone': {'name': str},
     'training': dict,
