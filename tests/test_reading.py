@@ -230,6 +230,22 @@ def test_settings_are_not_repeated_even_where_they_are_the_default(given, tmp_pa
 
 
 @pytest.mark.slow
+def test_the_notebook_of_the_mixture_goes_on_training_where_it_is_run_itself(tmp_path):
+    "As papermill runs it; fine-tuning is taken up or left out as it is asked for."
+    given = dict(dataset=NAME, cache_dir=str(tmp_path), n_trials=1, epochs=60)
+    first = executed('moe.ipynb', **given, fine_tune=False)['seen']
+    assert first.about.fine_tuning is None and first.about.gate['n_trials'] == 1
+    second = executed('moe.ipynb', **given)['seen']
+    assert second.about.fine_tuning is not None and second.about.gate == first.about.gate
+    before = hashes(tmp_path)
+    again = executed('moe.ipynb', **given, fine_tune=False)['seen']
+    assert again.about.fine_tuning is None and again.test == first.test
+    assert {n: of for n, of in hashes(tmp_path).items() if n.endswith(('.pt', '.json'))} == {
+        n: of for n, of in before.items() if n.endswith(('.pt', '.json'))
+    }
+
+
+@pytest.mark.slow
 def test_from_nothing_to_the_reports_in_one_go(tmp_path, capsys):
     "`run`, then `report`, which repeats no setting and changes nothing but what it writes."
     folder = tmp_path / 'w'
