@@ -886,9 +886,11 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                  'moe_expert/parameters.py')},
             'moe_expert.report.groups': { 'moe_expert.report.groups._differences': ( 'groups.html#_differences',
                                                                                      'moe_expert/report/groups.py'),
+                                          'moe_expert.report.groups._gap_text': ('groups.html#_gap_text', 'moe_expert/report/groups.py'),
                                           'moe_expert.report.groups._groups_by_number': ( 'groups.html#_groups_by_number',
                                                                                           'moe_expert/report/groups.py'),
                                           'moe_expert.report.groups._points': ('groups.html#_points', 'moe_expert/report/groups.py'),
+                                          'moe_expert.report.groups._rate_text': ('groups.html#_rate_text', 'moe_expert/report/groups.py'),
                                           'moe_expert.report.groups._rates_in_words': ( 'groups.html#_rates_in_words',
                                                                                         'moe_expert/report/groups.py'),
                                           'moe_expert.report.groups._report_by': ('groups.html#_report_by', 'moe_expert/report/groups.py'),
@@ -2126,4 +2128,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                            'moe_expert.tuning.winners.load_winner': ( 'winners.html#load_winner',
                                                                                       'moe_expert/tuning/winners.py'),
                                            'moe_expert.tuning.winners.load_winners': ( 'winners.html#load_winners',
-                                                                                       'moe_expert/tuning/winners.py')}}}
+                                                                                       'moe_expert/tuning/winners.py'),
+                                           'moe_expert.tuning.winners.text_record': ( 'winners.html#text_record',
+                                                                                      'moe_expert/tuning/winners.py')}}}

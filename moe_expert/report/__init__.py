@@ -65,7 +65,13 @@ ROOMS |= {
     'errors': ('ReportError',),
     'tuning.folder': ('ExpertFiles',),
     'tuning.progress': ('NotebookProgress',),
-    'tuning.winners': ('Winner', 'interval_record', 'load_winner', 'load_winners'),
+    'tuning.winners': (
+        'Winner',
+        'interval_record',
+        'load_winner',
+        'load_winners',
+        'text_record',
+    ),
 }
 
 # %% ../../nbs/70_report.ipynb #649ab25f

@@ -19,9 +19,9 @@ from .facts import COMPOSITES, FACTS
 from .metrics import RATES, decide
 
 # %% auto #0
-__all__ = ['Z', 'Z_OF_SIZE', 'INTERVALS', 'Interval', 'wilson', 'newcombe', 'auc_interval', 'Observations', 'observations',
-           'Part', 'score_intervals', 'intervals', 'undefined_scores', 'scores_with_intervals', 'interval_text',
-           'resamples', 'resampled_scores']
+__all__ = ['Z', 'Z_OF_SIZE', 'Z_OF_SUM', 'NEAREST', 'INTERVALS', 'Interval', 'wilson', 'newcombe', 'auc_interval', 'Observations',
+           'observations', 'Part', 'score_intervals', 'intervals', 'undefined_scores', 'scores_with_intervals',
+           'interval_text', 'resamples', 'resampled_scores']
 
 # %% ../../nbs/27_intervals.ipynb #aac37bee
 @dataclass
@@ -34,11 +34,13 @@ class Interval:
     debiased: Tensor | None = None  # [M] estimate of the truth; None: the plug-in is one
     by_chance: Tensor | None = None  # [M] of a gap: its mean if group labels are permuted
 
-# %% ../../nbs/27_intervals.ipynb #791853c6
+# %% ../../nbs/27_intervals.ipynb #f83aa81c
 Z = 1.959963984540054  # 97.5 % point of the normal distribution
 Z_OF_SIZE = 2.241402727604947  # 97.5 % point of its absolute value
+Z_OF_SUM = 2.1  # of a sum of several sizes, nearer to normal; chosen by simulation
+NEAREST = 2.5  # standard errors that a true gap may be smaller than the measured one
 
-# %% ../../nbs/27_intervals.ipynb #c036180c
+# %% ../../nbs/27_intervals.ipynb #55939b68
 def _wilson(share: Tensor, n: Tensor, z: float = Z) -> tuple[Tensor, Tensor]:
     "Wilson's interval of shares [...]; n may be an effective number of people."
     extra = z * z / n
@@ -60,7 +62,7 @@ def wilson(
     low, high = _wilson(torch.tensor(share, dtype=torch.double), torch.tensor(n).double(), z)
     return low.item(), high.item()
 
-# %% ../../nbs/27_intervals.ipynb #f2ba7706
+# %% ../../nbs/27_intervals.ipynb #655c3867
 def _newcombe(p: Tensor, n: Tensor, q: Tensor, m: Tensor) -> tuple[Tensor, Tensor]:
     "Newcombe's interval of p − q [...]."
     (l1, u1), (l2, u2) = _wilson(p, n), _wilson(q, m)
@@ -96,7 +98,7 @@ def auc_interval(
     half = 1.96 * variance**0.5
     return max(0.0, auc - half), min(1.0, auc + half)
 
-# %% ../../nbs/27_intervals.ipynb #779e9704
+# %% ../../nbs/27_intervals.ipynb #a6ea7f76
 @dataclass
 class Observations:
     "What scores are made of: n people, with any leading dimensions, which share the group sizes."
@@ -116,7 +118,7 @@ class Observations:
         ones = int(self.sens.reshape(-1, self.n)[0].sum())
         self.sizes = (self.n - ones, ones)
 
-# %% ../../nbs/27_intervals.ipynb #5f559561
+# %% ../../nbs/27_intervals.ipynb #32404c4e
 def observations(
     record: NodeRecord,  # of M models
 ) -> Observations:  # [M, n]
@@ -128,7 +130,7 @@ def observations(
     shares = attribution_shares(record.attributions.double())
     return Observations(record.p1, record.y, record.sens, fidelity, before - after, shares)
 
-# %% ../../nbs/27_intervals.ipynb #9e0d3daf
+# %% ../../nbs/27_intervals.ipynb #9b45910f
 def _placements(p1: Tensor, y: Tensor) -> Tensor:
     "[..., n] share of the people of the other outcome whom each one ranks rightly against."
     p1, places = p1.contiguous(), []
@@ -138,7 +140,7 @@ def _placements(p1: Tensor, y: Tensor) -> Tensor:
         places.append(sum(sides).double() / 2 / (y == outcome).sum(-1, keepdim=True))
     return torch.where(y > 0, places[0], 1 - places[1])
 
-# %% ../../nbs/27_intervals.ipynb #915c8a77
+# %% ../../nbs/27_intervals.ipynb #f79768db
 def _utility_effects(seen: Observations) -> dict[str, tuple[Tensor, Tensor]]:
     "acc, f1, auc: the score [...] and its influence values [..., n]."
     yhat, y, n = seen.decided, seen.y, seen.n
@@ -154,7 +156,7 @@ def _utility_effects(seen: Observations) -> dict[str, tuple[Tensor, Tensor]]:
         'auc': (auc, (placed - auc[..., None]) / class_share),
     }
 
-# %% ../../nbs/27_intervals.ipynb #156deb9a
+# %% ../../nbs/27_intervals.ipynb #8c7f7c2a
 def _standard_error(effects: Tensor) -> Tensor:
     "[...] of a mean-like score, from its influence values [..., n]."
     n = effects.shape[-1]
@@ -166,7 +168,7 @@ def _effective_wilson(value: Tensor, se: Tensor, people: Tensor) -> tuple[Tensor
     effective = value * (1 - value) / se.square()
     return _wilson(value, torch.where((se > 0) & (effective > 0), effective, people))
 
-# %% ../../nbs/27_intervals.ipynb #0db42e57
+# %% ../../nbs/27_intervals.ipynb #86a2d2b2
 def _utility_intervals(seen: Observations) -> tuple[dict[str, Interval], Tensor]:
     "acc, f1, auc, utility and the selection rate; and the utility's influence values."
     parts, yhat, y = _utility_effects(seen), seen.decided, seen.y
@@ -187,7 +189,7 @@ def _utility_intervals(seen: Observations) -> tuple[dict[str, Interval], Tensor]
     found['selection_rate'] = Interval(selected, *_wilson(selected, n))
     return found, parts['utility'][1]
 
-# %% ../../nbs/27_intervals.ipynb #18cfed17
+# %% ../../nbs/27_intervals.ipynb #aa3936c9
 def _folding_bias(d: Tensor, se: Tensor) -> Tensor:
     "[...] how much larger than d ≥ 0 the size of a normal variable with mean d is on average."
     t = d / se
@@ -196,15 +198,15 @@ def _folding_bias(d: Tensor, se: Tensor) -> Tensor:
 
 
 def _unfolded(size: Tensor, se: Tensor) -> Tensor:
-    "[...] the d ≥ 0 with d + bias(d) = size, by bisection; 0 where the bias at 0 is larger."
-    low, high = torch.zeros_like(size), size.clone()
-    for _ in range(50):
-        middle = (low + high) / 2
-        above = middle + _folding_bias(middle, se) > size
-        low, high = torch.where(above, low, middle), torch.where(above, middle, high)
-    return torch.where(size.isnan() | se.isnan(), torch.nan, low)
+    "[...] the d ≥ 0 with d + bias(d) = size, by Newton; 0 where the bias at 0 is larger."
+    d = size
+    for _ in range(16):  # convex and started above: each step comes nearer from above
+        slope = torch.erf(d / se / math.sqrt(2))
+        step = (d + _folding_bias(d, se) - size) / slope
+        d = (d - torch.where(slope > 1e-9, step, 0)).clamp(min=0)
+    return torch.where(size.isnan() | se.isnan(), torch.nan, d)
 
-# %% ../../nbs/27_intervals.ipynb #f538e74f
+# %% ../../nbs/27_intervals.ipynb #4a4c2073
 @dataclass
 class Part:
     "A score that composites are made of."
@@ -220,7 +222,7 @@ def _within(value: Tensor, low: Tensor, high: Tensor, top: float = torch.inf) ->
     "Ends in [0, top] that hold the value."
     return torch.minimum(low.clamp(min=0), value), torch.maximum(high.clamp(max=top), value)
 
-# %% ../../nbs/27_intervals.ipynb #5394e156
+# %% ../../nbs/27_intervals.ipynb #23082636
 def _gap(
     delta: Tensor,  # [...] signed gap
     se: Tensor,  # [...]
@@ -235,7 +237,7 @@ def _gap(
     low = torch.where((low <= 0) & (high >= 0), 0, torch.minimum(*sides))
     low, high = _within(size, low, torch.maximum(*sides), top)
     debiased = _unfolded(size, se)
-    nearest = (size - 2.5 * se).clamp(min=0)
+    nearest = (size - NEAREST * se).clamp(min=0)
     most = _folding_bias(nearest, se)
     near_se = (nearest**2 + se**2 - (nearest + most) ** 2).clamp(min=0).sqrt()
     by_chance = (2 / math.pi * chance).clamp(min=0).sqrt()
@@ -244,7 +246,7 @@ def _gap(
     towards = torch.where(delta < 0, -1.0, 1.0)[..., None]
     return Part(interval, se, towards * effects, (_folding_bias(size + se / 4, se), most), near_se)
 
-# %% ../../nbs/27_intervals.ipynb #79e212f7
+# %% ../../nbs/27_intervals.ipynb #ce5f4cb0
 def _permuted(values: Tensor, about: Tensor, groups: tuple[Tensor, Tensor]) -> Tensor:
     "[...] variance of the gap in the mean of `values` over people `about` (0/1), labels permuted."
     m, m0, m1 = (weight.sum(-1) for weight in (about, groups[0] * about, groups[1] * about))
@@ -252,7 +254,7 @@ def _permuted(values: Tensor, about: Tensor, groups: tuple[Tensor, Tensor]) -> T
     spread = ((values - mean).square() * about).sum(-1) / (m - 1)
     return torch.where(m > 1, spread, 0) * (1 / m0 + 1 / m1)
 
-# %% ../../nbs/27_intervals.ipynb #d2d79afc
+# %% ../../nbs/27_intervals.ipynb #2c194d5b
 def _rate_gap(seen: Observations, rate: str) -> Part:
     "The gap in one of `RATES`."
     yhat, about = seen.decided, RATES[rate].members(seen.y)
@@ -270,7 +272,7 @@ def _rate_gap(seen: Observations, rate: str) -> Part:
     ends = _newcombe(p, counts[0], q, counts[1])
     return _gap(p - q, se + 0 * (p - q), effects, ends, _permuted(values, about, seen.groups))
 
-# %% ../../nbs/27_intervals.ipynb #d2b62b2c
+# %% ../../nbs/27_intervals.ipynb #1c239f92
 def _at_threshold(values: Tensor, of: Tensor, k: int, people: int, average: Tensor) -> Tensor:
     "[...] mean of `of` among the people around the k-th largest value, drawn to an average."
     half = max(1, k // 2)
@@ -279,7 +281,7 @@ def _at_threshold(values: Tensor, of: Tensor, k: int, people: int, average: Tens
         band = band - procedure.top_weights(values, k - half)
     return ((band * of).sum(-1) + 4 * average) / (band.sum(-1) + 4)
 
-# %% ../../nbs/27_intervals.ipynb #bf1c3f84
+# %% ../../nbs/27_intervals.ipynb #267e2b59
 def _ref(seen: Observations) -> Part:
     "REF: its effects, with the variance of two shares as in `_rate_gap`."
     n, sizes, (zero, one) = seen.n, seen.sizes, seen.groups
@@ -298,7 +300,7 @@ def _ref(seen: Observations) -> Part:
     chance = _permuted(top, torch.ones_like(top), seen.groups)
     return _gap(shares[0] - shares[1], se, effects, None, chance)
 
-# %% ../../nbs/27_intervals.ipynb #2ed30657
+# %% ../../nbs/27_intervals.ipynb #ac5986ae
 def _top_loss(values: Tensor, drop: Tensor, people: int) -> tuple[Tensor, Tensor, Tensor]:
     "Mean loss in the top fifth of `people`, influence values [..., n], variance of the mean."
     k = procedure.places(people)
@@ -310,7 +312,7 @@ def _top_loss(values: Tensor, drop: Tensor, people: int) -> tuple[Tensor, Tensor
     variance = squares / (max(1, k - 1) * k) + (mean - local).square() * (1 - k / people) / k
     return mean, top * (drop - at) * people / k + at - m, variance
 
-# %% ../../nbs/27_intervals.ipynb #6f3cda3c
+# %% ../../nbs/27_intervals.ipynb #fcd7cf90
 def _vef(seen: Observations) -> Part:
     "VEF: the top fifth of each group by itself."
     means, effects, variances = [], 0, []
@@ -326,7 +328,7 @@ def _vef(seen: Observations) -> Part:
     chance = _permuted(everyone, torch.ones_like(everyone), seen.groups)
     return _gap(means[0] - means[1], se, effects, None, chance, top=FACTS['vef'].high)
 
-# %% ../../nbs/27_intervals.ipynb #8808aa8a
+# %% ../../nbs/27_intervals.ipynb #e73c7d5e
 def _inverse(values: Tensor) -> Tensor:
     "1 / values, 0 where they are 0."
     return torch.where(values > 0, 1 / torch.where(values > 0, values, 1), 0)
@@ -339,7 +341,7 @@ def _group_moments(shares: Tensor, group: Tensor, size: int) -> tuple[Tensor, Te
     second = inside.transpose(-1, -2) @ inside / size
     return mean, (second - mean[..., :, None] * mean[..., None, :]) / max(1, size - 1)
 
-# %% ../../nbs/27_intervals.ipynb #341d06f6
+# %% ../../nbs/27_intervals.ipynb #5faf5778
 def _divergence_bias(means: list[Tensor], covariances: list[Tensor]) -> tuple[Tensor, Tensor]:
     "[...] what the divergence is too large by on average, and the t of its variance."
     middle = sum(means) / 2
@@ -351,7 +353,7 @@ def _divergence_bias(means: list[Tensor], covariances: list[Tensor]) -> tuple[Te
     metric = sum(covariances) * scale[..., :, None] * scale[..., None, :]
     return bias.clamp(min=0), metric.square().sum((-1, -2))
 
-# %% ../../nbs/27_intervals.ipynb #c16318bc
+# %% ../../nbs/27_intervals.ipynb #20256e5b
 def _divergence_effects(seen: Observations, means: list[Tensor]) -> Tensor:
     "[..., n] influence values of ATT_JSD."
     middle, tiny = sum(means) / 2, torch.finfo(torch.double).tiny
@@ -362,7 +364,7 @@ def _divergence_effects(seen: Observations, means: list[Tensor]) -> Tensor:
         effects = effects + seen.n * group * moved / size
     return effects
 
-# %% ../../nbs/27_intervals.ipynb #2c41096a
+# %% ../../nbs/27_intervals.ipynb #967cc4a0
 def _att_jsd(seen: Observations) -> Part:
     "ATT_JSD by its second-order bias and a score interval."
     moments = [_group_moments(seen.shares, g, size) for g, size in zip(seen.groups, seen.sizes)]
@@ -383,7 +385,7 @@ def _att_jsd(seen: Observations) -> Part:
     interval = Interval(size, torch.minimum(low, debiased), high, debiased, chance)
     return Part(interval, se, effects, (bias, bias), se)
 
-# %% ../../nbs/27_intervals.ipynb #8c168f4d
+# %% ../../nbs/27_intervals.ipynb #5f27abca
 def _weights(name: str) -> dict[str, float]:
     "Weights of the utility and of the gaps in a composite, from its definition."
     facts = FACTS[name]
@@ -409,7 +411,7 @@ def _spread(parts: list[Part], weights: Tensor, errors: list[Tensor]) -> Tensor:
         covariance = covariance.abs()  # the sign of a gap near 0 is uncertain
     return covariance.sum((-1, -2)).clamp(min=0).sqrt()
 
-# %% ../../nbs/27_intervals.ipynb #12518d42
+# %% ../../nbs/27_intervals.ipynb #5b16a33e
 def _composite(name: str, parts: dict[str, Part]) -> Interval:
     "A weighted sum of gaps, or the utility minus gaps."
     weights = _weights(name)
@@ -430,11 +432,11 @@ def _composite(name: str, parts: dict[str, Part]) -> Interval:
         low = value - little - Z * far
         high = torch.minimum(value - much + Z_OF_SIZE * near, cap)
         return Interval(value, low, torch.maximum(high, torch.maximum(value, debiased)), debiased)
-    low, high = _within(value, value - much - Z_OF_SIZE * near, value - little + Z * far)
+    low, high = _within(value, value - much - Z_OF_SUM * near, value - little + Z * far)
     chance = total(p.interval.by_chance for p in used)
     return Interval(value, torch.minimum(low, debiased), high, debiased, chance)
 
-# %% ../../nbs/27_intervals.ipynb #08b506f1
+# %% ../../nbs/27_intervals.ipynb #4f7b5f26
 def score_intervals(
     seen: Observations,  # [..., n]
 ) -> dict[str, Interval]:  # by score [...]; the procedural ones only with explanations
@@ -465,7 +467,7 @@ def score_intervals(
             found[name] = parts[name].interval
     return found
 
-# %% ../../nbs/27_intervals.ipynb #0993fddd
+# %% ../../nbs/27_intervals.ipynb #67d3fc0e
 def intervals(
     record: NodeRecord,  # of one or more models
 ) -> dict[str, Interval]:  # by score [M]
@@ -482,7 +484,7 @@ def intervals(
 # %% ../../nbs/27_intervals.ipynb #42ad57f1
 INTERVALS = '95 % intervals over people, closed form (moe_expert.scores.intervals)'
 
-# %% ../../nbs/27_intervals.ipynb #38dff6e8
+# %% ../../nbs/27_intervals.ipynb #dd1d5f83
 def _no_outcome(record: NodeRecord, outcome: int, name: str, group: int | None) -> str | None:
     "The reason if nobody in a group (None: at all) has an outcome."
     people = record.y if group is None else record.y[record.sens == group]
