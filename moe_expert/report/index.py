@@ -221,8 +221,8 @@ INDEX_NOTE = (
     'so expect worse elsewhere. In brackets: 95 % interval over people, not over training '
     'seeds; debiased: without the excess that a size has over a true difference near 0; by chance: '
     'the gap to expect if group labels meant nothing. A small difference between groups by one '
-    'measure can go with a large one by a different measure; none of these numbers says that a model treats people justly, or that '
-    'it should be used.'
+    'measure can go with a large one by a different measure; none of these numbers says that a '
+    'model treats people justly, or that it should be used.'
 )
 
 # %% ../../nbs/68_index.ipynb #6964ab51

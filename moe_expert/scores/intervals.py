@@ -243,7 +243,7 @@ def _gap(
     by_chance = (2 / math.pi * chance).clamp(min=0).sqrt()
     by_chance = torch.where(size.isnan(), torch.nan, by_chance)
     interval = Interval(size, torch.minimum(low, debiased), high, debiased, by_chance)
-    towards = torch.where(delta < 0, -1.0, 1.0)[..., None]
+    towards = torch.where(size < 1e-12, 0, delta.sign())[..., None]  # no gap has no direction
     return Part(interval, se, towards * effects, (_folding_bias(size + se / 4, se), most), near_se)
 
 # %% ../../nbs/27_intervals.ipynb #ce5f4cb0
