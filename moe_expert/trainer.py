@@ -542,7 +542,7 @@ def _evaluate(self: MoETrainer, split: str) -> dict:
     "Scores of all methods with intervals, and how the gate uses the experts."
     nodes = self.evaluator(split)
     table = {
-        name: scores_with_intervals(nodes.record(population), seed=self.seed)
+        name: scores_with_intervals(nodes.record(population), tuple(self.data.group_names))
         for name, population in compared(self).items()
     }
     return {

@@ -50,7 +50,7 @@ def run(tmp_path_factory):
 @pytest.fixture(scope='module')
 def winners(run):
     data, _, files = run
-    return tuning_winners.load_winners(files.cache_dir, data, n_resamples=50)
+    return tuning_winners.load_winners(files.cache_dir, data)
 
 
 def infeasible(result):
@@ -254,7 +254,7 @@ def test_a_checkpoint_that_does_not_give_the_recorded_score_stops_the_report(run
     there = tmp_path / files.results('expert1').name
     write_json(there, read_json(there) | dict(best_score=0.99))  # with a new seal
     with pytest.raises(ArtifactError, match='0.99'):
-        tuning_winners.load_winner(tmp_path, data, 'expert1', n_resamples=2)
+        tuning_winners.load_winner(tmp_path, data, 'expert1')
 
 
 def test_attributions_are_the_group_means(run, winners):
@@ -481,7 +481,7 @@ def test_nothing_of_the_test_nodes_enters(run, winners):
     data, results, files = run
     blind = data.clone()
     blind.y = torch.where(data.test_mask, 1 - data.y, data.y)  # every test label wrong
-    again = tuning_winners.load_winners(files.cache_dir, blind, n_resamples=50)
+    again = tuning_winners.load_winners(files.cache_dir, blind)
     assert report_winners.metrics_table(again).equals(report_winners.metrics_table(winners))
     assert report_groups.group_scores(blind, again).equals(
         report_groups.group_scores(data, winners)

@@ -68,7 +68,13 @@ ROOMS |= {
     'mixture.reading': ('as_recorded', 'read_mixture', 'read_results', 'read_trade_off'),
     'tuning.folder': ('ExpertFiles',),
     'tuning.progress': ('NotebookProgress',),
-    'tuning.winners': ('Winner', 'interval_record', 'load_winner', 'load_winners'),
+    'tuning.winners': (
+        'Winner',
+        'interval_record',
+        'load_winner',
+        'load_winners',
+        'text_record',
+    ),
 }
 
 # %% ../../nbs/70_report.ipynb #649ab25f

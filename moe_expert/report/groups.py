@@ -148,6 +148,21 @@ def percent_text(share: float, low: float, high: float) -> str:
     """
     return interval_text(100 * share, 100 * low, 100 * high, digits=1)
 
+
+def _rate_text(rate: str, share: float, people: int) -> str:
+    "A rate of one group; where it is undefined, the reason."
+    if people == 0:
+        return f'undefined: no people {RATES[rate].people}'
+    return percent_text(share, *wilson(share, people))
+
+
+def _gap_text(rate: str, names: Sequence[str], groups: list[Shares]) -> str:
+    "The difference of a rate between two groups; where it is undefined, the reason."
+    for name, group in zip(names, groups):
+        if group[rate][1] == 0:
+            return f'undefined: group {name} has no people {RATES[rate].people}'
+    return percent_text(*newcombe(groups[0][rate], groups[1][rate]))
+
 # %% ../../nbs/64_groups.ipynb #9001febb
 def rates_table(
     data: Data,  # the data of the winners
@@ -158,9 +173,9 @@ def rates_table(
     rows, (first, second) = [], data.group_names
     for expert, groups in group_rates(data, winners).items():
         for name, rates in zip(data.group_names, groups):
-            cells = {r: percent_text(p, *wilson(p, n)) for r, (p, n) in rates.items()}
+            cells = {r: _rate_text(r, p, n) for r, (p, n) in rates.items()}
             rows.append(dict(expert=expert, group=name, people=rates['accuracy'][1]) | cells)
-        gaps = {r: percent_text(*newcombe(groups[0][r], groups[1][r])) for r in REPORTED_RATES}
+        gaps = {r: _gap_text(r, data.group_names, groups) for r in REPORTED_RATES}
         rows.append(dict(expert=expert, group=f'{first} − {second}', people='') | gaps)
     caption = f'By group, on the {nodes} nodes: percent, with 95 % intervals'
     return table(rows, caption).set_index(['expert', 'group'])
@@ -178,7 +193,11 @@ def in_words(
 def _rates_in_words(data: Data, expert: str, groups: list[Shares]) -> str:
     "The rates of one expert, in words."
     a, b = data.group_names
-    share = lambda s, rate: f'{100 * groups[s][rate][0]:.0f} of 100'
+
+    def share(s: int, rate: str) -> str:
+        part, people = groups[s][rate]
+        return f'{100 * part:.0f} of 100' if people else f'undefined, nobody {RATES[rate].people}'
+
     gap, low, high = newcombe(groups[0]['selection rate'], groups[1]['selection rate'])
     chance = 'this could be chance in' if low <= 0 <= high else 'more than chance in'
     explained = 'who was observed' if low <= 0 <= high else 'who was observed explains'

@@ -263,10 +263,11 @@ INDEX_STYLE = (
 )
 INDEX_NOTE = (
     'Scores of the experts are those of the validation people on whom the winners were selected, '
-    'so expect worse elsewhere. In brackets: 95 % bootstrap interval over people, not over '
-    'training seeds. A small difference between groups by one measure can go with a large one by '
-    'a different measure; none of these numbers says that a model treats people justly, or that '
-    'it should be used.'
+    'so expect worse elsewhere. In brackets: 95 % interval over people, not over training '
+    'seeds; debiased: without the excess that a size has over a true difference near 0; by chance: '
+    'the gap to expect if group labels meant nothing. A small difference between groups by one '
+    'measure can go with a large one by a different measure; none of these numbers says that a '
+    'model treats people justly, or that it should be used.'
 )
 
 # %% ../../nbs/68_index.ipynb #6964ab51

@@ -41,7 +41,7 @@ from moe_expert.scores.attributions import (
 )
 from ..scores.evaluation import Evaluator
 from ..scores.facts import FACTS, better
-from ..scores.intervals import bootstrap, interval_text
+from ..scores.intervals import interval_text, intervals
 from ..tuning.winners import Winner
 
 # %% auto #0
@@ -52,7 +52,7 @@ __all__ = ['ON_TEST', 'AIMS_FIRST', 'EXPERT_BARS', 'test_table', 'looks', 'mixtu
 # %% ../../nbs/65_mixture_report.ipynb #f19890c1
 ON_TEST = (
     'On the test nodes, evaluated once; brackets: 95 % intervals over nodes, '
-    'not over training seeds'
+    'not over training seeds; by chance: the mean gap if group labels are permuted'
 )
 AIMS_FIRST = tuple(dict.fromkeys(['utility', *GAPS, 'final_score', *FACTS]))
 
@@ -110,10 +110,14 @@ def plot_plane(
 def _draw_method(ax, name: str, x: dict, y: dict):
     "One method: its marker, and a whisker for each interval that is known."
     method, thin = METHODS[name], dict(lw=0.8, alpha=0.5)
+    if x['value'] is None or y['value'] is None:
+        return  # undefined: the table beside the picture says why
     if x['low'] is not None:
         ax.hlines(y['value'], x['low'], x['high'], color=method.colour, **thin)
     if y['low'] is not None:
         ax.vlines(x['value'], y['low'], y['high'], color=method.colour, **thin)
+    if y.get('debiased') is not None:
+        ax.plot(x['value'], y['debiased'], '_', color=method.colour, ms=9)
     face = 'white' if name == 'majority_class' else method.colour
     style = dict(color=face, ms=method.size, markeredgecolor=BLACK, ls='', zorder=3)
     ax.plot(x['value'], y['value'], method.marker, label=method.title, **style)
@@ -334,8 +338,7 @@ def _best_way(tuned: dict) -> str:
 def mixture_winner(
     mixture: Mixture,  # of one gate
     evaluator: Evaluator,  # of the nodes that the report is about
-    seed: int = 0,  # of the bootstrap
 ) -> Winner:
     "The mixture on the evaluated nodes, as the tables by group take it."
     record = evaluator.record(mixture)
-    return Winner({}, mixture, record, bootstrap(record, seed=seed))
+    return Winner({}, mixture, record, intervals(record))

@@ -30,7 +30,7 @@ from moe_expert.report.look import (
 from ..scores.attributions import attribution_shares
 from ..scores.facts import FACTS, better
 from ..scores.intervals import interval_text
-from ..tuning.winners import Winner, interval_record
+from ..tuning.winners import Winner, text_record
 
 # %% ../../nbs/63_winners.ipynb #ab0c052b
 def winners_table(
@@ -42,7 +42,7 @@ def winners_table(
     for expert, r in results.items():
         row = _winner_row(expert, r)
         if winners:
-            row['score'] = interval_text(*interval_record(winners[expert])[r['objective']])
+            row['score'] = interval_text(*text_record(winners[expert])[r['objective']])
         rows.append(row)
     caption = (
         'The winners (scores on the validation nodes they were selected on, '
@@ -76,7 +76,7 @@ def metrics_table(
     winners: dict[str, Winner],  # expert → winner
 ) -> Table:  # a row per score, a column per expert
     "Validation scores of the winners with 95 % intervals, and what each score means."
-    records = {expert: interval_record(w) for expert, w in winners.items()}
+    records = {expert: text_record(w) for expert, w in winners.items()}
     rows = []
     for name, facts in FACTS.items():
         cells = {expert: interval_text(*record[name]) for expert, record in records.items()}
@@ -105,18 +105,23 @@ def plot_intervals(
     ax.set_yticks(rows, [better(n) for n in FACTS])
     ax.axvline(0, color=GREY, lw=0.8)
     ax.grid(axis='x', alpha=0.3)
-    ax.set_xlabel('score on the validation nodes, with 95 % bootstrap interval')
+    ax.set_xlabel(
+        'score on the validation nodes, 95 % interval;\ntick: debiased, cross: by chance alone'
+    )
     ax.set_title(SELECTED, fontsize=10)
     legend_below(figure, 3)
     return figure
 
 # %% ../../nbs/63_winners.ipynb #27dfc2eb
 def _draw_intervals(ax, heights: np.ndarray, expert: str, winner: Winner, color: str, marker: str):
-    "All scores of one winner: a marker at the value, a line over the interval."
-    value, low, high = np.array([interval_record(winner)[n] for n in FACTS]).T
+    "All scores of one winner: value, interval, debiased and by chance."
+    numbers = np.array([text_record(winner)[n] for n in FACTS], dtype=float).T
+    value, low, high, debiased, by_chance = numbers
     ax.hlines(heights, low, high, color=color, lw=1.6)
     label = expert_title(expert, winner.result['title'])
     ax.plot(value, heights, marker, color=color, ms=5, label=label)
+    ax.plot(debiased, heights, '|', color=color, ms=9)
+    ax.plot(by_chance, heights, 'x', color=GREY, ms=4)
 
 # %% ../../nbs/63_winners.ipynb #d22cc212
 def mean_attributions(
@@ -163,7 +168,7 @@ def plot_attributions(
     for ax, (expert, shares) in zip(axes[0], tables.items()):
         half = attribution_half_widths(data, winners[expert])
         _draw_attributions(ax, data, shares.loc[names], half.loc[names])
-        att_jsd = interval_text(*interval_record(winners[expert])['att_jsd'])
+        att_jsd = interval_text(*text_record(winners[expert])['att_jsd'])
         label = f'mean share of the attribution, 95 % interval\natt_jsd {att_jsd}'
         ax.set_xlabel(label, fontsize=9)
     flagged = set(leakage_audit(data).query('flagged').index)
