@@ -525,9 +525,10 @@ def check_test(self: Audit, path: Path):
         if gate is not None:
             should['roles'] = who_did_what(gate['teachers'])
         mixture = methods.get('moe_finetuned', methods['moe'])
+        names = tuple(self.data.group_names)
         usage = gate_usage(mixture, self.data, nodes.nodes)
         table = {
-            name: scores_with_intervals(nodes.record(population), seed=self.settings['seed'])
+            name: scores_with_intervals(nodes.record(population), names)
             for name, population in methods.items()
         }
         told = record['methods']

@@ -19,9 +19,9 @@ from .facts import COMPOSITES, FACTS
 from .metrics import RATES, decide
 
 # %% auto #0
-__all__ = ['INTERVALS', 'Z', 'Z_OF_SIZE', 'Z_OF_SUM', 'NEAREST', 'Interval', 'resamples', 'Observations', 'observations', 'Part',
-           'score_intervals', 'resampled_scores', 'intervals', 'undefined_scores', 'scores_with_intervals',
-           'interval_text', 'auc_interval', 'wilson', 'newcombe']
+__all__ = ['Z', 'Z_OF_SIZE', 'Z_OF_SUM', 'NEAREST', 'INTERVALS', 'Interval', 'wilson', 'newcombe', 'auc_interval', 'Observations',
+           'observations', 'Part', 'score_intervals', 'intervals', 'undefined_scores', 'scores_with_intervals',
+           'interval_text', 'resamples', 'resampled_scores']
 
 # %% ../../nbs/27_intervals.ipynb #aac37bee
 @dataclass
@@ -34,29 +34,69 @@ class Interval:
     debiased: Tensor | None = None  # [M] estimate of the truth; None: the plug-in is one
     by_chance: Tensor | None = None  # [M] of a gap: its mean if group labels are permuted
 
-# %% ../../nbs/27_intervals.ipynb #7b3ed288
-def resamples(
-    sens: Tensor,  # [n] groups
-    n_resamples: int,  # B
-    seed: int = 0,
-) -> Tensor:  # [B, n] places in 0..n-1; group 0's come first
-    """Draws with replacement within each group, the same on every device.
+# %% ../../nbs/27_intervals.ipynb #f83aa81c
+Z = 1.959963984540054  # 97.5 % point of the normal distribution
+Z_OF_SIZE = 2.241402727604947  # 97.5 % point of its absolute value
+Z_OF_SUM = 2.1  # of a sum of several sizes, nearer to normal; chosen by simulation
+NEAREST = 2.5  # standard errors that a true gap may be smaller than the measured one
 
-    Raises `UndefinedScoreError` if a group is empty.
+# %% ../../nbs/27_intervals.ipynb #55939b68
+def _wilson(share: Tensor, n: Tensor, z: float = Z) -> tuple[Tensor, Tensor]:
+    "Wilson's interval of shares [...]; n may be an effective number of people."
+    extra = z * z / n
+    half = z * ((share * (1 - share)).clamp(min=0) / n + extra / (4 * n)).sqrt()
+    low, high = (((share + extra / 2 + side * half) / (1 + extra)).clamp(0, 1) for side in (-1, 1))
+    return torch.minimum(low, share), torch.maximum(high, share)
 
-    >>> sens = torch.tensor([0, 1, 0, 1, 1])
-    >>> sens[resamples(sens, n_resamples=2)].tolist()  # the group sizes stay
-    [[0, 0, 1, 1, 1], [0, 0, 1, 1, 1]]
+# %% ../../nbs/27_intervals.ipynb #9428cee8
+def wilson(
+    share: float,  # observed, in [0, 1]
+    n: int,  # number of people that it is a share of; at least 1
+    z: float = Z,  # for 95 %
+) -> tuple[float, float]:  # low and high, in [0, 1]
+    """Wilson's (1927) score interval of a share.
+
+    >>> [round(end, 3) for end in wilson(0.0, 10)]
+    [0.0, 0.278]
     """
-    generator = torch.Generator().manual_seed(seed)
-    members = [(sens == group).nonzero().squeeze(1) for group in (0, 1)]
-    if min(map(len, members)) == 0:
-        raise UndefinedScoreError(
-            'a bootstrap by group is undefined: a group (sens = 0 or 1) has no nodes'
-        )
-    sizes = [(n_resamples, len(m)) for m in members]
-    places = [torch.randint(size[1], size, generator=generator) for size in sizes]
-    return torch.cat([m[place.to(m.device)] for m, place in zip(members, places)], 1)
+    low, high = _wilson(torch.tensor(share, dtype=torch.double), torch.tensor(n).double(), z)
+    return low.item(), high.item()
+
+# %% ../../nbs/27_intervals.ipynb #655c3867
+def _newcombe(p: Tensor, n: Tensor, q: Tensor, m: Tensor) -> tuple[Tensor, Tensor]:
+    "Newcombe's interval of p − q [...]."
+    (l1, u1), (l2, u2) = _wilson(p, n), _wilson(q, m)
+    down, up = ((p - l1) ** 2 + (u2 - q) ** 2).sqrt(), ((u1 - p) ** 2 + (q - l2) ** 2).sqrt()
+    return p - q - down, p - q + up
+
+# %% ../../nbs/27_intervals.ipynb #a1ab9fdc
+def newcombe(
+    first: tuple[float, int],  # a share, and of how many people
+    second: tuple[float, int],  # the other
+) -> tuple[float, float, float]:  # first − second, low, high; in [−1, 1]
+    """Newcombe's (1998, method 10) interval of the difference of two independent shares.
+
+    >>> [round(number, 4) for number in newcombe((56 / 70, 70), (48 / 80, 80))]
+    [0.2, 0.0524, 0.3339]
+    """
+    low, high = _newcombe(*(torch.tensor(x, dtype=torch.double) for x in (*first, *second)))
+    return first[0] - second[0], low.item(), high.item()
+
+# %% ../../nbs/27_intervals.ipynb #4a5b53ed
+def auc_interval(
+    auc: float,  # in [0, 1]
+    n1: int,  # people with outcome 1
+    n0: int,  # with outcome 0
+) -> tuple[float, float]:  # low and high
+    """95 % interval of an AUC by Hanley & McNeil (1982).
+
+    >>> [round(end, 3) for end in auc_interval(0.8, 50, 50)]
+    [0.713, 0.887]
+    """
+    q1, q2 = auc / (2 - auc), 2 * auc**2 / (1 + auc)
+    variance = (auc * (1 - auc) + (n1 - 1) * (q1 - auc**2) + (n0 - 1) * (q2 - auc**2)) / (n1 * n0)
+    half = 1.96 * variance**0.5
+    return max(0.0, auc - half), min(1.0, auc + half)
 
 # %% ../../nbs/27_intervals.ipynb #a6ea7f76
 @dataclass
@@ -83,12 +123,11 @@ def observations(
     record: NodeRecord,  # of M models
 ) -> Observations:  # [M, n]
     "The columns of a record that its scores are made of."
-    if record.p1_masked is None:
-        return Observations(record.p1, record.y, record.sens)
-    fidelity = procedure.fidelity(record.p1, record.p1_masked, record.fidelity_mode)
-    before, after = ((decide(p) == record.y).double() for p in (record.p1, record.p1_masked))
+    seen = record.p1, record.y, record.sens
+    if record.fidelity is None:
+        return Observations(*seen)
     shares = attribution_shares(record.attributions.double())
-    return Observations(record.p1, record.y, record.sens, fidelity, before - after, shares)
+    return Observations(*seen, record.fidelity, record.drop, shares)
 
 # %% ../../nbs/27_intervals.ipynb #9b45910f
 def _placements(p1: Tensor, y: Tensor) -> Tensor:
@@ -427,31 +466,6 @@ def score_intervals(
             found[name] = parts[name].interval
     return found
 
-# %% ../../nbs/27_intervals.ipynb #b06a09b7
-def _resampled_jsd(attributions: Tensor, sens: Tensor, draws: Tensor) -> Tensor:
-    "[M, B] ATT_JSD of each draw; group means are products with counts, so nothing is copied."
-    counts = torch.zeros(len(draws), len(sens), dtype=torch.double, device=sens.device)
-    counts.scatter_add_(1, draws, torch.ones_like(draws, dtype=torch.double))
-    shares = attribution_shares(attributions.double())
-    members = [sens == group for group in (0, 1)]
-    return js_divergence(*[(counts * member / member.sum()) @ shares for member in members])
-
-# %% ../../nbs/27_intervals.ipynb #87542b53
-def resampled_scores(
-    record: NodeRecord,  # of M models
-    draws: Tensor,  # [B, n] places, as `resamples` gives them
-) -> dict[str, Tensor]:  # by score [M, B], NaN where undefined
-    "Scores of every draw."
-    p1, y = record.p1[:, draws], record.y[draws]
-    sens = record.sens[draws[0]]  # by construction the same in all draws
-    scores = plain_scores(p1, y, sens, undefined='nan')
-    if record.fidelity is None:
-        return scores
-    jsd = _resampled_jsd(record.attributions, record.sens, draws)
-    observed = record.fidelity, record.correct, record.correct_after
-    explained = procedure_scores(*(o[:, draws] for o in observed), jsd, sens)
-    return with_final(scores | explained)
-
 # %% ../../nbs/27_intervals.ipynb #67d3fc0e
 def intervals(
     record: NodeRecord,  # of one or more models
@@ -559,66 +573,51 @@ def interval_text(
     notes = [f', {n} {v:.{digits}f}' for n, v in beside.items() if v is not None]
     return text + ''.join(notes)
 
-# %% ../../nbs/27_intervals.ipynb #4a5b53ed
-def auc_interval(
-    auc: float,  # in [0, 1]
-    n1: int,  # people with outcome 1
-    n0: int,  # with outcome 0
-) -> tuple[float, float]:  # low and high
-    """95 % interval of an AUC by Hanley & McNeil (1982).
+# %% ../../nbs/27_intervals.ipynb #7b3ed288
+def resamples(
+    sens: Tensor,  # [n] groups
+    n_resamples: int,  # B
+    seed: int = 0,
+) -> Tensor:  # [B, n] places in 0..n-1; group 0's come first
+    """Draws with replacement within each group, the same on every device.
 
-    >>> [round(end, 3) for end in auc_interval(0.8, 50, 50)]
-    [0.713, 0.887]
+    Raises `UndefinedScoreError` if a group is empty.
+
+    >>> sens = torch.tensor([0, 1, 0, 1, 1])
+    >>> sens[resamples(sens, n_resamples=2)].tolist()  # the group sizes stay
+    [[0, 0, 1, 1, 1], [0, 0, 1, 1, 1]]
     """
-    q1, q2 = auc / (2 - auc), 2 * auc**2 / (1 + auc)
-    variance = (auc * (1 - auc) + (n1 - 1) * (q1 - auc**2) + (n0 - 1) * (q2 - auc**2)) / (n1 * n0)
-    half = 1.96 * variance**0.5
-    return max(0.0, auc - half), min(1.0, auc + half)
+    generator = torch.Generator().manual_seed(seed)
+    members = [(sens == group).nonzero().squeeze(1) for group in (0, 1)]
+    if min(map(len, members)) == 0:
+        raise UndefinedScoreError(
+            'a bootstrap by group is undefined: a group (sens = 0 or 1) has no nodes'
+        )
+    sizes = [(n_resamples, len(m)) for m in members]
+    places = [torch.randint(size[1], size, generator=generator) for size in sizes]
+    return torch.cat([m[place.to(m.device)] for m, place in zip(members, places)], 1)
 
-# %% ../../nbs/27_intervals.ipynb #f83aa81c
-Z = 1.959963984540054  # 97.5 % point of the normal distribution
-Z_OF_SIZE = 2.241402727604947  # 97.5 % point of its absolute value
-Z_OF_SUM = 2.1  # of a sum of several sizes, nearer to normal; chosen by simulation
-NEAREST = 2.5  # standard errors that a true gap may be smaller than the measured one
+# %% ../../nbs/27_intervals.ipynb #b06a09b7
+def _resampled_jsd(attributions: Tensor, sens: Tensor, draws: Tensor) -> Tensor:
+    "[M, B] ATT_JSD of each draw; group means are products with counts, so nothing is copied."
+    counts = torch.zeros(len(draws), len(sens), dtype=torch.double, device=sens.device)
+    counts.scatter_add_(1, draws, torch.ones_like(draws, dtype=torch.double))
+    shares = attribution_shares(attributions.double())
+    members = [sens == group for group in (0, 1)]
+    return js_divergence(*[(counts * member / member.sum()) @ shares for member in members])
 
-# %% ../../nbs/27_intervals.ipynb #55939b68
-def _wilson(share: Tensor, n: Tensor, z: float = Z) -> tuple[Tensor, Tensor]:
-    "Wilson's interval of shares [...]; n may be an effective number of people."
-    extra = z * z / n
-    half = z * ((share * (1 - share)).clamp(min=0) / n + extra / (4 * n)).sqrt()
-    low, high = (((share + extra / 2 + side * half) / (1 + extra)).clamp(0, 1) for side in (-1, 1))
-    return torch.minimum(low, share), torch.maximum(high, share)
-
-# %% ../../nbs/27_intervals.ipynb #9428cee8
-def wilson(
-    share: float,  # observed, in [0, 1]
-    n: int,  # number of people that it is a share of; at least 1
-    z: float = Z,  # for 95 %
-) -> tuple[float, float]:  # low and high, in [0, 1]
-    """Wilson's (1927) score interval of a share.
-
-    >>> [round(end, 3) for end in wilson(0.0, 10)]
-    [0.0, 0.278]
-    """
-    low, high = _wilson(torch.tensor(share, dtype=torch.double), torch.tensor(n).double(), z)
-    return low.item(), high.item()
-
-# %% ../../nbs/27_intervals.ipynb #655c3867
-def _newcombe(p: Tensor, n: Tensor, q: Tensor, m: Tensor) -> tuple[Tensor, Tensor]:
-    "Newcombe's interval of p − q [...]."
-    (l1, u1), (l2, u2) = _wilson(p, n), _wilson(q, m)
-    down, up = ((p - l1) ** 2 + (u2 - q) ** 2).sqrt(), ((u1 - p) ** 2 + (q - l2) ** 2).sqrt()
-    return p - q - down, p - q + up
-
-# %% ../../nbs/27_intervals.ipynb #a1ab9fdc
-def newcombe(
-    first: tuple[float, int],  # a share, and of how many people
-    second: tuple[float, int],  # the other
-) -> tuple[float, float, float]:  # first − second, low, high; in [−1, 1]
-    """Newcombe's (1998, method 10) interval of the difference of two independent shares.
-
-    >>> [round(number, 4) for number in newcombe((56 / 70, 70), (48 / 80, 80))]
-    [0.2, 0.0524, 0.3339]
-    """
-    low, high = _newcombe(*(torch.tensor(x, dtype=torch.double) for x in (*first, *second)))
-    return first[0] - second[0], low.item(), high.item()
+# %% ../../nbs/27_intervals.ipynb #87542b53
+def resampled_scores(
+    record: NodeRecord,  # of M models
+    draws: Tensor,  # [B, n] places, as `resamples` gives them
+) -> dict[str, Tensor]:  # by score [M, B], NaN where undefined
+    "Scores of every draw."
+    p1, y = record.p1[:, draws], record.y[draws]
+    sens = record.sens[draws[0]]  # by construction the same in all draws
+    scores = plain_scores(p1, y, sens, undefined='nan')
+    if record.fidelity is None:
+        return scores
+    jsd = _resampled_jsd(record.attributions, record.sens, draws)
+    observed = record.fidelity, record.correct, record.correct_after
+    explained = procedure_scores(*(o[:, draws] for o in observed), jsd, sens)
+    return with_final(scores | explained)

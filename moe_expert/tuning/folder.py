@@ -343,7 +343,7 @@ KINDS = {  # kind of record → entries that its readers rely on
     },
     'test': {
         **{'split': str, 'nodes': int, 'seed': int, 'intervals': str, 'mixture_sha256': str},
-        **{'methods': {str: {str: {'value': _NUMBER}}}, 'gate_usage': {str: dict}},
+        **{'methods': {str: {str: {'value': (*_NUMBER, _NONE)}}}, 'gate_usage': {str: dict}},
         **{'roles': dict, 'settings': _SETTINGS, 'versions': {str: str}},
     },
 }
