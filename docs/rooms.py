@@ -24,9 +24,9 @@ ROOMS = {  # room -> (title, what it does); in reading order
     'experts': ('Experts', 'Networks, losses, and the training of many configurations at once.'),
     'tuning': ('Tuning', 'Trials, studies, checkpoints and result files.'),
     'mixture': ('Mixture', 'The gate, the integration of experts and gate, and the final test.'),
-    'estimator': ('scikit-learn', 'All three stages as one classifier.'),
     'report': ('Reports', 'From result files to notebooks and pages. Reports only read.'),
     'commands': ('Commands', 'What is run from a terminal.'),
+    'estimator': ('scikit-learn', 'All three stages as one classifier.'),
     'study': ('The study', 'The mixture compared with simpler methods; in a clone only.'),
 }
 DOORS = {  # modules that keep their names outside the rooms -> the room behind them

@@ -16,7 +16,7 @@ from execnb.shell import CaptureShell
 ELSEWHERE = {  # .ci/chapters.py --check runs these
     '67_pages.ipynb': 'it listens to its own kernel',
     '39_training.ipynb': 'it takes more than ten seconds',
-    '57_estimator.ipynb': 'it takes more than ten seconds',
+    '75_estimator.ipynb': 'it takes more than ten seconds',
     '62_search.ipynb': 'it takes more than ten seconds',
     '63_winners.ipynb': 'it takes more than ten seconds',
     '65_mixture_report.ipynb': 'it takes more than ten seconds',
