@@ -38,6 +38,11 @@ from moe_expert.errors import (
     FairnessWarning,
     UsefulnessWarning,
 )
+
+# %% auto #0
+__all__ = ['FairMoEClassifier', 'check_labels', 'positive_class']
+
+# %% ../nbs/75_estimator.ipynb #efaf6c96
 from .experts.specs import EXPERTS
 from .experts.trainers import TrainConfig, TrainSettings
 from .experts.training import REFERENCE, train_population
@@ -54,19 +59,14 @@ from .scores.metrics import decide
 from .trainer import MoESettings, MoETrainer
 from .tuning.settings import TuneSettings
 
-# %% auto #0
-__all__ = ['FairMoEClassifier', 'check_labels', 'positive_class']
-
 # %% ../nbs/75_estimator.ipynb #4fede70a
 class FairMoEClassifier(ClassifierMixin, BaseEstimator):
     """A mixture of experts for utility, result fairness and procedural fairness; for two classes.
 
-    After `fit`: `classes_` (sorted), `pos_label_` (the one that the scores are about),
-    `n_features_in_`, `model_` (a `Mixture`; without groups a `Population`
-    of one), `results_` (the gate's record, or the model's validation scores), `group_names_` (None
-    without groups), `n_clipped_` (values of `X` outside the range of the training rows),
-    `feasible_` (did the model reach the floor?), `notices_` (sentences that say why it may be of
-    no use; each is a `UsefulnessWarning` too).
+    After `fit`: `classes_` (sorted), `pos_label_` (the one that the scores are about), `model_` (a
+    `Mixture`; without groups a `Population` of one), `results_` (the gate's record, or validation
+    scores), `group_names_`, `n_clipped_` (values outside the range of the training rows),
+    `feasible_` (did it reach the floor?), `notices_` (why it may be of no use; warnings too).
 
     >>> from moe_expert.data.synthetic import make_synthetic
     >>> people = make_synthetic(200, 10, seed=3)
