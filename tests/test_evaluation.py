@@ -406,7 +406,7 @@ def test_undefined_resamples_are_nan_not_filled_in(data, networks):
     missing = record.y[draws][:, 30:].sum(1) == 0
     assert 60 < missing.sum() < 180
     for name in ('eo', 'fair_result', 'final_score'):
-        assert torch.equal(drawn[name].isnan(), missing.expand(len(networks), -1))
+        assert torch.equal(drawn[name].isnan(), missing.expand(len(record.p1), -1))
     assert drawn['dp'].isfinite().all() and drawn['ref'].isfinite().all()
 
 

@@ -373,8 +373,10 @@ def test_the_index_shows_the_scores_of_the_reports(run, winners, tmp_path):
     report_pages.write_page(files.report())
     files.report('expert2').with_suffix('.failed.ipynb').write_text('{}')
     html = report_index.write_index(tmp_path).read_text()
-    value, low, high = tuning_winners.interval_record(winners['expert2'])['fair_result']
-    assert f'<b>{value:.3f} [{low:.3f}, {high:.3f}]</b>' in html and 'no report shows' not in html
+    fair_result = tuning_winners.text_record(winners['expert2'])['fair_result']
+    text = scores_intervals.interval_text(*fair_result)
+    assert ', debiased ' in text and ', by chance ' in text
+    assert f'<b>{text}</b>' in html and 'no report shows' not in html
     links = re.findall(r'href="([^"]+)"', html)
     assert (
         all((tmp_path / link).exists() for link in links)

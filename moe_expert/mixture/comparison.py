@@ -381,11 +381,12 @@ def keep_tested(
     files: ExpertFiles,  # of the data set, whose lock is held
     checkpoint: Path,  # of a mixture; about to be replaced or removed
 ):
-    "Copy the checkpoint beside itself if a test names it, or if a record cannot be read."
+    "Copy the checkpoint beside itself if a test names it, or a record cannot be read."
     if not checkpoint.exists():
         return
     sha256, tests = sha256_file(checkpoint), read_tests(files)
-    if tests.of(sha256) or tests.unreadable:
+    tested = any(sha256 in (r['mixture_sha256'], r.get('gate_sha256')) for r in tests.records)
+    if tested or tests.unreadable:
         write_bytes(marked(checkpoint, sha256), checkpoint.read_bytes())
 
 

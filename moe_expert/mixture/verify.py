@@ -24,11 +24,10 @@ from torch_geometric.data import Data
 from ..data.catalogue import is_path
 from ..datasets import canonical_name, load_dataset
 from ..errors import ArtifactError, MoEExpertError
-from ..experts.floor import Floor
-from ..experts.populations import joined
+from ..experts.floor import Floor, simple_models
 from ..experts.specs import EXPERTS, GATE, PARETO
 from .checkpoints import load_mixture
-from .comparison import compared_methods, gate_usage
+from .comparison import compared_methods, gate_usage, read_tests
 from .gate import Mixture
 from .teachers import halves, who_did_what
 from ..parameters import EDITIONS
@@ -175,6 +174,7 @@ class Audit:
     loaded: set[Path] = field(default_factory=set)  # checkpoints that a record names
     findings: list[Finding] = field(default_factory=list)
     evaluators: dict[str, Evaluator] = field(default_factory=dict)  # by the teachers of the gate
+    simple: dict[str, dict] = field(default_factory=dict)  # `simple_models` by the same
 
     def differs(self, path: Path, *lines: str):
         self.findings += [Finding(path.name, DIFFERS, line) for line in lines]
@@ -365,6 +365,18 @@ def check_scores(self: Audit, path: Path, recorded: dict, where: str, model, rec
     lines = unequal(recorded, {k: computed.get(k) for k in recorded}, tolerance(record), where)
     self.differs(path, *(f'{line} (computed from the checkpoint)' for line in lines))
 
+# %% ../../nbs/59_verify.ipynb #048e6118
+@patch
+def check_simple_models(self: Audit, path: Path, result: dict):
+    "Compute the simple models that a result stands beside again; version 0.1 had none."
+    if self.data is None or 'baselines' not in result:
+        return
+    teachers = result.get('teachers', 'train')
+    if teachers not in self.simple:
+        self.simple[teachers] = simple_models(self.evaluator(teachers))
+    should = self.simple[teachers]
+    self.differs(path, *unequal({k: result[k] for k in should}, should, tolerance(result)))
+
 # %% ../../nbs/59_verify.ipynb #a8d9f3a2
 @patch
 def load(self: Audit, thing: Tuned) -> tuple:  # model and payload
@@ -399,6 +411,7 @@ def check_tuned(self: Audit, thing: Tuned):
         lines = unequal({k: result[k] for k in twice}, twice)
         self.differs(thing.results, *(f'{line} (by the checkpoint)' for line in lines))
     self.check_study(thing, result, payload)
+    self.check_simple_models(thing.results, result)
     if model is not None:
         metrics = result['best_metrics']
         self.check_scores(thing.results, metrics, 'best_metrics', model, result)
@@ -495,13 +508,29 @@ def mixture(self: Audit, sha256: str) -> tuple[Mixture, dict]:
 def tested_methods(self: Audit, record: dict) -> dict[str, object]:  # method → a population
     "What a test compared, rebuilt from the files."
     tested, payload = self.mixture(record['mixture_sha256'])
-    things = [t for t in tuned_things(self.files) if t.kind == 'expert']
-    experts = joined([self.load(t)[0] for t in things]).to('cpu', torch.float64)
     if payload['stage'] == 'gate':
-        return compared_methods(self.data, experts, tested)
+        return compared_methods(self.data, tested.experts, tested)  # the gate left them alone
     fine_tuning = self.records.get(self.files.finetuned_results, {})
     gate = record.get('gate_sha256') or fine_tuning.get('gate_sha256', 'that is not recorded')
-    return compared_methods(self.data, experts, self.mixture(gate)[0], tested)
+    before, _ = self.mixture(gate)
+    return compared_methods(self.data, before.experts, before, tested)
+
+# %% ../../nbs/59_verify.ipynb #0afb81b5
+@patch
+def is_last(self: Audit, record: dict) -> bool:
+    "Is this the test of the mixture at hand? Experts may have been tuned further after others."
+    made = (self.files.gate_results, self.files.finetuned_results)
+    last = [self.records[path]['checkpoint_sha256'] for path in made if path in self.records]
+    return record['mixture_sha256'] in last
+
+
+@patch
+def check_order(self: Audit, path: Path, record: dict):
+    "Compare the earlier tests that a record names with those that are there."
+    there = [r['mixture_sha256'] for r in read_tests(self.files).records]
+    if 'tested_before' in record:  # version 0.1 kept one record only
+        should = {'tested_before': there[: there.index(record['mixture_sha256'])]}
+        self.differs(path, *unequal({'tested_before': record['tested_before']}, should))
 
 # %% ../../nbs/59_verify.ipynb #5583fe5d
 def _without_ends(methods: dict) -> dict:
@@ -515,14 +544,16 @@ def check_test(self: Audit, path: Path):
     if record is None:
         return
     self.differs(path, *unequal(record['settings'], self.settings, where='settings'))
-    self.check_chain(path, record.get('experts', {}), 'the tested mixture')
+    self.check_order(path, record)
+    if self.is_last(record):
+        self.check_chain(path, record.get('experts', {}), 'the tested mixture')
     if self.data is None:
         return self.unchecked(path, f'scores not computed again: {self.no_data}')
     with self.about(path):
         methods = self.tested_methods(record)
         nodes, near = Evaluator(self.data, record['split']), tolerance(record)
         should = {'seed': self.settings['seed'], 'nodes': len(nodes.nodes)}
-        if gate is not None:
+        if gate is not None and self.is_last(record):
             should['roles'] = who_did_what(gate['teachers'])
         mixture = methods.get('moe_finetuned', methods['moe'])
         names = tuple(self.data.group_names)

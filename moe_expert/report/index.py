@@ -86,7 +86,9 @@ def _mixture_files(files: ExpertFiles) -> dict[Path, str]:
 # %% ../../nbs/68_index.ipynb #7e15e628
 def published_scores(
     notebook: str | Path,  # an executed notebook
-) -> dict[str, dict]:  # expert → `checkpoint` (SHA-256) and `scores` (name → value, low, high)
+) -> dict[
+    str, dict
+]:  # expert → `checkpoint` (SHA-256) and `scores` (name → value, low, high and more)
     "The scores that a report shows; empty if the notebook stopped before its table of scores."
     published = {}
     for cell in read_notebook(notebook).cells:

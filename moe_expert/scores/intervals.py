@@ -445,7 +445,7 @@ def score_intervals(
     >>> seen = Observations(torch.linspace(0, 1, 8), y, y.sort().values)
     >>> dp = score_intervals(seen)['dp']
     >>> [round(v.item(), 2) for v in (dp.value, dp.low, dp.high, dp.by_chance)]
-    [1.0, 0.32, 1.0, 0.3]
+    [1.0, 0.31, 1.0, 0.3]
     """
     found, effects = _utility_intervals(seen)
     gaps = {'dp': _rate_gap, 'eo': _rate_gap, 'ref': _ref, 'vef': _vef, 'att_jsd': _att_jsd}
