@@ -265,8 +265,8 @@ own groups. Columns: true gap and n.
 - Before: percentile bootstrap, stratified by group, {resamples} resamples, on {few} samples (n =
   4,700: {fewest}). After: `moe_expert.scores.intervals`, on {count} samples.
 - The method and its constants were chosen on seeds below 1000 (see the end); the samples here have
-  seeds from {seed}. Nothing was chosen after seeing them. One error was mended after the first look
-  (a gap of exactly 0 had a direction, so that swapped groups disagreed): n = 100 and 250 were
+  seeds from {seed}. Nothing was chosen after seeing them. One error was mended after the first
+  look (a gap of exactly 0 had a direction, so that swapped groups disagreed): n = 100 and 250 were
   computed again on the same samples, n = 4,700, where such gaps hardly occur, was not.
 """
 
