@@ -540,7 +540,7 @@ def test_top_weights(seed, n, levels, k):
     'n, k', [(1, 1), (4, 1), (5, 1), (9, 1), (10, 2), (15, 3), (35, 7), (4719, 943)]
 )
 def test_number_of_places(n, k):
-    assert scores_procedure._places(n, 0.2) == k
+    assert scores_procedure.places(n, 0.2) == k
 
 
 def test_batched_gaps_and_groups():

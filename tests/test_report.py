@@ -462,10 +462,13 @@ def test_rates_and_their_words_are_those_of_fairlearn(run, winners):
         cell = report_groups.rates_table(data, winners).loc[
             (e, ' − '.join(data.group_names)), 'selection rate'
         ]
-        assert cell == f'{100 * gap[0]:.1f} [{100 * gap[1]:.1f}, {100 * gap[2]:.1f}]'
+        shown = f'{100 * gap[0]:.1f} [{100 * gap[1]:.1f}, {100 * gap[2]:.1f}]'
+        chance = 100 * w.intervals['dp'].by_chance[0].item()  # by another formula, of tensors
+        assert cell == f'{shown}, by chance {chance:.1f}'
     sentences = report_groups.in_words(data, winners)
     assert len(sentences) == 3 and all(
-        e in s and 'percentage points' in s for e, s in zip(winners, sentences)
+        e in s and s.count('percentage points') == s.count('by chance alone') == 3
+        for e, s in zip(winners, sentences)
     )
     assert sentences._repr_html_().count('<li>') == 3
 

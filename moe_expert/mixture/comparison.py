@@ -100,6 +100,8 @@ def too_few_feasible(
         ]
     if n >= ENOUGH_FEASIBLE:
         return []
+    if n == trials:
+        return [f'{name} had {trials} trial{"s" * (trials > 1)}: too few to call it a search.']
     return [f'Only {n} of {trials} trials of {name} {"was" if n == 1 else "were"} above the floor.']
 
 # %% ../../nbs/55_comparison.ipynb #fefac211

@@ -17,7 +17,7 @@ from torch_geometric.data import Data
 from ..errors import MoEExpertError
 from .look import Sentences, Table, table
 from ..scores.evaluation import NodeRecord
-from ..scores.intervals import interval_text, newcombe, wilson
+from ..scores.intervals import gap_by_chance, interval_text, newcombe, wilson
 from ..scores.metrics import RATES, GroupRates, by_group
 from ..tuning.winners import Winner
 
@@ -140,13 +140,14 @@ def group_rates(
     return groups
 
 # %% ../../nbs/64_groups.ipynb #a64512a7
-def percent_text(share: float, low: float, high: float) -> str:
-    """A share with its interval, in percent.
+def percent_text(share: float, low: float, high: float, by_chance: float | None = None) -> str:
+    """A share with its interval, in percent; of a difference also what chance gives.
 
     >>> percent_text(0.5, 0.401, 0.599)
     '50.0 [40.1, 59.9]'
     """
-    return interval_text(100 * share, 100 * low, 100 * high, digits=1)
+    beside = None if by_chance is None else 100 * by_chance
+    return interval_text(100 * share, 100 * low, 100 * high, by_chance=beside, digits=1)
 
 
 def _rate_text(rate: str, share: float, people: int) -> str:
@@ -161,7 +162,8 @@ def _gap_text(rate: str, names: Sequence[str], groups: list[Shares]) -> str:
     for name, group in zip(names, groups):
         if group[rate][1] == 0:
             return f'undefined: group {name} has no people {RATES[rate].people}'
-    return percent_text(*newcombe(groups[0][rate], groups[1][rate]))
+    both = groups[0][rate], groups[1][rate]
+    return percent_text(*newcombe(*both), gap_by_chance(*both))
 
 # %% ../../nbs/64_groups.ipynb #9001febb
 def rates_table(
@@ -198,20 +200,32 @@ def _rates_in_words(data: Data, expert: str, groups: list[Shares]) -> str:
         part, people = groups[s][rate]
         return f'{100 * part:.0f} of 100' if people else f'undefined, nobody {RATES[rate].people}'
 
-    gap, low, high = newcombe(groups[0]['selection rate'], groups[1]['selection rate'])
+    _, low, high = newcombe(groups[0]['selection rate'], groups[1]['selection rate'])
     chance = 'this could be chance in' if low <= 0 <= high else 'more than chance in'
     explained = 'who was observed' if low <= 0 <= high else 'who was observed explains'
+    gap = lambda rate: _gap_in_words(groups[0][rate], groups[1][rate])
     return (
         f'{expert} predicts {data.label_name} = 1 for {share(0, "selection rate")} people of '
-        f'“{a}” and {share(1, "selection rate")} of “{b}”: a difference of {_points(gap)} '
-        f'percentage points (95 % interval {_points(low)} to {_points(high)}; '
-        f'{chance} {explained}). Of those whose outcome was 1 it finds '
-        f'{share(0, "true positive rate")} ({a}) and {share(1, "true positive rate")} ({b}); of '
-        f'those whose outcome was 0 it wrongly predicts 1 for '
-        f'{share(0, "false positive rate")} ({a}) and {share(1, "false positive rate")} ({b}).'
+        f'“{a}” and {share(1, "selection rate")} of “{b}”{gap("selection rate")}; '
+        f'{chance} {explained}. Of those whose outcome was 1 it finds '
+        f'{share(0, "true positive rate")} ({a}) and {share(1, "true positive rate")} ({b})'
+        f'{gap("true positive rate")}; of those whose outcome was 0 it wrongly predicts 1 for '
+        f'{share(0, "false positive rate")} ({a}) and {share(1, "false positive rate")} ({b})'
+        f'{gap("false positive rate")}.'
     )
 
 # %% ../../nbs/64_groups.ipynb #79e4c415
 def _points(share: float) -> str:
     "A difference of shares in signed percentage points."
     return f'{100 * share:+.1f}'.replace('-', '−')
+
+
+def _gap_in_words(first: tuple[float, int], second: tuple[float, int]) -> str:
+    "The difference of two shares, its interval, and what chance gives; empty if it is undefined."
+    if 0 in (first[1], second[1]):
+        return ''
+    difference, low, high = map(_points, newcombe(first, second))
+    return (
+        f', a difference of {difference} percentage points (95 % interval {low} to {high}; by '
+        f'chance alone {100 * gap_by_chance(first, second):.1f})'
+    )

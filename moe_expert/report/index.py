@@ -193,6 +193,8 @@ def _test_at_hand(files: ExpertFiles, tests: PastTests) -> tuple[dict | None, st
         return (tests.records or (None,))[-1], _warning(html.escape(str(err)))
     if test := tests.of(last):
         return test, ''
+    if tests.unreadable:  # one of them may be its test
+        return (tests.records or (None,))[-1], ''
     untested = 'The last mixture has not been tested' + (
         ', an earlier one has.' if tests.records else '.'
     )
@@ -258,7 +260,8 @@ def _section(files: ExpertFiles) -> str:
 INDEX_STYLE = (
     'body {font: 14px/1.45 sans-serif; max-width: 1240px; margin: 2em auto; padding: 0 1em; '
     'color: #1a1a1a} '
-    'table {border-collapse: collapse} .n {white-space: nowrap} '
+    'table {border-collapse: collapse; display: block; max-width: 100%; overflow-x: auto} '
+    '.n {white-space: nowrap} '
     'td, th {text-align: left; vertical-align: top; padding: .35em .7em; '
     'border-bottom: 1px solid #bbb} '
     '.warn {border: 3px solid #D55E00; padding: .5em 1em} h2 {margin-top: 2em}'

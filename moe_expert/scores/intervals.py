@@ -19,9 +19,9 @@ from .facts import COMPOSITES, FACTS
 from .metrics import RATES, decide
 
 # %% auto #0
-__all__ = ['Z', 'Z_OF_SIZE', 'Z_OF_SUM', 'NEAREST', 'INTERVALS', 'Interval', 'wilson', 'newcombe', 'auc_interval', 'Observations',
-           'observations', 'Part', 'score_intervals', 'intervals', 'undefined_scores', 'scores_with_intervals',
-           'interval_text', 'resamples', 'resampled_scores']
+__all__ = ['Z', 'Z_OF_SIZE', 'Z_OF_SUM', 'NEAREST', 'INTERVALS', 'Interval', 'wilson', 'newcombe', 'gap_by_chance',
+           'auc_interval', 'Observations', 'observations', 'Part', 'score_intervals', 'intervals', 'undefined_scores',
+           'scores_with_intervals', 'interval_text', 'resamples', 'resampled_scores']
 
 # %% ../../nbs/27_intervals.ipynb #aac37bee
 @dataclass
@@ -81,6 +81,21 @@ def newcombe(
     """
     low, high = _newcombe(*(torch.tensor(x, dtype=torch.double) for x in (*first, *second)))
     return first[0] - second[0], low.item(), high.item()
+
+# %% ../../nbs/27_intervals.ipynb #d6de6a36
+def gap_by_chance(
+    first: tuple[float, int],  # a share, and of how many people
+    second: tuple[float, int],  # the other
+) -> float:  # in [0, 1]
+    """The mean size of the difference of two shares if group labels meant nothing.
+
+    >>> round(gap_by_chance((0.5, 200), (0.6, 200)), 4)
+    0.0397
+    """
+    (p, n), (q, m) = first, second
+    pooled, people = (p * n + q * m) / (n + m), n + m
+    spread = pooled * (1 - pooled) * people / max(1, people - 1)
+    return math.sqrt(2 / math.pi * spread * (1 / n + 1 / m))
 
 # %% ../../nbs/27_intervals.ipynb #4a5b53ed
 def auc_interval(
@@ -566,11 +581,12 @@ def interval_text(
     """
     if value is None:
         return f'undefined: {why}' if why else 'undefined'
-    text = f'{value:.{digits}f}'
+    shown = lambda v: f'{round(v, digits) + 0.0:.{digits}f}'  # without the sign of −0
+    text = shown(value)
     if low is not None:
-        text += f' [{low:.{digits}f}, {high:.{digits}f}]'
+        text += f' [{shown(low)}, {shown(high)}]'
     beside = {'debiased': debiased, 'by chance': by_chance}
-    notes = [f', {n} {v:.{digits}f}' for n, v in beside.items() if v is not None]
+    notes = [f', {n} {shown(v)}' for n, v in beside.items() if v is not None]
     return text + ''.join(notes)
 
 # %% ../../nbs/27_intervals.ipynb #7b3ed288

@@ -406,9 +406,10 @@ def read_record(
     if SEAL not in record:
         _accept_unsealed(files, path)
     if problem := misfit(record, KINDS[kind]):
+        again = ', or delete it and run the command that wrote it again'
         raise ArtifactError(
-            f'{path} {problem}: it is no intact record of this kind ({kind}). Restore it, or '
-            'delete it and run the command that wrote it again.'
+            f'{path} {problem}: it is no intact record of this kind ({kind}). Restore it'
+            f'{"" if kind == "test" else again}.'
         )
     return record
 
