@@ -29,16 +29,17 @@ STAGE1 = (
 )
 
 
+TIMES = ('seconds', 'created', 'date', 'tested_at', 'tested_once')
+SEALS = ('content_sha256', 'results_sha256')  # of content that holds times
+
+
 def bare(path):
     "A result file apart from times and Optuna's numbers."
 
     def strip(value):
         if isinstance(value, dict):
-            return {
-                k: strip(v)
-                for k, v in value.items()
-                if k not in ('seconds', 'optuna_number', 'created', 'date')
-            }
+            left_out = (*TIMES, *SEALS, 'optuna_number')
+            return {k: strip(v) for k, v in value.items() if k not in left_out}
         return [strip(v) for v in value] if isinstance(value, list) else value
 
     return strip(json.loads(path.read_text()))
