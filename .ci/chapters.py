@@ -43,6 +43,7 @@ SCRUB = [
     (r'(<[^<>\n]*?) at 0x[0-9a-f]+', r'\1'),
     (r'\b0x[0-9a-f]{8,}\b', '0x…'),
     (r'\x1b\[[0-9;]*m', ''),
+    (r'\b\d\d:\d\d<\d\d:\d\d\b', '00:00<00:00'),  # of progress bars
 ]
 NOISE = re.compile(r'0x[0-9a-f]{8,}|/tmp/|/home/|/root/|site-packages|ipykernel_\d|IPKernelApp')
 
