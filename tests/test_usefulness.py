@@ -251,9 +251,8 @@ def outputs_in_order(path):
 @pytest.mark.slow
 def test_both_reports_begin_with_the_notices(coin):
     _, options = coin
-    given = dict(cache_dir=options[3], n_trials=2, epochs=60)
-    tuned = run_report(options[1], **given)
-    for path in (tuned, run_moe_report(options[1], fine_tune=False, **given)):
+    tuned = run_report(options[1], cache_dir=options[3])
+    for path in (tuned, run_moe_report(options[1], cache_dir=options[3], fine_tune=False)):
         shown = outputs_in_order(path)
         assert GUESSING in shown and shown.index(GUESSING) < shown.index('<table')
         page = path.with_suffix('.html').read_text()
