@@ -345,12 +345,11 @@ def read_tests(
 ) -> PastTests:
     "All records of tests, read without changing anything."
     records, unreadable = [], []
-    for path in (files.moe_results, *files.marked_files('moe_results')):
-        if path.exists():
-            try:
-                records.append(read_record(files, path, 'test'))
-            except ArtifactError as err:
-                unreadable.append(str(err).removesuffix('.'))
+    for path in files.records_of_tests():
+        try:
+            records.append(read_record(files, path, 'test'))
+        except ArtifactError as err:
+            unreadable.append(str(err).removesuffix('.'))
     records[1:] = sorted(records[1:], key=lambda r: r.get('tested_at', ''))
     return PastTests(tuple(records), tuple(unreadable))
 

@@ -34,8 +34,8 @@ from ..parameters import EDITIONS
 
 # %% auto #0
 __all__ = ['logger', 'VERIFIED', 'DIFFERS', 'NOT_CHECKED', 'SAME_ARITHMETIC', 'ELSEWHERE', 'Finding', 'Verification', 'tolerance',
-           'unequal', 'studies_of', 'Audit', 'Tuned', 'tuned_things', 'records_of_tests', 'checked_files',
-           'verify_dataset', 'datasets_in', 'verify', 'write_manifest', 'read_manifest', 'compare_manifest']
+           'unequal', 'studies_of', 'Audit', 'Tuned', 'tuned_things', 'checked_files', 'verify_dataset', 'datasets_in',
+           'verify', 'write_manifest', 'read_manifest', 'compare_manifest']
 
 # %% ../../nbs/59_verify.ipynb #8f6e6cf0
 from ..scores.evaluation import Evaluator
@@ -488,12 +488,6 @@ def check_fine_tuning(self: Audit):
         self.check_scores(path, tuned['metrics'], 'metrics', mixture, about)
 
 # %% ../../nbs/59_verify.ipynb #cd7efad0
-def records_of_tests(files: ExpertFiles) -> list[Path]:
-    "The records of tests: of the present mixture, and those of others beside it."
-    name = re.compile(rf'{re.escape(files.moe_results.stem)}(\.[0-9a-f]{{8}})?\.json')
-    return sorted(p for p in files.cache_dir.iterdir() if name.fullmatch(p.name))
-
-
 @patch
 def mixture(self: Audit, sha256: str) -> tuple[Mixture, dict]:
     "The mixture in the file with this SHA-256. `ArtifactError` if there is none."
@@ -604,7 +598,7 @@ def check(self: Audit):
     checks = [(t.results, lambda t=t: self.check_tuned(t)) for t in things]
     checks += [(files.gate_results, self.check_gate), (files.summary, self.check_summary)]
     checks.append((files.finetuned_results, self.check_fine_tuning))
-    checks += [(p, lambda p=p: self.check_test(p)) for p in records_of_tests(files)]
+    checks += [(p, lambda p=p: self.check_test(p)) for p in files.records_of_tests()]
     for path, do in checks:
         with self.about(path):
             do()

@@ -201,11 +201,10 @@ def _test_at_hand(files: ExpertFiles, tests: PastTests) -> tuple[dict | None, st
     return (tests.records or (None,))[-1], f'<p>{untested}</p>' if last else ''
 
 
-def _mixture_section(files: ExpertFiles) -> str:
+def _mixture_section(files: ExpertFiles, tests: PastTests, test: dict | None, state: str) -> str:
     "The final test, if there was one: a row per method, and how often the nodes were looked at."
-    report, tests = report_names(files).get('mixture'), read_tests(files)
+    report = report_names(files).get('mixture')
     link = f'<p>{_links("Report of the mixture", report)}</p>' if report else ''
-    test, state = _test_at_hand(files, tests)
     looks = ''.join(f'<p>{html.escape(s)}</p>' for s in tested_words(tests, test))
     if test is None:
         return state + looks + link
@@ -222,7 +221,7 @@ def _mixture_section(files: ExpertFiles) -> str:
     return f'{state}<p>{note}</p>{shown}{looks}{link}'
 
 # %% ../../nbs/68_index.ipynb #ab65e3fc
-def _doubts_section(files: ExpertFiles) -> str:
+def _doubts_section(files: ExpertFiles, test: dict | None) -> str:
     "What must be said before the tables, from the result files; empty if there is nothing."
     names = {e: (files.results(e), 'expert') for e in EXPERTS}
     names |= {'gate': (files.gate_results, 'gate')}
@@ -232,7 +231,6 @@ def _doubts_section(files: ExpertFiles) -> str:
             read |= {name: read_record(files, path, kind)} if path.exists() else {}
         except ArtifactError as err:
             sentences.append(str(err))
-    test, _ = _test_at_hand(files, read_tests(files))
     sentences += [s for found in doubts(read, test).values() for s in found]
     items = ''.join(f'<li>{html.escape(s)}</li>' for s in sentences)
     return f'<div class="warn">⚠ Before you use this:<ul>{items}</ul></div>' if items else ''
@@ -243,7 +241,9 @@ def _section(files: ExpertFiles) -> str:
     head = f'<h2>{html.escape(files.dataset)}</h2>'
     try:
         settings, rows = owner(files.cache_dir, files.dataset), index_rows(files)
-        doubted = _doubts_section(files)
+        tests = read_tests(files)
+        test, state = _test_at_hand(files, tests)
+        doubted = _doubts_section(files, test)
     except ArtifactError as err:
         return head + _warning(html.escape(str(err)))
     about = (
@@ -254,7 +254,8 @@ def _section(files: ExpertFiles) -> str:
     failed = ''.join(_warning(f'A report stopped: {_link(p.name, p.name)}') for p in stopped)
     header = ['expert', *COMPOSITES, 'feasible trials', 'reports']
     experts = html_table(header, map(_cells, rows))
-    return f'{head}<p>{html.escape(about)}</p>{failed}{doubted}{experts}{_mixture_section(files)}'
+    mixture = _mixture_section(files, tests, test, state)
+    return f'{head}<p>{html.escape(about)}</p>{failed}{doubted}{experts}{mixture}'
 
 # %% ../../nbs/68_index.ipynb #81074b42
 INDEX_STYLE = (

@@ -137,6 +137,13 @@ def marked_files(
     there = path.parent.iterdir() if path.parent.is_dir() else ()
     return sorted(p for p in there if ours.fullmatch(p.name))
 
+
+@patch
+def records_of_tests(self: ExpertFiles) -> list[Path]:
+    "The records of tests that exist: the first one, then those of other mixtures by name."
+    first = [self.moe_results] if self.moe_results.exists() else []
+    return first + self.marked_files('moe_results')
+
 # %% ../../nbs/41_folder.ipynb #db5c0634
 def everything(
     files: ExpertFiles,
