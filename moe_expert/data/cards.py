@@ -19,8 +19,8 @@ from .tables import TABLES, table_suffix
 from ..errors import DataError, unknown_name
 
 # %% auto #0
-__all__ = ['CARDS', 'OR_A_KNOWN_NAME', 'as_list', 'Card', 'check_own_name', 'split_fractions', 'make_card', 'find_card',
-           'read_card', 'own_name']
+__all__ = ['CARDS', 'OR_A_KNOWN_NAME', 'as_list', 'Card', 'check_own_name', 'is_given', 'split_fractions', 'make_card',
+           'find_card', 'read_card', 'own_name']
 
 # %% ../../nbs/11_cards.ipynb #38941207
 def as_list(value) -> list:
@@ -39,49 +39,87 @@ class Card:
     label: str  # column of the outcome; never a feature
     sensitive: str  # column of the sensitive attribute
     name: str = 'own'  # of the data set; becomes part of file names
-    table: str | Path | None = None  # CSV or Parquet file; relative paths start at the card
+    table: str | Path | None = None  # a file; relative paths start at the card
+    test_table: str | Path | None = None  # a second file, whose rows are the test part
+    reader: Mapping = field(default_factory=dict)  # how the file is written: fields of `Reader`
+    rows: Mapping = field(default_factory=dict)  # column → condition; other rows are left out
     positive: Any = 1  # value of the label that counts as 1; a list, or {min: …, max: …}
+    negative: Any = None  # value(s) that count as 0; None: the other one of two values
+    unlabelled: tuple = ()  # values of the label that say nothing
     privileged: Any = None  # value(s) of group 1, or {min: …, max: …}; None: 1 of 0 and 1
     group_names: tuple[str, str] | None = None  # of groups 0 and 1; None: from `privileged`
     sensitive_as_feature: bool = True  # may the models see the group (as in the benchmarks)?
+    person: str | None = None  # column of the person's id: all rows of a person share a part
+    kinds: Mapping = field(default_factory=dict)  # column → kind, or mapping: see `data.kinds`
     drop: tuple[str, ...] = ()  # no features: identifiers, what is only known after the outcome
-    categorical: tuple[str, ...] = ()  # numeric columns whose numbers are codes
+    categorical: tuple[str, ...] = ()  # short for `kinds: {column: category}`
+    same: Mapping = field(default_factory=dict)  # column → {spelling: value that it means}
     report_by: tuple[str, ...] = ()  # further columns whose groups reports compare
-    na_values: tuple = ()  # values that mean "not known", anywhere in the table
+    na_values: Any = ()  # values that mean "not known": a list, or column → list
     missing: str = 'error'  # 'error', 'drop' (rows), or 'impute' (from the training rows)
-    edges: Any = None  # file of row-number pairs, or an [E, 2] array; None: the similarity rule
-    threshold: float = 0.8  # of the similarity rule
-    similarity: str = 'raw'  # columns of the rule: 'raw' (as in the benchmarks) or 'scaled'
-    split: Mapping = field(default_factory=dict)  # seed, train, validation; or column
+    edges: Any = None  # file of pairs, or an [E, 2] array; None: `neighbours` or the rule
+    edges_by: str | None = None  # column whose values name people in `edges`; 'row': row numbers
+    directed: str | None = None  # 'both': edges of one direction count in both
+    neighbours: int = 10  # of each person in the default graph, on scaled features
+    threshold: float | None = None  # of the similarity rule, which takes the default's place
+    similarity: str | None = None  # columns of the rule: 'raw' (as in the benchmarks) or 'scaled'
+    max_edges: int = 20_000_000  # undirected edges of the rule; more are refused
+    split: Mapping = field(default_factory=dict)  # seed, train, validation; column, validation
     scale_on: str = 'train'  # rows that define the scaling: 'train' or 'all'
     about: Mapping = field(default_factory=dict)  # text for the report: source, population, …
     folder: Path = Path('.')  # where relative paths start
 
     def __post_init__(self):
-        for name in ('drop', 'categorical', 'report_by', 'na_values'):
+        for name in _LISTS:
             object.__setattr__(self, name, tuple(as_list(getattr(self, name))))
         _check_card(self)
 
 # %% ../../nbs/11_cards.ipynb #6ff1af53
+_LISTS = ('drop', 'categorical', 'report_by', 'unlabelled')
+_MAPPINGS = ('reader', 'rows', 'kinds', 'same', 'split', 'about')
+_NAMES = ('drop', 'categorical', 'report_by')  # lists of columns
 _CHOICES = {
     'missing': ('error', 'drop', 'impute'),
-    'similarity': ('raw', 'scaled'),
+    'similarity': (None, 'raw', 'scaled'),
+    'directed': (None, 'both'),
     'scale_on': ('train', 'all'),
     'sensitive_as_feature': (True, False),
 }
 
 # %% ../../nbs/11_cards.ipynb #f120f5e5
 def _check_choices(card: Card) -> None:
-    "`DataError` for an entry that is none of its choices, or no mapping."
+    "`DataError` for an entry that is none of its choices."
     for name, known in _CHOICES.items():
-        if getattr(card, name) not in known:
-            raise DataError(
-                f'{name} must be one of {", ".join(map(str, known))}, not {getattr(card, name)!r}'
-            )
-    for name in ('split', 'about'):
+        value = getattr(card, name)
+        if not any(value is k or (isinstance(k, str) and value == k) for k in known):
+            listed = ', '.join(str(k).lower() if isinstance(k, bool) else k for k in known if k)
+            raise DataError(f'{name} must be one of {listed}, not {value!r}')
+
+# %% ../../nbs/11_cards.ipynb #c41c8789
+def _check_kinds(card: Card) -> None:
+    "`DataError` for an entry that is no mapping, no name of a column, or no number of its range."
+    for name in _MAPPINGS:
         value = getattr(card, name)
         if not isinstance(value, Mapping):
             raise DataError(f'{name} must be a mapping ({name}: {{…}}), not {value!r}')
+    for name in _NAMES:
+        if wrong := [v for v in getattr(card, name) if not isinstance(v, str)]:
+            raise DataError(
+                f'{name} must name columns, as texts, not {wrong[0]!r}: put it in quotes'
+            )
+    for name in ('person', 'edges_by'):
+        value = getattr(card, name)
+        if value is not None and not isinstance(value, str):
+            raise DataError(f'{name} must name a column, as a text, not {value!r}')
+    for name in ('neighbours', 'max_edges'):
+        value = getattr(card, name)
+        if type(value) is not int or value < 1:
+            raise DataError(f'{name} must be a whole number of at least 1, not {value!r}')
+    number = isinstance(card.threshold, int | float) and not isinstance(card.threshold, bool)
+    if card.threshold is not None and not (number and 0 < card.threshold < 1):
+        raise DataError(f'threshold must lie between 0 and 1, not {card.threshold!r}')
+    if not isinstance(card.na_values, Mapping | list | tuple | str | int | float):
+        raise DataError(f'na_values must be a list or a mapping, not {card.na_values!r}')
 
 # %% ../../nbs/11_cards.ipynb #a0bc0574
 def check_own_name(
@@ -108,36 +146,52 @@ def _check_roles(card: Card) -> None:
             f'drop: {card.sensitive!r} is the sensitive attribute; sensitive_as_feature: false '
             'keeps it from the models'
         )
+    if card.person in (card.label, card.sensitive):
+        raise DataError(f'person: {card.person!r} is the label or the sensitive attribute')
     names = card.group_names
-    if names is not None and (isinstance(names, str) or len(set(names)) != 2):
+    if names is not None and (not isinstance(names, list | tuple) or len(set(names)) != 2):
         raise DataError(
             f'group_names must be two different names, of group 0 and group 1, not {names!r}'
         )
 
 # %% ../../nbs/11_cards.ipynb #2dd3b8c6
+_SPLIT = ('seed', 'train', 'validation', 'column')
+
+
+def is_given(card: Card) -> bool:
+    "Does the card say which rows are the test, by a column or by a second file?"
+    return 'column' in card.split or card.test_table is not None
+
+
 def split_fractions(card: Card) -> tuple[float, float]:
-    "Fractions of each class for training and validation."
-    try:
-        return float(card.split.get('train', 0.5)), float(card.split.get('validation', 0.25))
-    except (TypeError, ValueError) as e:
-        raise DataError(
-            f'split: train and validation must be fractions, not {dict(card.split)}'
-        ) from e
+    """Fractions of each class for training and validation.
+
+    If the test part is given, they are fractions of what is not tested.
+    """
+    validation = card.split.get('validation', 0.25)
+    train = card.split.get('train', 1 - validation if is_given(card) else 0.5)
+    return float(train), float(validation)
 
 # %% ../../nbs/11_cards.ipynb #cdb8d6a9
 def _check_split(card: Card) -> None:
     "`DataError` for an entry `split` that cannot be carried out."
-    unknown = [k for k in card.split if k not in ('seed', 'train', 'validation', 'column')]
-    if unknown or ('column' in card.split and len(card.split) > 1):
+    unknown = [k for k in card.split if k not in _SPLIT]
+    if unknown or (is_given(card) and 'train' in card.split):
         raise DataError(
             f'split: {unknown or dict(card.split)} cannot be used: give seed, train and '
-            'validation (fractions), or column alone'
+            'validation (fractions); or column, and validation where the column names none'
         )
+    if not isinstance(card.split.get('column', ''), str):
+        raise DataError(f'split: column must name a column, not {card.split["column"]!r}')
     seed = card.split.get('seed', 20)
     if type(seed) is not int or seed < 0:
         raise DataError(f'split: the seed must be a whole number of at least 0, not {seed!r}')
+    for part in ('train', 'validation'):
+        share = card.split.get(part, 0.25)
+        if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share < 1:
+            raise DataError(f'split: {part} must be a fraction between 0 and 1, not {share!r}')
     train, validation = split_fractions(card)
-    if not (0 < train and 0 < validation and train + validation < 1):
+    if not is_given(card) and train + validation >= 1:
         raise DataError(
             f'split: train {train} and validation {validation} must be positive and leave a rest '
             'for the test'
@@ -147,6 +201,7 @@ def _check_split(card: Card) -> None:
 def _check_card(card: Card) -> None:
     "`DataError` for the first entry that is out of range."
     _check_choices(card)
+    _check_kinds(card)
     _check_roles(card)
     _check_split(card)
 
@@ -170,17 +225,31 @@ def make_card(
         raise DataError(f'{where}: {e}') from e
 
 # %% ../../nbs/11_cards.ipynb #b8ce63db
+_DECIMAL = r'[-+]?(0|[1-9][0-9_]*)'
+_PLAIN = {  # what YAML may read as something other than text
+    'bool': (r'true|True|TRUE|false|False|FALSE', 'tTfF'),
+    'null': (r'~|null|Null|NULL|', ['~', 'n', 'N', '']),
+    'int': (_DECIMAL, '-+0123456789'),
+    'float': (
+        rf'{_DECIMAL}?\.[0-9]+([eE][-+]?[0-9]+)?|{_DECIMAL}\.?[eE][-+]?[0-9]+',
+        '-+0123456789.',
+    ),
+}
+
+
 def _strict_loader():
-    "A safe YAML loader in which yes and no are words and no key may stand twice."
+    "A safe YAML loader that takes few texts for anything else; no key may stand twice."
+    import re
+
     import yaml
 
     class Loader(yaml.SafeLoader):
-        pass
+        yaml_implicit_resolvers = {}
 
-    Loader.yaml_implicit_resolvers = {
-        first: [r for r in rules if r[0] != 'tag:yaml.org,2002:bool' or first in 'tTfF']
-        for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
-    }
+    for kind, (pattern, first) in _PLAIN.items():
+        Loader.add_implicit_resolver(
+            f'tag:yaml.org,2002:{kind}', re.compile(f'^(?:{pattern})$'), list(first)
+        )
 
     def mapping(loader, node):
         keys = [k.value for k, _ in node.value]

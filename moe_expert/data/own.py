@@ -6,10 +6,7 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from copy import copy
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,26 +14,19 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor
 
 if TYPE_CHECKING:
     from torch_geometric.data import Data
 
 # %% auto #0
-__all__ = ['PARTS', 'feature_columns', 'from_frame', 'from_data', 'load_own']
+__all__ = ['PARTS', 'merged_card', 'feature_columns', 'from_frame']
 
 # %% ../../nbs/13_own.ipynb #a076cd51
 from .assembly import assemble, feature_range, scale_features
 from moe_expert.data.cards import (
-    CARDS,
-    OR_A_KNOWN_NAME,
     Card,
     as_list,
-    check_own_name,
-    find_card,
     make_card,
-    own_name,
-    read_card,
     split_fractions,
 )
 from .catalogue import DatasetSpec
@@ -53,13 +43,13 @@ from moe_expert.data.columns import (
     outcomes_of,
     treat_missing,
 )
-from .graph import check_edges, read_edges, similarity_keys, undirected_graph
+from .graph import check_edges, read_edges, similarity_keys
 from .split import check_positives, standard_split
-from .tables import Table, check_unique, names_to_drop, read_table
-from ..errors import DataError, DataWarning, did_you_mean
+from .tables import Table, check_unique, names_to_drop
+from ..errors import DataError, did_you_mean
 
 # %% ../../nbs/13_own.ipynb #360ba17a
-def _merged_card(card: Card | Mapping | None, own: Mapping, drop: str | Iterable[str]) -> Card:
+def merged_card(card: Card | Mapping | None, own: Mapping, drop: str | Iterable[str]) -> Card:
     "The card with the entries of the call."
     entries = dict(card or {}) if not isinstance(card, Card) else {}
     if isinstance(card, Card):
@@ -176,10 +166,11 @@ def _encoded(frame: pd.DataFrame, columns: Sequence[Mapping], where: str) -> tup
 # %% ../../nbs/13_own.ipynb #98e8c8d7
 def _rule_edges(features: np.ndarray, card: Card, train: np.ndarray) -> tuple[np.ndarray, str]:
     "Keys by the similarity rule, and the rule as a sentence."
-    if card.similarity == 'scaled':
+    similarity, threshold = card.similarity or 'raw', card.threshold or 0.8
+    if similarity == 'scaled':
         features, _ = scale_features(features, *feature_range(features, train, card.scale_on))
-    sentence = f'similarity of the {card.similarity} features, threshold {card.threshold}'
-    return similarity_keys(features, card.threshold), sentence
+    sentence = f'similarity of the {similarity} features, threshold {threshold}'
+    return similarity_keys(features, threshold), sentence
 
 # %% ../../nbs/13_own.ipynb #a3b49cdc
 def _listed_edges(card: Card, n_file: int) -> tuple[np.ndarray, str]:
@@ -294,7 +285,7 @@ def from_frame(
     **own,  # fields of `Card`; they take precedence over the card's
 ) -> Data:  # as from `load_dataset`, with `notes` on what was done and `other_groups` to report by
     "Read, reduce, encode, split and scale a table. `DataError` names column, row and cure."
-    card = _merged_card(card, own, drop)
+    card = merged_card(card, own, drop)
     usable = _usable(frame, card)
     where, frame = card.name, usable.frame
     y = outcomes_of(frame[card.label], card, where)
@@ -321,171 +312,3 @@ def from_frame(
     data.notes = _notes(card, usable, groups.rule, graph, columns)
     data.fingerprint = _own_fingerprint(data, card)
     return data
-
-# %% ../../nbs/13_own.ipynb #139b61dd
-def _unchanged(data: Data, drop: str | Iterable[str]) -> Data:
-    "A data set that is loaded already. `DataError` if further columns should be dropped from it."
-    late = set(names_to_drop(drop)) - set(data.drop)
-    if late:
-        raise DataError(
-            f'drop: {", ".join(sorted(late))} cannot be dropped from {data.name}, which is loaded '
-            'already: load it with drop='
-        )
-    graph = undirected_graph(data.edge_index, len(data.x), f'{data.name}: edge_index')
-    if graph is data.edge_index:
-        return data
-    data = copy(data)  # somebody put edges in another form into it
-    data.edge_index = graph
-    return data
-
-# %% ../../nbs/13_own.ipynb #7c9f4f8e
-def _unused_name(name: str, taken: Iterable[str]) -> str:
-    "The name, with underscores until no column has it."
-    while name in taken:
-        name += '_'
-    return name
-
-# %% ../../nbs/13_own.ipynb #f2254e71
-def _parts_of_masks(masks: Sequence[Tensor | None], n: int, name: str) -> np.ndarray:
-    "[n] train, validation, test or none; no node may be in two."
-    if any(m is None or m.dim() != 1 or len(m) != n for m in masks):
-        raise DataError(
-            f'{name}: train_mask, val_mask and test_mask must all be there, each of shape [{n}], '
-            'or none of them'
-        )
-    member = np.stack([np.asarray(m.cpu(), dtype=bool) for m in masks])
-    if (member.sum(0) > 1).any():
-        raise DataError(
-            f'{name}: node {int((member.sum(0) > 1).argmax())} is in more than one of train_mask, '
-            'val_mask and test_mask'
-        )
-    part = np.where(member.any(0), member.argmax(0), 3)
-    return np.array(['train', 'validation', 'test', 'none'])[part]
-
-# %% ../../nbs/13_own.ipynb #f41cdeff
-def _arrays_of_data(data: Data, name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[str]]:
-    "x [N, d], y [N], sens [N] and the d feature names of a PyG `Data`."
-    for field_name in ('x', 'y', 'sens'):
-        if getattr(data, field_name, None) is None:
-            raise DataError(
-                f'{name}: the Data has no {field_name}: it needs x [N, d], y [N] and sens [N], the '
-                'latter two in {0, 1}'
-            )
-    x = np.asarray(data.x.detach().cpu().double())
-    y, sens = (np.asarray(v.detach().cpu()).reshape(-1) for v in (data.y, data.sens))
-    names = list(getattr(data, 'feature_names', None) or (f'x{k}' for k in range(x.shape[1])))
-    if x.ndim != 2 or len(names) != x.shape[1] or not len(x) == len(y) == len(sens):
-        raise DataError(
-            f'{name}: x {x.shape}, y {y.shape}, sens {sens.shape} and {len(names)} feature names '
-            'do not fit together'
-        )
-    return x, y, sens, list(map(str, names))
-
-# %% ../../nbs/13_own.ipynb #82b1a60b
-def _edges_of_data(data: Data, name: str) -> np.ndarray | None:
-    "[E, 2] pairs of nodes, each once; None: no graph is given."
-    edges, n = getattr(data, 'edge_index', None), len(data.x)
-    if edges is None and getattr(data, 'adj_t', None) is not None:
-        raise DataError(
-            f'{name}: the graph of the Data is in adj_t: give it as edge_index [2, E], without the '
-            'transform ToSparseTensor'
-        )
-    if edges is None:
-        return None
-    keys = check_edges(edges, n, f'{name}: edge_index', index=True)
-    return np.stack(np.divmod(keys, n), 1)
-
-# %% ../../nbs/13_own.ipynb #3a705475
-def from_data(
-    data: Data,  # x [N, d], y [N], sens [N]; optional: edge_index, three masks, feature_names
-    *,
-    split_seed: int | None = None,  # where the masks are not given; None: 20
-    drop: str | Iterable[str] = (),  # features to leave out
-    dataset_name: str | None = None,  # None: `data.name`, or 'own'
-    threshold: float = 0.8,  # of the similarity rule, where there is no `edge_index`
-) -> Data:  # the fields of `load_dataset`
-    "Check, scale and complete a PyG graph. `DataError` if fields are missing or do not fit."
-    if getattr(data, 'fingerprint', None) is not None:
-        return _unchanged(data, drop)
-    name = check_own_name(dataset_name or getattr(data, 'name', None) or 'own')
-    x, y, sens, names = _arrays_of_data(data, name)
-    frame = pd.DataFrame(x, columns=names)
-    label, group = (_unused_name(n, frame.columns) for n in ('y', 'sens'))
-    frame[label], frame[group] = y, sens
-    split, edges = {}, _edges_of_data(data, name)
-    masks = [getattr(data, f'{part}_mask', None) for part in ('train', 'val', 'test')]
-    if any(m is not None for m in masks):
-        split = {'column': _unused_name('split', frame.columns)}
-        frame = frame.assign(**{split['column']: _parts_of_masks(masks, len(x), name)})
-    return from_frame(
-        frame,
-        split_seed=split_seed,
-        drop=drop,
-        source='a PyG Data',
-        dataset_name=name,
-        label=label,
-        sensitive=group,
-        sensitive_as_feature=False,
-        edges=edges,
-        threshold=threshold,
-        split=split,
-    )
-
-# %% ../../nbs/13_own.ipynb #3b293852
-def _card_for_path(path: str | os.PathLike, own: Mapping) -> Card:
-    "The card that is meant by a path, with the entries of the call."
-    path = find_card(path)
-    if path.suffix.lower() in CARDS or not own:
-        card = read_card(path)
-    else:
-        card = {'table': path.name, 'folder': path.parent, 'name': own_name(path)}
-    card = _merged_card(card, own, ())
-    if card.table is None:
-        raise DataError(f'{path}: the card names no table: add table: file.csv')
-    return card
-
-# %% ../../nbs/13_own.ipynb #f70cbcce
-def _from_path(
-    path: str | os.PathLike, own: Mapping, split_seed: int | None, drop: str | Iterable[str]
-) -> Data:
-    "The data set of a card, of its folder or of a table file."
-    card = _card_for_path(path, own)
-    if card.edges is not None and drop:
-        warnings.warn(
-            f'{card.name}: the edge list is kept without {", ".join(names_to_drop(drop))}; if it '
-            'was made from such columns, leave edges out of the card, and the similarity rule '
-            'makes the graph anew',
-            DataWarning,
-            stacklevel=4,
-        )
-    table = card.folder / Path(card.table).expanduser()
-    return from_frame(read_table(table), card, split_seed=split_seed, drop=drop, source=table.name)
-
-# %% ../../nbs/13_own.ipynb #767a0d2e
-def load_own(
-    source: str | os.PathLike | pd.DataFrame | Data,  # card, its folder, or table; table or graph
-    *,
-    data_dir: str | os.PathLike | None = None,  # refused for paths: the card names its files
-    split_seed: int | None = None,  # None: the card's, else 20
-    drop: str | Iterable[str] = (),  # columns to leave out, besides those of the card
-    edition: str = 'auto',  # 'auto' or 'full': there is only one
-    **own,  # fields of `Card`; they take precedence over the card's
-) -> Data:
-    "Load a user's data set in any of its forms. `DataError` says what is wrong and how to cure it."
-    is_file = isinstance(source, str | os.PathLike)
-    if data_dir is not None and is_file:
-        raise DataError(
-            f"data_dir= is the folder of the benchmarks' files; {source} is a path of its own"
-        )
-    if edition not in ('auto', 'full'):
-        raise DataError(f'edition must be auto or full for your own data, not {edition!r}')
-    if isinstance(source, pd.DataFrame):
-        return from_frame(source, split_seed=split_seed, drop=drop, **own)
-    if hasattr(source, 'edge_index'):
-        return from_data(source, split_seed=split_seed, drop=drop, **own)
-    if not is_file:
-        raise DataError(
-            f'{source!r} is not the name of a data set, a path, a DataFrame or a PyG Data. '
-            f'{OR_A_KNOWN_NAME}'
-        )
-    return _from_path(source, own, split_seed, drop)
