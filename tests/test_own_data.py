@@ -20,9 +20,10 @@ from torch_geometric.data import Data
 from moe_expert.data.audit import data_card
 from moe_expert.data.cards import Card, read_card
 from moe_expert.data.columns import encode
+from moe_expert.data.doors import from_data
 from moe_expert.data.drafts import write_card
 from moe_expert.data.graph import similarity_graph
-from moe_expert.data.own import from_data, from_frame
+from moe_expert.data.own import from_frame
 from moe_expert.data.split import standard_split
 from moe_expert.data.synthetic import make_synthetic
 from moe_expert.datasets import canonical_name, load_dataset
