@@ -9,6 +9,7 @@ import codecs
 import csv
 import io
 import json
+import operator
 import os
 import re
 import warnings
@@ -314,13 +315,15 @@ def _lines(path: Path, reader: Reader) -> Iterator[str]:
         encoding = _encoding(path, raw.peek(16)[:16], reader)
         try:
             # newline='' keeps line ends inside quotation marks as they are
-            for number, line in enumerate(io.TextIOWrapper(raw, encoding, newline=''), 1):
-                if '\0' in line:
-                    raise DataError(
-                        f'{path}: line {number} holds a NUL byte, so it is no text in {encoding}: '
-                        'remove the byte, or name the encoding: reader: {encoding: utf-16}'
-                    )
-                yield line
+            with io.TextIOWrapper(raw, encoding, newline='') as text:
+                for number, line in enumerate(text, 1):
+                    if '\0' in line:
+                        raise DataError(
+                            f'{path}: line {number} holds a NUL byte, so it is no text in '
+                            f'{encoding}: remove it, or name the encoding: '
+                            'reader: {encoding: utf-16}'
+                        )
+                    yield line
         except UnicodeError as e:
             raise _wrong_byte(path, encoding) from e
 
@@ -432,6 +435,10 @@ def _column(cells: Sequence[str], trim: bool) -> tuple[np.ndarray, int]:
     import numpy as np
     import pandas as pd
 
+    if len(set(cells[:1000])) > 500:  # few cells are equal: one by one is faster
+        bare = [c.strip() for c in cells] if trim else cells
+        trimmed = sum(map(operator.ne, bare, cells))
+        return np.array([c or None for c in bare], dtype=object), trimmed
     codes, values = pd.factorize(np.array(cells, dtype=object))
     texts = np.array([(v.strip() if trim else v) or None for v in values], dtype=object)
     bare = np.array([not trim or v == v.strip() for v in values], dtype=bool)
@@ -585,7 +592,8 @@ def _text_grid(path: Path, reader: Reader, separator: str) -> _Grid:
     first = _first_line(rest, path)
     names = _names(first, path, reader)
     columns, width, trailing = _Columns(len(names), reader.trim), len(names), False
-    repeated = [names, [c.strip() for c in first]] if reader.header else [names]
+    repeated = [names] + [[c.strip() for c in first]] * reader.header
+    marks = {r[0] for r in repeated}
     rows, again, row = [], [], -1
     for row, cells in enumerate(rest if reader.header else _chain(first, rest)):
         if row == 0 and len(cells) == width + 1 and not cells[-1]:
@@ -594,7 +602,7 @@ def _text_grid(path: Path, reader: Reader, separator: str) -> _Grid:
             cells = cells[:-1]
         elif trailing or len(cells) != width:
             raise _ragged(records, row, cells, width, reader)
-        if width > 1 and [c.strip() for c in cells] in repeated:
+        if width > 1 and cells[0].strip() in marks and [c.strip() for c in cells] in repeated:
             again.append(row)
         else:
             columns.add(cells)
@@ -844,7 +852,7 @@ def _settled(grid: _Grid, where: str, drop: Iterable[str], wanted: Sequence[str]
     grid = _without_nameless(grid, where, {*drop, *wanted})
     grid = _without_twins(grid, where, drop)
     columns = [
-        c.reset_index(drop=True) if isinstance(c, pd.Series) else pd.Series(c, dtype=object)
+        c.reset_index(drop=True) if isinstance(c, pd.Series) else pd.Series(c, dtype=c.dtype)
         for c in grid.columns
     ]
     index = pd.RangeIndex(len(grid.rows))
