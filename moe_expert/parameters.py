@@ -283,13 +283,15 @@ COMMANDS = {
         'leakage.',
         'list the data sets, or show the data card of one',
     ),
-    'card': Door(
-        'Draft a card for a table of your own: how the file is written, what each column seems to '
-        'be, missing codes, spellings, likely leaks, each with its reason. Only the draft is '
-        'written; what only a person can know is left as a question.',
-        'draft a card for a table of your own',
-    ),
 }
+
+# %% ../nbs/01_parameters.ipynb #c52b24f1
+COMMANDS['card'] = Door(
+    'Draft a card for a table of your own: how the file is written, what each column seems to be, '
+    'missing codes, spellings, likely leaks, each with its reason. Only the draft is written; what '
+    'only a person can know is left as a question.',
+    'draft a card for a table of your own',
+)
 
 # %% ../nbs/01_parameters.ipynb #75765695
 NOTEBOOKS = {
