@@ -10,23 +10,26 @@ import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 from ..errors import DataError
 
 # %% auto #0
-__all__ = ['DATASETS', 'ALIASES', 'SYNTHETIC_NAME', 'DataFile', 'sha256_file', 'DatasetSpec', 'normalised_name',
-           'known_spellings', 'is_known', 'is_path', 'known_names', 'check_name']
+__all__ = ['DATASETS', 'SHIPPED_FOLDER', 'SHIPPED', 'ALIASES', 'AMBIGUOUS', 'SYNTHETIC_NAME', 'DataFile', 'sha256_file',
+           'DatasetSpec', 'normalised_name', 'known_spellings', 'is_known', 'is_path', 'known_names', 'check_name']
 
 # %% ../../nbs/05_catalogue.ipynb #c9901842
 @dataclass(frozen=True)
 class DataFile:
-    "One file of a benchmark."
+    "One file of a data set."
 
     name: str  # file name, e.g. 'bail.csv'
     sha256: str  # checksum of the published file: other downloads are refused
     urls: tuple[str, ...] = ()  # tried in this order; https, pinned to a commit
     also_known: tuple[str, ...] = ()  # checksums of the same content in another number format
+    size: int | None = None  # in bytes; None: not on record
+    folder: str = ''  # in a user's folder; '': named like the data set
 
     def is_published(self, sha256: str) -> bool:
         "Is this the checksum of a known edition of the file?"
@@ -162,13 +165,40 @@ _POR = DatasetSpec(
 # %% ../../nbs/05_catalogue.ipynb #b000b32d
 DATASETS = {spec.name: spec for spec in (_BAIL, _GERMAN, _MATH, _POR)}
 
+# %% ../../nbs/05_catalogue.ipynb #82b0372d
+SHIPPED_FOLDER = Path(find_spec('moe_expert').submodule_search_locations[0], 'data', 'shipped')
+SHIPPED = tuple(sorted(p.stem for p in SHIPPED_FOLDER.glob('*.yaml')))
+
 # %% ../../nbs/05_catalogue.ipynb #30b59bae
 ALIASES = {
     'recidivism': 'bail',
-    'credit': 'german',
     'german_credit': 'german',
     'student-math': 'math',
     'student-por': 'por',
+    'census': 'adult',
+    'census-income': 'adult',
+    'bank-marketing': 'bank',
+    'communities-and-crime': 'communities',
+    'crime': 'communities',
+    'propublica': 'compas',
+    'taiwan': 'credit-taiwan',
+    'uci-credit': 'credit-taiwan',
+    'default-of-credit-card-clients': 'credit-taiwan',
+    'dutch-census': 'dutch',
+    'statlog': 'german-original',
+    'heart-disease': 'heart',
+    'cleveland': 'heart',
+    'law-school': 'law',
+    'lsac': 'law',
+    'open-university': 'oulad',
+    'student-performance': 'student',
+    'bailA': 'bail-new',
+    'new-bail': 'bail-new',
+    'germanA': 'german-new',
+    'new-german': 'german-new',
+}
+AMBIGUOUS = {
+    'credit': 'the German data (german, german-original) or the Taiwanese (credit-taiwan)?',
 }
 SYNTHETIC_NAME = re.compile(r'synthetic(?:-(\d{1,9}))?')
 
@@ -184,17 +214,19 @@ def normalised_name(name: str) -> str:
 # %% ../../nbs/05_catalogue.ipynb #316eb535
 def known_spellings() -> dict[str, str]:
     "Every name and alias in its normalised form, with the name of the data set that it means."
-    return {normalised_name(k): v for k, v in ALIASES.items()} | {k: k for k in DATASETS}
+    names = (*DATASETS, *SHIPPED)
+    return {normalised_name(k): v for k, v in ALIASES.items()} | {k: k for k in names}
 
 # %% ../../nbs/05_catalogue.ipynb #a903af77
 def is_known(name: str) -> bool:
     """Is this the name or alias of a data set that comes with the package?
 
-    >>> [is_known(n) for n in ('Recidivism', 'synthetic-500', 'bial')]
-    [True, True, False]
+    >>> [is_known(n) for n in ('Recidivism', 'adult', 'synthetic-500', 'bial')]
+    [True, True, True, False]
     """
     name = normalised_name(name)
-    return name in known_spellings() or SYNTHETIC_NAME.fullmatch(name) is not None
+    known = name in known_spellings() or name in AMBIGUOUS
+    return known or SYNTHETIC_NAME.fullmatch(name) is not None
 
 # %% ../../nbs/05_catalogue.ipynb #fdf9c2fd
 def is_path(
@@ -206,8 +238,8 @@ def is_path(
     if not isinstance(source, str) or not source.strip():
         return False
     text = source.strip()
-    endings = r'\.(ya?ml|json|csv|tsv|parquet|pq)(\.\w+)?$'
-    if re.search(rf'[/\\]|^\.+$|{endings}', text, re.IGNORECASE):
+    endings = r'\.(ya?ml|jsonl?|ndjson|csv|tsv|txt|data|parquet|pq|feather|arrow|xlsx|dta|arff)'
+    if re.search(rf'[/\\]|^\.+$|{endings}(\.\w+)?$', text, re.IGNORECASE):
         return True
     try:
         return not is_known(source) and Path(source).exists()
@@ -217,8 +249,8 @@ def is_path(
 # %% ../../nbs/05_catalogue.ipynb #9919190c
 def known_names() -> str:
     "All data sets that come with the package, as the end of a sentence."
-    names = ', '.join([*DATASETS, 'synthetic', 'synthetic-<number of nodes>'])
-    return f'{names} (aliases: {", ".join(ALIASES)}), or the path of a card'
+    names = ', '.join([*DATASETS, *SHIPPED, 'synthetic', 'synthetic-<number of nodes>'])
+    return f'{names} (`moe-expert datasets` lists their aliases), or the path of a card'
 
 # %% ../../nbs/05_catalogue.ipynb #fb3e2b90
 def check_name(
