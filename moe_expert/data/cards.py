@@ -365,6 +365,12 @@ class ShippedCard:
     people: int  # rows that are used
     other_forms: Mapping[str, Mapping]  # file name of a table → the entries that differ with it
 
+    @property
+    def dropped(self) -> frozenset[str]:
+        "The columns that the card drops, in all forms of the table."
+        forms = (self.entries, *self.other_forms.values())
+        return frozenset(c for entries in forms for c in entries.get('drop', ()))
+
     def needed(
         self,
         form: str | None = None,  # a key of `other_forms`; None: the published table
@@ -412,6 +418,4 @@ def shipped_card(
     other_forms = entries.pop('other_forms', {})
     known = {k: entries.pop(k) for k in _SHIPPED_ENTRIES}
     known['traps'] = tuple(known['traps'])
-    return ShippedCard(
-        entries.pop('name'), entries, files, **known, other_forms=other_forms
-    )
+    return ShippedCard(entries.pop('name'), entries, files, **known, other_forms=other_forms)

@@ -17,7 +17,8 @@ from ..errors import DataError
 
 # %% auto #0
 __all__ = ['DATASETS', 'SHIPPED_FOLDER', 'SHIPPED', 'ALIASES', 'AMBIGUOUS', 'SYNTHETIC_NAME', 'DataFile', 'sha256_file',
-           'DatasetSpec', 'normalised_name', 'known_spellings', 'is_known', 'is_path', 'known_names', 'check_name']
+           'DatasetSpec', 'normalised_name', 'known_spellings', 'spellings', 'is_known', 'is_path', 'known_names',
+           'check_name']
 
 # %% ../../nbs/05_catalogue.ipynb #c9901842
 @dataclass(frozen=True)
@@ -67,6 +68,8 @@ class DatasetSpec:
     label_number: int = 100  # at most half of it training nodes per class
     table: DataFile | None = None
     edges: DataFile | None = None
+    people: int | None = None  # rows of the published table
+    licence: str = 'none stated'  # of the records
 
 # %% ../../nbs/05_catalogue.ipynb #9947e976
 _NIFTY = 'https://raw.githubusercontent.com/chirag126/nifty/{}/dataset/'
@@ -97,6 +100,7 @@ _BAIL = DatasetSpec(
     group_names=('Black', 'White'),
     threshold=0.6,
     label_number=100,
+    people=18_876,
     table=_file(
         'bail.csv',
         '11a7c62be2b7aed7cb069624789755d5f57acc8b69580564e2401b084e2d5faf',
@@ -122,6 +126,8 @@ _GERMAN = DatasetSpec(
     threshold=0.8,
     rule_is_published=False,
     label_number=100,
+    people=1_000,
+    licence='CC BY 4.0',
     table=_file(
         'german.csv',
         '49cc549b1ca3f1650e3bdcd8cfce62313c763abfbcbf785d32b07fb76ae078ca',
@@ -142,6 +148,8 @@ _MATH = DatasetSpec(
     group_names=('female', 'male'),
     threshold=0.9,
     label_number=1000,
+    people=395,
+    licence='CC BY 4.0',
     table=_file('math.csv', '00be96f83f3f108975287f516723965b70a11e3ee784fee986c9fa30caa243da'),
     edges=_file(
         'math_edges.txt', '9ae2bb16f39fd33271362820ee3e730c497c695325f1a12f16cc272f0622c006'
@@ -156,6 +164,8 @@ _POR = DatasetSpec(
     group_names=('female', 'male'),
     threshold=0.9,
     label_number=10000,
+    people=649,
+    licence='CC BY 4.0',
     table=_file('por.csv', '73762522271c86d7767f523e3b060c13af514b09ea5e367b075fe66c57f4935b'),
     edges=_file(
         'por_edges.txt', '6a8e6fabb6a0022ec01dbf3847a47875dcb14b951d23235811d80e55f8fa8d36'
@@ -216,6 +226,17 @@ def known_spellings() -> dict[str, str]:
     "Every name and alias in its normalised form, with the name of the data set that it means."
     names = (*DATASETS, *SHIPPED)
     return {normalised_name(k): v for k, v in ALIASES.items()} | {k: k for k in names}
+
+
+def spellings(
+    name: str,  # of a data set
+) -> str:
+    """Its aliases, as they are listed.
+
+    >>> spellings('heart')
+    'heart-disease, cleveland'
+    """
+    return ', '.join(alias for alias, meant in ALIASES.items() if meant == name)
 
 # %% ../../nbs/05_catalogue.ipynb #a903af77
 def is_known(name: str) -> bool:

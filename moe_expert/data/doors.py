@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from torch_geometric.data import Data
 
 # %% auto #0
-__all__ = ['from_data', 'load_own']
+__all__ = ['from_data', 'from_card', 'load_own']
 
 # %% ../../nbs/14_doors.ipynb #2534cd90
 from moe_expert.data.cards import (
@@ -174,6 +174,19 @@ def _from_path(
             DataWarning,
             stacklevel=4,
         )
+    table = card.folder / Path(card.table).expanduser()
+    return from_frame(read_table(table), card, split_seed=split_seed, drop=drop, source=table.name)
+
+# %% ../../nbs/14_doors.ipynb #396e8377
+def from_card(
+    card: Card,  # names its table
+    *,
+    split_seed: int | None = None,  # None: the card's, else 20
+    drop: str | Iterable[str] = (),  # columns to leave out, besides those of the card
+    **own,  # fields of `Card`; they take precedence over the card's
+) -> Data:
+    "The data set of a card. `DataError` says what is wrong and how to cure it."
+    card = merged_card(card, own, ())
     table = card.folder / Path(card.table).expanduser()
     return from_frame(read_table(table), card, split_seed=split_seed, drop=drop, source=table.name)
 
