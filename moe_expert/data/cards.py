@@ -22,7 +22,7 @@ from moe_expert.data.catalogue import (
     is_known,
     known_names,
 )
-from .tables import TABLES, table_suffix
+from .reading import TABLES, table_suffix
 from ..errors import DataError, unknown_name
 
 # %% auto #0

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
+from .reading import TABLES
 from ..errors import DataError
 
 # %% auto #0
@@ -259,8 +260,8 @@ def is_path(
     if not isinstance(source, str) or not source.strip():
         return False
     text = source.strip()
-    endings = r'\.(ya?ml|jsonl?|ndjson|csv|tsv|txt|data|parquet|pq|feather|arrow|xlsx|dta|arff)'
-    if re.search(rf'[/\\]|^\.+$|{endings}(\.\w+)?$', text, re.IGNORECASE):
+    endings = '|'.join(['ya?ml', 'json', *(t[1:] for t in TABLES)])
+    if re.search(rf'[/\\]|^\.+$|\.({endings})(\.\w+)?$', text, re.IGNORECASE):
         return True
     try:
         return not is_known(source) and Path(source).exists()
