@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from .catalogue import check_name, is_known, known_names
-from .tables import TABLES, table_suffix
+from .reading import TABLES, table_suffix
 from ..errors import DataError, unknown_name
 
 # %% auto #0

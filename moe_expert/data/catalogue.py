@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from .reading import TABLES
 from ..errors import DataError
 
 # %% auto #0
@@ -206,8 +207,8 @@ def is_path(
     if not isinstance(source, str) or not source.strip():
         return False
     text = source.strip()
-    endings = r'\.(ya?ml|json|csv|tsv|parquet|pq)(\.\w+)?$'
-    if re.search(rf'[/\\]|^\.+$|{endings}', text, re.IGNORECASE):
+    endings = '|'.join(['ya?ml', 'json', *(t[1:] for t in TABLES)])
+    if re.search(rf'[/\\]|^\.+$|\.({endings})(\.\w+)?$', text, re.IGNORECASE):
         return True
     try:
         return not is_known(source) and Path(source).exists()

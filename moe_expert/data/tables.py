@@ -14,11 +14,12 @@ import numpy as np
 import pandas as pd
 
 from .catalogue import DatasetSpec
+from .reading import TABLES, table_suffix
 from ..errors import DataError, did_you_mean
 
 # %% auto #0
-__all__ = ['TABLES', 'Table', 'check_varies', 'check_unique', 'check_table', 'names_to_drop', 'check_drop', 'drop_features',
-           'read_csv', 'table_suffix', 'read_table']
+__all__ = ['Table', 'check_varies', 'check_unique', 'check_table', 'names_to_drop', 'check_drop', 'drop_features', 'read_csv',
+           'read_table']
 
 # %% ../../nbs/06_tables.ipynb #7202f983
 @dataclass(frozen=True)
@@ -161,19 +162,6 @@ def read_csv(path: Path, **kwargs) -> pd.DataFrame:
     except (ValueError, OSError) as e:  # pandas' parser and encoding errors are ValueErrors
         raise DataError(f'{path} cannot be read as a table: {e}') from e
 
-# %% ../../nbs/06_tables.ipynb #c89b1121
-TABLES = ('.csv', '.tsv', '.parquet', '.pq')
-
-# %% ../../nbs/06_tables.ipynb #22d106f4
-def table_suffix(path: Path) -> str:
-    """The suffix that tells the kind of a file; the suffix of a compression is skipped.
-
-    >>> table_suffix(Path('people.csv.gz'))
-    '.csv'
-    """
-    packed = path.suffix.lower() in ('.gz', '.bz2', '.xz', '.zip')
-    return Path(path.stem if packed else path.name).suffix.lower()
-
 # %% ../../nbs/06_tables.ipynb #ee30fab2
 def read_table(
     path: str | os.PathLike,  # .csv, .tsv (also .gz, .bz2, .xz, .zip), .parquet, .pq
@@ -185,7 +173,7 @@ def read_table(
     kind = table_suffix(path)
     if kind in ('.csv', '.tsv'):
         return read_csv(path, sep='\t' if kind == '.tsv' else ',')
-    if kind not in TABLES:
+    if kind not in ('.parquet', '.pq'):
         raise DataError(f'{path} is no table that can be read: {", ".join(TABLES)}')
     return _read_parquet(path)
 
