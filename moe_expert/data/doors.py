@@ -12,6 +12,7 @@ import warnings
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from copy import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -39,7 +40,8 @@ from moe_expert.data.cards import (
 )
 from .graph import check_edges, undirected_graph
 from .own import from_frame, merged_card
-from .tables import names_to_drop, read_table
+from .reading import RawTable, is_table, raw_table, read_table
+from .tables import names_to_drop
 from ..errors import DataError, DataWarning
 
 # %% ../../nbs/14_doors.ipynb #7fc8222d
@@ -403,6 +405,49 @@ def _is_graph(source) -> bool:
         )
     return isinstance(source, Data)
 
+# %% ../../nbs/14_doors.ipynb #af77f0ed
+def _check_same_columns(first: RawTable, second: RawTable, where: str) -> None:
+    "`DataError` for a column that only one of two tables has, or that is numbers in one only."
+    ours, theirs = first.frame, second.frame
+    lacks, extra = (set(a) - set(b) for a, b in ((ours, theirs), (theirs, ours)))
+    if lacks or extra:
+        said = [f'lacks {", ".join(sorted(lacks))}'] * bool(lacks)
+        said += [f'has {", ".join(sorted(extra))} besides'] * bool(extra)
+        raise DataError(
+            f'{where}: test_table {" and ".join(said)}: both files must have the same columns'
+        )
+    for name in ours:
+        texts = [t[name].dtype == object for t in (ours, theirs)]
+        if texts[0] != texts[1] and not any(t[name].isna().all() for t in (ours, theirs)):
+            raise DataError(
+                f'{where}: column {name!r} is texts in one of table and test_table, and numbers or '
+                'dates in the other: write both files in the same format'
+            )
+
+
+def _joined(first: RawTable, second: RawTable, card: Card) -> tuple[RawTable, Card]:
+    "Two tables as one, and the card with the column that tells them apart."
+    if 'column' in card.split:
+        raise DataError(
+            f'{card.name}: test_table and split: {{column: {card.split["column"]}}} both say what '
+            'the test part is: remove one of them'
+        )
+    _check_same_columns(first, second, card.name)
+    column = _unused_name('part', first.frame.columns)
+    parts = (first.frame.assign(**{column: 'train'}), second.frame.assign(**{column: 'test'}))
+    changed = {
+        name: dict(Counter(first.changed.get(name, {})) + Counter(second.changed.get(name, {})))
+        for name in {**first.changed, **second.changed}
+    }
+    table = RawTable(
+        pd.concat(parts, ignore_index=True),
+        np.concatenate([first.rows, first.n_file + second.rows]),
+        first.n_file + second.n_file,
+        changed,
+        {f'{k} (test_table)': v for k, v in second.notes.items()} | first.notes,
+    )
+    return table, replace(card, test_table=None, split={**card.split, 'column': column})
+
 # %% ../../nbs/14_doors.ipynb #3b293852
 def _card_for_path(path: str | os.PathLike, own: Mapping) -> Card:
     "The card that is meant by a path, with the entries of the call."
@@ -417,6 +462,30 @@ def _card_for_path(path: str | os.PathLike, own: Mapping) -> Card:
     return card
 
 # %% ../../nbs/14_doors.ipynb #f70cbcce
+def _read(
+    source, card: Card, drop: Iterable[str], where: str
+) -> RawTable:  # of a file or of a table in memory
+    "A table with what was found at reading."
+    options = {'drop': [*card.drop, *drop], 'wanted': (card.label, card.sensitive)}
+    if is_table(source):
+        return raw_table(source, where, **options)
+    if not isinstance(source, str | os.PathLike):
+        raise DataError(f'{where}: a table is a file or a table in memory, not {source!r}')
+    return read_table(card.folder / Path(source).expanduser(), card.reader, **options)
+
+
+def _load_table(
+    source, card: Card, split_seed: int | None, drop: str | Iterable[str], origin: str
+) -> Data:
+    "The data set of a table, with its test table if it has one."
+    late = list(names_to_drop(drop))
+    table = _read(source, card, late, card.name)
+    if card.test_table is not None:
+        second = _read(card.test_table, card, late, f'{card.name}: test_table')
+        table, card = _joined(table, second, card)
+    return from_frame(table, card, split_seed=split_seed, drop=drop, source=origin)
+
+
 def _from_path(
     path: str | os.PathLike, own: Mapping, split_seed: int | None, drop: str | Iterable[str]
 ) -> Data:
@@ -425,17 +494,16 @@ def _from_path(
     if card.edges is not None and drop:
         warnings.warn(
             f'{card.name}: the edge list is kept without {", ".join(names_to_drop(drop))}; if it '
-            'was made from such columns, leave edges out of the card, and the similarity rule '
-            'makes the graph anew',
+            'was made from such columns, leave edges out of the card, and the graph is made anew '
+            'from the columns that stay',
             DataWarning,
             stacklevel=4,
         )
-    table = card.folder / Path(card.table).expanduser()
-    return from_frame(read_table(table), card, split_seed=split_seed, drop=drop, source=table.name)
+    return _load_table(card.table, card, split_seed, drop, Path(card.table).name)
 
 # %% ../../nbs/14_doors.ipynb #767a0d2e
 def load_own(
-    source: str | os.PathLike | pd.DataFrame | Data,  # card, its folder, or table; table or graph
+    source,  # path of a card, its folder or a table; a table in memory; a PyG `Data`
     *,
     data_dir: str | os.PathLike | None = None,  # refused for paths: the card names its files
     split_seed: int | None = None,  # None: the card's, else 20
@@ -451,13 +519,14 @@ def load_own(
         )
     if edition not in ('auto', 'full'):
         raise DataError(f'edition must be auto or full for your own data, not {edition!r}')
-    if isinstance(source, pd.DataFrame):
-        return from_frame(source, split_seed=split_seed, drop=drop, **own)
-    if hasattr(source, 'edge_index'):
+    if _is_graph(source):
         return from_data(source, split_seed=split_seed, drop=drop, **own)
+    if is_table(source):
+        card = merged_card(None, own, ())
+        return _load_table(source, card, split_seed, drop, 'a table in memory')
     if not is_file:
         raise DataError(
-            f'{source!r} is not the name of a data set, a path, a DataFrame or a PyG Data. '
-            f'{OR_A_KNOWN_NAME}'
+            f'a {type(source).__name__} is not the name of a data set, a path, a table (pandas, '
+            f'polars, Arrow, a list of dicts) or a PyG Data. {OR_A_KNOWN_NAME}'
         )
     return _from_path(source, own, split_seed, drop)
