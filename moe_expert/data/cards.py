@@ -36,7 +36,9 @@ def as_list(value) -> list:
     >>> as_list('age'), as_list(('age', 'job'))
     (['age'], ['age', 'job'])
     """
-    return list(value) if isinstance(value, list | tuple | set | np.ndarray) else [value]
+    if isinstance(value, np.ndarray):
+        value = value.tolist()  # of a 0-d array its value
+    return list(value) if isinstance(value, list | tuple | set) else [value]
 
 # %% ../../nbs/11_cards.ipynb #04ff7e6a
 @dataclass(frozen=True)
@@ -98,7 +100,7 @@ def _check_choices(card: Card) -> None:
     "`DataError` for an entry that is none of its choices."
     for name, known in _CHOICES.items():
         value = getattr(card, name)
-        if not any(value is k or (isinstance(k, str) and value == k) for k in known):
+        if not any(value is k or (isinstance(value, str) and value == k) for k in known):
             listed = ', '.join(str(k).lower() if isinstance(k, bool) else k for k in known if k)
             raise DataError(f'{name} must be one of {listed}, not {value!r}')
 
@@ -114,6 +116,8 @@ def _check_kinds(card: Card) -> None:
             raise DataError(
                 f'{name} must name columns, as texts, not {wrong[0]!r}: put it in quotes'
             )
+    if card.table is not None and not isinstance(card.table, str | Path):
+        raise DataError(f'table must be the path of a file, not {card.table!r}')
     for name in ('person', 'edges_by'):
         value = getattr(card, name)
         if value is not None and not isinstance(value, str):
@@ -160,7 +164,8 @@ def _check_roles(card: Card) -> None:
     if card.person in (card.label, card.sensitive):
         raise DataError(f'person: {card.person!r} is the label or the sensitive attribute')
     names = card.group_names
-    if names is not None and (not isinstance(names, list | tuple) or len(set(names)) != 2):
+    two = isinstance(names, list | tuple) and len(set(map(str, names))) == len(names) == 2
+    if names is not None and not two:
         raise DataError(
             f'group_names must be two different names, of group 0 and group 1, not {names!r}'
         )
