@@ -278,7 +278,7 @@ class Truth:
 def rows_of(truth, public):
     "All people of a table, as dicts of texts."
     people = []
-    for k, name in enumerate(truth.files):
+    for name in truth.files:
         lines = (public / name).read_text().splitlines()
         if truth.separator is None:
             cells = [line.split() for line in lines]
