@@ -392,8 +392,8 @@ define(
     'dataset',
     Text('the name of a data set, or the path of a card'),
     'bail',
-    '`bail`, `german`, `math`, `por`, `synthetic`, `synthetic-<people>`, an alias such as '
-    '`recidivism`, or the path of a card about your own data',
+    '`bail`, `german`, `math`, `por`, `adult`, `compas` or another name that `moe-expert datasets` '
+    'lists, `synthetic`, `synthetic-<people>`, or the path of a card about your own data',
     (*READERS, 'verify', 'datasets'),
     {
         'run': dict(positional=True),
