@@ -65,7 +65,8 @@ def _of_anything(value) -> np.ndarray:
     if hasattr(value, 'toarray') or hasattr(value, 'to_dense'):  # of SciPy, of torch_sparse
         return _of_anything(value.toarray() if hasattr(value, 'toarray') else value.to_dense())
     if isinstance(value, np.ma.MaskedArray):
-        return value.astype(object).filled(None) if np.ma.is_masked(value) else value.data
+        hidden = np.ma.getmaskarray(value)
+        return np.where(hidden, None, value.data.astype(object)) if hidden.any() else value.data
     if isinstance(value, list | tuple):
         value = np.asarray(value, dtype=object)
         return pd.Series(value).infer_objects().to_numpy() if value.ndim == 1 else value
