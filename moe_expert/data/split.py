@@ -14,7 +14,7 @@ from torch import Tensor
 from ..errors import DataError
 
 # %% auto #0
-__all__ = ['standard_split', 'check_split', 'check_positives']
+__all__ = ['standard_split', 'split_persons', 'validation_from_training', 'check_split', 'check_positives']
 
 # %% ../../nbs/08_split.ipynb #eb7656b3
 def _cut(
@@ -52,6 +52,45 @@ def standard_split(
         by_class.append(_cut(nodes, label_number, fractions))
     return tuple(np.sort(np.array(a + b, dtype=np.int64)) for a, b in zip(*by_class))
 
+# %% ../../nbs/08_split.ipynb #77eaaef5
+def split_persons(
+    y: np.ndarray,  # [N] labels in {0, 1}; −1: no outcome
+    person: np.ndarray,  # [N] whose row it is: whole numbers from 0
+    seed: int,
+    fractions: tuple[float, float] = (0.5, 0.25),  # of the persons of each class
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # ascending rows of train, val and test
+    """Split so that all rows of a person share a part; without repetitions the standard split.
+
+    >>> [part.tolist() for part in split_persons(np.array([0, 0, 1, 1] * 2), np.arange(8) // 2, 1)]
+    [[4, 5, 6, 7], [], [0, 1, 2, 3]]
+    """
+    person, first = np.asarray(person), np.unique(person, return_index=True)[1]
+    order = np.empty(len(first), dtype=np.int64)
+    order[np.argsort(first)] = np.arange(len(first))  # persons in the order of their first rows
+    person = order[person]
+    outcome = np.full(len(first), -1)
+    np.maximum.at(outcome, person, y)
+    parts = standard_split(outcome, 2 * len(outcome), seed, fractions)
+    return tuple(np.flatnonzero(np.isin(person, part) & (y >= 0)) for part in parts)
+
+# %% ../../nbs/08_split.ipynb #ae1d450c
+def validation_from_training(
+    y: np.ndarray,  # [N] labels in {0, 1}; −1: no outcome
+    person: np.ndarray,  # [N] whose row it is: whole numbers from 0
+    train: np.ndarray,  # rows of the given training part
+    seed: int,
+    fraction: float,  # of the training part that becomes the validation part
+) -> tuple[np.ndarray, np.ndarray]:  # ascending rows of train and val
+    """Take validation rows from a given training part; the test part is not touched.
+
+    >>> rows = np.arange(6)
+    >>> validation_from_training(np.array([0, 0, 1, 1, 0, 1]), rows, rows[:4], 1, 0.5)
+    (array([1, 3]), array([0, 2]))
+    """
+    within = np.full(len(y), -1)
+    within[train] = y[train]
+    return split_persons(within, person, seed, (1 - fraction, fraction))[:2]
+
 # %% ../../nbs/08_split.ipynb #f5faa0ae
 def check_split(
     y: np.ndarray,  # [N] labels
@@ -61,7 +100,9 @@ def check_split(
     seed: int | None,  # of the split; None: the split was given
 ) -> None:
     "`DataError` if a part of the split lacks a class or a group."
-    origin = 'as given' if seed is None else f'split_seed={seed}'
+    origin, cure = 'as given', 'change the given split'
+    if seed is not None:
+        origin, cure = f'split_seed={seed}', 'try another split_seed'
     for part, nodes in zip(('training', 'validation', 'test'), split):
         for values, name in ((y, names['label']), (sens, names['sens'])):
             missing = {0, 1} - set(np.unique(values[nodes]).tolist())
@@ -69,8 +110,8 @@ def check_split(
                 v = missing.pop()
                 raise DataError(
                     f'the {part} part ({len(nodes)} nodes, {origin}) has no node with {name} = {v} '
-                    f'(of {int((values == v).sum())} in the data): try another split_seed, or '
-                    'supply more such records'
+                    f'(of {int((values == v).sum())} in the data): {cure}, or supply more such '
+                    'records'
                 )
 
 # %% ../../nbs/08_split.ipynb #79fac442
