@@ -317,7 +317,9 @@ SAID = dict(label='paid', positive='yes', sensitive='sex', privileged='m', datas
 
 def make_loans(n=160):
     rng = np.random.default_rng(2)
-    loans = pd.DataFrame({'income': rng.lognormal(3, 0.5, n).round(1), 'age': rng.integers(18, 70, n)})
+    loans = pd.DataFrame(
+        {'income': rng.lognormal(3, 0.5, n).round(1), 'age': rng.integers(18, 70, n)}
+    )
     loans['job'] = rng.choice(['clerk', 'cook'], n)
     loans['sex'] = rng.choice(['f', 'm'], n)
     loans['paid'] = np.where(loans.income + rng.normal(0, 8, n) > 20, 'yes', 'no')

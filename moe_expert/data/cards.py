@@ -94,7 +94,9 @@ def _check_choices(card: Card) -> None:
     for name, known in _CHOICES.items():
         value = getattr(card, name)
         if not any(value is k or (isinstance(value, str) and value == k) for k in known):
-            listed = ', '.join(str(k).lower() if isinstance(k, bool) else k for k in known if k)
+            listed = ', '.join(
+                str(k).lower() if isinstance(k, bool) else k for k in known if k is not None
+            )
             raise DataError(f'{name} must be one of {listed}, not {value!r}')
 
 # %% ../../nbs/11_cards.ipynb #c41c8789
@@ -227,7 +229,7 @@ def make_card(
     try:
         return Card(**entries)
     except DataError as e:
-        raise DataError(f'{where}: {e}') from e
+        raise DataError(f'{where}: {" ".join(str(e).split())}') from e
 
 # %% ../../nbs/11_cards.ipynb #b8ce63db
 _DECIMAL = r'[-+]?(0|[1-9][0-9_]*)'

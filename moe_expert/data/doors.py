@@ -167,8 +167,9 @@ def _matrix(data: Data, name: str) -> np.ndarray:
         return x.astype(np.float64)
     numbers = np.array([[_number(v) for v in row] for row in x], dtype=object)
     for row, column in np.argwhere(numbers == None):  # noqa: E711, element by element
+        value = x[row : row + 1, column].tolist()[0]  # a text of Python, not of NumPy
         raise DataError(
-            f'{name}: x, column {column}, row {row} holds {x[row, column]!r}: x must be numbers; '
+            f'{name}: x, column {column}, row {row} holds {value!r}: x must be numbers; '
             'give texts as a DataFrame instead, with label= and sensitive='
         )
     return numbers.astype(np.float64)
