@@ -38,7 +38,7 @@ from moe_expert.data.cards import (
     own_name,
     read_card,
 )
-from .graph import check_edges, undirected_graph
+from .graph import edge_list, undirected_graph
 from .own import from_frame, merged_card
 from .reading import RawTable, is_table, raw_table, read_table
 from .tables import names_to_drop
@@ -296,11 +296,11 @@ def _check_weights(data: Data, name: str) -> None:
             )
 
 
-def _edges_of_data(data: Data, n: int, name: str) -> np.ndarray | None:
-    "[E, 2] pairs of nodes, each once; None: no graph is given."
+def _edges_of_data(data: Data, n: int, name: str, directed) -> np.ndarray | None:
+    "[E, 2] pairs of nodes, each once; None: no graph is given. `directed` as on a card."
     graphs = {f: getattr(data, f, None) for f in ('edge_index', 'adj_t')}
     keys = {
-        f: check_edges(graph, n, f'{name}: {f}', index=True)
+        f: edge_list(graph, n, f'{name}: {f}', index=True, directed=directed).keys
         for f, graph in graphs.items()
         if graph is not None
     }
@@ -353,7 +353,8 @@ def _table_of_data(
     frame = pd.DataFrame(x, columns=names).assign(**{label: y, group: sens})
     entries = {'sensitive_as_feature': False} | dict(own)
     entries |= {'dataset_name': name, 'label': label, 'sensitive': group}
-    if (edges := _edges_of_data(data, n, name)) is not None:
+    edges = _edges_of_data(data, n, name, own.get('directed'))
+    if edges is not None:
         entries['edges'] = edges
     parts, split = _parts_of_masks(data, n, name), own.get('split', {})
     if parts is not None:
@@ -472,7 +473,9 @@ def _read(
     if is_table(source):
         return raw_table(source, where, **options)
     if not isinstance(source, str | os.PathLike):
-        raise DataError(f'{where}: a table is a file or a table in memory, not {source!r}')
+        raise DataError(
+            f'{where}: a table is a file or a table in memory, not a {type(source).__name__}'
+        )
     return read_table(card.folder / Path(source).expanduser(), card.reader, **options)
 
 
