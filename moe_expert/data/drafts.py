@@ -13,14 +13,13 @@ from typing import Any
 import pandas as pd
 
 from .cards import Card
-from moe_expert.data.columns import (
+from .columns import groups_of, outcomes_of
+from moe_expert.data.kinds import (
     MAX_CATEGORIES,
-    as_text,
-    as_texts,
     counts_as_text,
-    groups_of,
-    is_text,
-    outcomes_of,
+    normal_text,
+    normal_texts,
+    read_column,
 )
 from .own import feature_columns
 from .tables import read_table
@@ -37,7 +36,7 @@ def _identifiers(frame: pd.DataFrame, card: Card) -> list[str]:
         for name in frame.columns
         if name not in (card.label, card.sensitive)
         and (
-            (is_text(frame[name]) and frame[name].nunique() > MAX_CATEGORIES)
+            (frame[name].dtype.kind == 'O' and frame[name].nunique() > MAX_CATEGORIES)
             or (pd.api.types.is_integer_dtype(frame[name]) and frame[name].is_unique)
         )
     ]
@@ -49,7 +48,7 @@ def _line(key: str, value: Any, note: str = '') -> str:
     >>> _line('missing', 'drop', 'income: 20')
     'missing: "drop"  # income: 20'
     """
-    text = json.dumps(value, ensure_ascii=False, default=as_text)
+    text = json.dumps(value, ensure_ascii=False, default=normal_text)
     return f'{key}: {text}' + (f'  # {note}' if note else '')
 
 # %% ../../nbs/17_drafts.ipynb #6ff6fdd8
@@ -58,7 +57,8 @@ def _draft(frame: pd.DataFrame, card: Card) -> str:
     identifiers = _identifiers(frame, card)
     to_drop = 'add what is only known after the outcome'
     gaps = [f'{c}: {n}' for c, n in frame.isna().sum().items() if n]
-    counts = {c: counts_as_text(as_texts(frame[c].dropna())) for c in (card.label, card.sensitive)}
+    roles = frame[[card.label, card.sensitive]]
+    counts = {c: counts_as_text(normal_texts(roles[c].dropna())) for c in roles}
     privileged = 1 if card.privileged is None else card.privileged
     shape = f'{len(frame)} rows, {frame.shape[1]} columns'
     lines = [
@@ -108,7 +108,7 @@ def write_card(
         folder=path.parent,
     )
     feature_columns(frame, card, card.name)
-    outcomes_of(frame[label].dropna(), card, card.name)
-    groups_of(frame[sensitive].dropna(), card, card.name)
+    outcomes_of(read_column(frame[label].dropna(), role='label'), card, card.name)
+    groups_of(read_column(frame[sensitive].dropna(), role='group'), card, card.name)
     path.write_text(_draft(frame, card), encoding='utf-8')
     return path

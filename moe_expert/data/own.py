@@ -31,19 +31,24 @@ from moe_expert.data.cards import (
 )
 from .catalogue import DatasetSpec
 from moe_expert.data.columns import (
-    MAX_CATEGORIES,
-    as_text,
-    as_texts,
+    at_rows,
     column_recipe,
     encode_raw,
     feature_names,
     groups_of,
-    is_text,
-    mark_missing,
     outcomes_of,
     treat_missing,
 )
 from .graph import check_edges, read_edges, similarity_keys
+from moe_expert.data.kinds import (
+    LEFT_OUT,
+    MAX_CATEGORIES,
+    Reading,
+    make_kind,
+    normal_text,
+    normal_texts,
+    read_column,
+)
 from .split import check_positives, standard_split
 from .tables import Table, check_unique, names_to_drop
 from ..errors import DataError, did_you_mean
@@ -104,11 +109,30 @@ def feature_columns(
 class _Usable:
     "The part of a table that is used."
 
-    frame: pd.DataFrame  # [N] rows that stay, all columns
+    frame: pd.DataFrame  # [N] values of the columns that are used, in the rows that stay
+    readings: dict[str, Reading]  # the same columns, as they were read
     features: list[str]  # raw columns that become features
     rows: np.ndarray  # [N] their numbers in the file
     n_file: int  # rows of the file
     missing: dict[str, int]  # column → number of missing values
+
+# %% ../../nbs/13_own.ipynb #f3d47e3a
+def _read(column: pd.Series, card: Card) -> Reading:
+    "A column, read by the rule or by what the card says of it."
+    name = column.name
+    entry = card.kinds.get(name, 'category' if name in card.categorical else None)
+    codes = card.na_values
+    codes = codes.get(name) if isinstance(codes, Mapping) else as_list(codes) or None
+    roles = {card.label: 'label', card.sensitive: 'group'}
+    feature = name not in (*card.report_by, card.split.get('column'))
+    return read_column(
+        column,
+        kind=None if entry is None else make_kind(entry, f'{card.name}: kinds: {name}'),
+        codes=codes,
+        same=card.same.get(name, {}),
+        where=card.name,
+        role=roles.get(name, 'feature' if feature else 'other'),
+    )
 
 # %% ../../nbs/13_own.ipynb #5d72b6ce
 def _usable(frame: pd.DataFrame, card: Card) -> _Usable:
@@ -119,9 +143,15 @@ def _usable(frame: pd.DataFrame, card: Card) -> _Usable:
     must = [card.label, card.sensitive]
     if 'column' in card.split:
         must.append(card.split['column'])
-    frame = mark_missing(frame.copy(), card.na_values, where)
-    rows, missing = treat_missing(frame[[*must, *features]], card, must, where)
-    return _Usable(frame.iloc[rows].reset_index(drop=True), features, rows, len(frame), missing)
+    named = dict.fromkeys([*must, *features, *card.report_by])
+    readings = {c: _read(frame[c], card) for c in named}
+    features = [c for c in features if readings[c].kind not in LEFT_OUT]
+    values = pd.DataFrame({c: r.values for c, r in readings.items()}, index=frame.index)
+    used = values[list(dict.fromkeys([*must, *features]))]
+    rows, missing = treat_missing(used, card, must, where)
+    readings = {c: at_rows(r, rows) for c, r in readings.items()}
+    values = values.iloc[rows].reset_index(drop=True)
+    return _Usable(values, readings, features, rows, len(frame), missing)
 
 # %% ../../nbs/13_own.ipynb #ba429174
 PARTS = {'train': 0, 'training': 0, 'val': 1, 'valid': 1, 'validation': 1, 'test': 2}
@@ -134,7 +164,7 @@ def _split(
     if 'column' not in card.split:
         return standard_split(y, 2 * len(y), seed, split_fractions(card))
     column = frame[card.split['column']]
-    texts = as_texts(column).str.lower()
+    texts = normal_texts(column).str.lower()
     wrong = np.flatnonzero(~texts.isin(PARTS))
     if len(wrong):
         raise DataError(
@@ -150,9 +180,7 @@ def _recipe_columns(usable: _Usable, card: Card, coding: Mapping, train: np.ndar
     return [
         {'name': c, 'fill': None, **coding}
         if c == card.sensitive
-        else column_recipe(
-            usable.frame[c], train, c in card.categorical, card.missing == 'impute', card.name
-        )
+        else column_recipe(usable.readings[c], train, card.missing == 'impute', card.name)
         for c in usable.features
     ]
 
@@ -207,10 +235,10 @@ def _edges(
 # %% ../../nbs/13_own.ipynb #43dc691a
 def _groups_to_report(column: pd.Series, where: str) -> dict:
     "The values of one column, and each person's value as its number among them."
-    if not is_text(column) and column.nunique() > 10:
+    if column.dtype != object and column.nunique() > 10:
         column = pd.qcut(column, 4, duplicates='drop').astype(object)
-    texts = as_texts(column).fillna('missing')
-    known = dict.fromkeys(column.dropna().sort_values().map(as_text))
+    texts = column.map(normal_text, na_action='ignore').fillna('missing')
+    known = dict.fromkeys(column.dropna().sort_values().map(normal_text))
     values = [v for v in known if v != 'missing']
     if (texts == 'missing').any():
         values.append('missing')
@@ -288,8 +316,8 @@ def from_frame(
     card = merged_card(card, own, drop)
     usable = _usable(frame, card)
     where, frame = card.name, usable.frame
-    y = outcomes_of(frame[card.label], card, where)
-    groups = groups_of(frame[card.sensitive], card, where)
+    y = outcomes_of(usable.readings[card.label], card, where)
+    groups = groups_of(usable.readings[card.sensitive], card, where)
     seed = _seed(card, split_seed)
     split = _split(y, frame, card, seed)
     check_positives(y, groups.sens, split, groups.names, where)
