@@ -52,7 +52,7 @@ class Card:
     test_table: str | Path | None = None  # a second file, whose rows are the test part
     reader: Mapping = field(default_factory=dict)  # how the file is written: fields of `Reader`
     rows: Mapping = field(default_factory=dict)  # column → condition; other rows are left out
-    positive: Any = 1  # value of the label that counts as 1; a list, or {min: …, max: …}
+    positive: Any = None  # value(s) that count as 1, or {min: …, max: …}; None: 1 of 0 and 1
     negative: Any = None  # value(s) that count as 0; None: the other one of two values
     unlabelled: tuple = ()  # values of the label that say nothing
     privileged: Any = None  # value(s) of group 1, or {min: …, max: …}; None: 1 of 0 and 1
@@ -101,7 +101,9 @@ def _check_choices(card: Card) -> None:
     for name, known in _CHOICES.items():
         value = getattr(card, name)
         if not any(value is k or (isinstance(value, str) and value == k) for k in known):
-            listed = ', '.join(str(k).lower() if isinstance(k, bool) else k for k in known if k)
+            listed = ', '.join(
+                str(k).lower() if isinstance(k, bool) else k for k in known if k is not None
+            )
             raise DataError(f'{name} must be one of {listed}, not {value!r}')
 
 # %% ../../nbs/11_cards.ipynb #c41c8789
@@ -238,7 +240,7 @@ def make_card(
     try:
         return Card(**entries)
     except DataError as e:
-        raise DataError(f'{where}: {e}') from e
+        raise DataError(f'{where}: {" ".join(str(e).split())}') from e
 
 # %% ../../nbs/11_cards.ipynb #b8ce63db
 _DECIMAL = r'[-+]?(0|[1-9][0-9_]*)'

@@ -38,7 +38,7 @@ from moe_expert.data.cards import (
     own_name,
     read_card,
 )
-from .graph import check_edges, undirected_graph
+from .graph import edge_list, undirected_graph
 from .own import from_frame, merged_card
 from .reading import RawTable, is_table, raw_table, read_table
 from .tables import names_to_drop
@@ -65,7 +65,8 @@ def _of_anything(value) -> np.ndarray:
     if hasattr(value, 'toarray') or hasattr(value, 'to_dense'):  # of SciPy, of torch_sparse
         return _of_anything(value.toarray() if hasattr(value, 'toarray') else value.to_dense())
     if isinstance(value, np.ma.MaskedArray):
-        return value.astype(object).filled(None) if np.ma.is_masked(value) else value.data
+        hidden = np.ma.getmaskarray(value)
+        return np.where(hidden, None, value.data.astype(object)) if hidden.any() else value.data
     if isinstance(value, list | tuple):
         value = np.asarray(value, dtype=object)
         return pd.Series(value).infer_objects().to_numpy() if value.ndim == 1 else value
@@ -166,8 +167,9 @@ def _matrix(data: Data, name: str) -> np.ndarray:
         return x.astype(np.float64)
     numbers = np.array([[_number(v) for v in row] for row in x], dtype=object)
     for row, column in np.argwhere(numbers == None):  # noqa: E711, element by element
+        value = x[row : row + 1, column].tolist()[0]  # a text of Python, not of NumPy
         raise DataError(
-            f'{name}: x, column {column}, row {row} holds {x[row, column]!r}: x must be numbers; '
+            f'{name}: x, column {column}, row {row} holds {value!r}: x must be numbers; '
             'give texts as a DataFrame instead, with label= and sensitive='
         )
     return numbers.astype(np.float64)
@@ -294,11 +296,11 @@ def _check_weights(data: Data, name: str) -> None:
             )
 
 
-def _edges_of_data(data: Data, n: int, name: str) -> np.ndarray | None:
-    "[E, 2] pairs of nodes, each once; None: no graph is given."
+def _edges_of_data(data: Data, n: int, name: str, directed) -> np.ndarray | None:
+    "[E, 2] pairs of nodes, each once; None: no graph is given. `directed` as on a card."
     graphs = {f: getattr(data, f, None) for f in ('edge_index', 'adj_t')}
     keys = {
-        f: check_edges(graph, n, f'{name}: {f}', index=True)
+        f: edge_list(graph, n, f'{name}: {f}', index=True, directed=directed).keys
         for f, graph in graphs.items()
         if graph is not None
     }
@@ -351,7 +353,8 @@ def _table_of_data(
     frame = pd.DataFrame(x, columns=names).assign(**{label: y, group: sens})
     entries = {'sensitive_as_feature': False} | dict(own)
     entries |= {'dataset_name': name, 'label': label, 'sensitive': group}
-    if (edges := _edges_of_data(data, n, name)) is not None:
+    edges = _edges_of_data(data, n, name, own.get('directed'))
+    if edges is not None:
         entries['edges'] = edges
     parts, split = _parts_of_masks(data, n, name), own.get('split', {})
     if parts is not None:
@@ -470,7 +473,9 @@ def _read(
     if is_table(source):
         return raw_table(source, where, **options)
     if not isinstance(source, str | os.PathLike):
-        raise DataError(f'{where}: a table is a file or a table in memory, not {source!r}')
+        raise DataError(
+            f'{where}: a table is a file or a table in memory, not a {type(source).__name__}'
+        )
     return read_table(card.folder / Path(source).expanduser(), card.reader, **options)
 
 

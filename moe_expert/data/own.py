@@ -43,7 +43,15 @@ from moe_expert.data.graph import (
     read_edge_list,
     similarity_keys,
 )
-from .kinds import LEFT_OUT, MAX_CATEGORIES, Reading, make_kind, normal_text, normal_texts, read_column
+from moe_expert.data.kinds import (
+    LEFT_OUT,
+    MAX_CATEGORIES,
+    Reading,
+    make_kind,
+    normal_text,
+    normal_texts,
+    read_column,
+)
 from .reading import RawTable, make_reader, raw_table
 from .split import check_positives, split_persons, validation_from_training
 from .tables import Table, check_unique, names_to_drop
@@ -94,7 +102,9 @@ def column_roles(
     columns: Sequence[str],
     card: Card,
     where: str,  # for the error
-) -> dict[str, str]:  # column → 'label', 'group', 'part', 'person', 'feature', or why it is left out
+) -> dict[
+    str, str
+]:  # column → 'label', 'group', 'part', 'person', 'feature', or why it is left out
     "What each column is for. `DataError` if one that the card names is absent, or none is left."
     check_named_columns(columns, card, where)
     kinds = {c: make_kind(entry, f'{where}: kinds: {c}').kind for c, entry in card.kinds.items()}
@@ -397,9 +407,9 @@ def group_copies(read: _Read, sens: np.ndarray) -> list[str]:
     "Features, besides the sensitive attribute, whose values tell the group of each person."
     copies = []
     for name in read.of('feature'):
-        code = pd.factorize(read.readings[name].values.astype(str))[0]
-        values = code.max() + 1
-        if 2 <= values <= min(MAX_CATEGORIES, len(code) // 5):
+        values = read.readings[name].values
+        code, _ = pd.factorize(values.astype(str), use_na_sentinel=False)  # a gap is a value too
+        if 2 <= code.max() + 1 <= min(MAX_CATEGORIES, len(code) // 5):
             ones, people = np.bincount(code, sens), np.bincount(code)
             if ((ones == 0) | (ones == people)).all():
                 copies.append(name)
@@ -443,7 +453,9 @@ def _rule_graph(
 # %% ../../nbs/13_own.ipynb #962364b0
 def _unique_columns(raw: RawTable) -> dict[str, pd.Series]:
     "Columns whose values could name people: all are there, and all differ."
-    texts = {c: raw.frame[c] for c in raw.frame if raw.frame[c].is_unique and raw.frame[c].notna().all()}
+    texts = {
+        c: raw.frame[c] for c in raw.frame if raw.frame[c].is_unique and raw.frame[c].notna().all()
+    }
     return {c: normal_texts(column) for c, column in texts.items()}
 
 
@@ -495,9 +507,7 @@ class _Graph:
     flags: list[str]
 
 
-def graph_of(
-    table: Table, card: Card, read: _Read, whole: RawTable, train: np.ndarray
-) -> _Graph:
+def graph_of(table: Table, card: Card, read: _Read, whole: RawTable, train: np.ndarray) -> _Graph:
     "The graph that the card means. `DataError` for an edge list that does not fit."
     if card.edges is not None:
         key, origin, flags = _listed_graph(card, whole)
