@@ -31,10 +31,10 @@ __all__ = ['TABLES', 'table_suffix', 'Reader', 'make_reader', 'RawTable', 'separ
 
 # %% ../../nbs/02_reading.ipynb #9a894fb4
 TABLES = (
-    *('.csv', '.tsv', '.txt', '.data'),
+    *('.csv', '.tsv', '.txt', '.data', '.test'),  # the last two as at UCI
     *('.parquet', '.pq', '.feather', '.arrow', '.xlsx', '.dta', '.arff', '.jsonl', '.ndjson'),
 )
-_TEXTS = TABLES[:4]
+_TEXTS = TABLES[:5]
 _PACKED = ('.gz', '.bz2', '.xz', '.zip')
 
 # %% ../../nbs/02_reading.ipynb #ebc765a8
