@@ -497,6 +497,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'moe_expert.data.own._named_columns': ('own.html#_named_columns', 'moe_expert/data/own.py'),
                                      'moe_expert.data.own._notes': ('own.html#_notes', 'moe_expert/data/own.py'),
                                      'moe_expert.data.own._one_of': ('own.html#_one_of', 'moe_expert/data/own.py'),
+                                     'moe_expert.data.own._outcomes': ('own.html#_outcomes', 'moe_expert/data/own.py'),
                                      'moe_expert.data.own._own_fingerprint': ('own.html#_own_fingerprint', 'moe_expert/data/own.py'),
                                      'moe_expert.data.own._packed': ('own.html#_packed', 'moe_expert/data/own.py'),
                                      'moe_expert.data.own._persons': ('own.html#_persons', 'moe_expert/data/own.py'),
