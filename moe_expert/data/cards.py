@@ -43,7 +43,7 @@ class Card:
     test_table: str | Path | None = None  # a second file, whose rows are the test part
     reader: Mapping = field(default_factory=dict)  # how the file is written: fields of `Reader`
     rows: Mapping = field(default_factory=dict)  # column → condition; other rows are left out
-    positive: Any = 1  # value of the label that counts as 1; a list, or {min: …, max: …}
+    positive: Any = None  # value(s) that count as 1, or {min: …, max: …}; None: 1 of 0 and 1
     negative: Any = None  # value(s) that count as 0; None: the other one of two values
     unlabelled: tuple = ()  # values of the label that say nothing
     privileged: Any = None  # value(s) of group 1, or {min: …, max: …}; None: 1 of 0 and 1

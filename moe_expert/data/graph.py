@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,12 +15,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from moe_expert.data.edge_lists import (
+    Ends,
+    array_ends,
+    check_directions,
+    is_matrix,
+    matrix_ends,
+    read_ends,
+    row_pairs,
+)
 from .tables import read_csv
 from ..errors import DataError, DataWarning
 
 # %% auto #0
 __all__ = ['TIED', 'EXACT_UP_TO', 'edge_keys', 'unique_keys', 'edge_tensor', 'similarity_keys', 'similarity_graph',
-           'largest_share', 'nearest_keys', 'nearest_known', 'check_edges', 'undirected_graph', 'read_edges']
+           'largest_share', 'nearest_keys', 'nearest_known', 'check_edges', 'EdgeList', 'read_edge_list', 'edge_list',
+           'undirected_graph', 'read_edges']
 
 # %% ../../nbs/07_graph.ipynb #d01cfc8f
 def edge_keys(
@@ -523,25 +535,33 @@ def _index_pairs(edge_index, where: str) -> np.ndarray:
 def _listed_pairs(pairs, where: str) -> np.ndarray:
     "[E, 2] numbers of a list of pairs. `DataError` if it has a different form."
     array = _as_array(pairs, where)
+    if array.shape == (0,):
+        return array.reshape(0, 2)  # an empty list has no edges
     if array.ndim != 2 or array.shape[1] != 2:
+        turn = ': transpose it' if array.ndim == 2 and len(array) == 2 else ''
         raise DataError(
-            f'{where}: an edge list has two columns of row numbers, not shape {array.shape}'
+            f'{where}: an edge list has two columns of row numbers, not shape {array.shape}{turn}'
         )
+    if array.dtype.kind == 'b':
+        raise DataError(f'{where}: an edge list holds row numbers, not True and False')
     return array
 
 # %% ../../nbs/07_graph.ipynb #405616a4
 def check_edges(
-    edges,  # [E, 2] row numbers; with `index` [2, E]. Array, tensor or lists, in any direction
+    edges,  # [E, 2] row numbers; with `index` [2, E]. Array, tensor, lists; or a matrix [N, N]
     n: int,  # rows of the table
     where: str,  # for the error
     *,
     index: bool = False,  # is the layout [2, E]?
+    directed: str | None = None,  # 'both': a matrix need not be symmetric
 ) -> np.ndarray:  # [E'] sorted undirected edges as keys `low * n + high`
     """Check an edge list. `DataError` names the first line or column that is no pair of rows.
 
     >>> check_edges([[0, 1], [1, 0], [2, 2], [2, 1]], 3, 'toy').tolist()
     [1, 5]
     """
+    if is_matrix(edges):
+        return edge_list(edges, n, where, directed=directed).keys
     pairs = _index_pairs(edges, where) if index else _listed_pairs(edges, where)
     try:
         values = pairs.astype(float)
@@ -557,6 +577,60 @@ def check_edges(
             'the edge list that belongs to this table'
         )
     return unique_keys([edge_keys(values[:, 0], values[:, 1], n)])
+
+# %% ../../nbs/07_graph.ipynb #a75d21eb
+@dataclass(frozen=True)
+class EdgeList:
+    "A graph that was given, and what was found in it besides edges."
+
+    keys: np.ndarray  # [E/2] sorted undirected edges as keys `low * n + high`
+    notes: dict[str, str]  # counts of edges, self-loops, edges in one direction; header, …
+
+
+def _edge_list(
+    found: Ends,
+    n: int,
+    where: str,
+    ids: Sequence | None,
+    candidates: Mapping[str, Sequence] | None,
+    directed: str | None,
+) -> EdgeList:
+    pairs = row_pairs(found, n, where, ids=ids, candidates=candidates)
+    notes = check_directions(pairs, n, where, matrix=found.matrix, directed=directed, stacklevel=4)
+    return EdgeList(unique_keys([edge_keys(*pairs.T, n)]), found.notes | notes)
+
+# %% ../../nbs/07_graph.ipynb #e4468464
+def read_edge_list(
+    path: Path,  # text (packed too), .npz, .npy or .mtx
+    n: int,  # rows of the table
+    *,
+    ids: Sequence | None = None,  # [n] the id of each row (None: it has none); None: row numbers
+    candidates: Mapping[str, Sequence] | None = None,  # columns that the ends may mean; None: sure
+    where: str | None = None,  # for messages; None: the path
+    directed: str | None = None,  # 'both': directions are known, and both are meant
+) -> EdgeList:
+    "Read given edges. `DataError` names line and cure; `DataWarning` for a list with directions."
+    where = str(path) if where is None else where
+    return _edge_list(read_ends(path, n), n, where, ids, candidates, directed)
+
+
+def edge_list(
+    edges,  # pairs [E, 2], or with `index` [2, E]; or a sparse matrix [n, n]
+    n: int,  # rows of the table
+    where: str = 'edges',  # for messages
+    *,
+    index: bool = False,  # is the layout [2, E]?
+    ids: Sequence | None = None,  # as in `read_edge_list`
+    candidates: Mapping[str, Sequence] | None = None,
+    directed: str | None = None,
+) -> EdgeList:
+    "As `read_edge_list`, for edges in memory."
+    if is_matrix(edges):
+        found = matrix_ends(edges, n, where)
+    else:
+        pairs = _index_pairs(edges, where) if index else _listed_pairs(edges, where)
+        found = array_ends(pairs, where, pairs=True)
+    return _edge_list(found, n, where, ids, candidates, directed)
 
 # %% ../../nbs/07_graph.ipynb #a5535654
 def undirected_graph(
