@@ -425,8 +425,8 @@ define(
     'dataset',
     Text('the name of a data set, or the path of a card'),
     'bail',
-    '`bail`, `german`, `math`, `por`, `synthetic`, `synthetic-<people>`, an alias such as '
-    '`recidivism`, or the path of a card about your own data',
+    '`bail`, `german`, `math`, `por`, `adult`, `compas` or another name that `moe-expert datasets` '
+    'lists, `synthetic`, `synthetic-<people>`, or the path of a card about your own data',
     (*READERS, 'verify', 'datasets'),
     {
         'run': dict(positional=True),
@@ -808,8 +808,8 @@ define(
     'pos_label',
     Kind(),
     None,
-    'class that counts as positive: the scores are about it; None: 1 of the labels 0/1 or -1/1; '
-    'needed for two other numbers, and text warns without it',
+    'class that counts as positive: the scores are about it; None: 1 of the labels 0/1; needed for '
+    'two other numbers (-1/1 too), and text warns without it',
     ('FairMoEClassifier',),
 )
 define(
@@ -830,10 +830,17 @@ define(
 
 # %% ../nbs/01_parameters.ipynb #58922137
 define(
+    'neighbours',
+    Whole(1),
+    10,
+    'where no graph is passed, each row is linked to its so many nearest rows, on scaled features',
+    ('FairMoEClassifier',),
+)
+define(
     'threshold',
     Number(0, 1, ends=False),
-    0.8,
-    'threshold of the similarity graph, where no graph is passed',
+    None,
+    "threshold of the similarity rule, as of the benchmarks' graphs; it replaces `neighbours`",
     ('FairMoEClassifier',),
 )
 define(

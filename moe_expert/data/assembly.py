@@ -37,10 +37,14 @@ def scale_features(
     >>> x.ravel().tolist(), clipped
     ([-1.0, 0.0, 1.0], 1)
     """
-    width = np.where(x_max > x_min, x_max - x_min, 1)
-    x = 2 * (raw - x_min) / width - 1
-    x[:, x_max <= x_min] = -1
     clipped = int(np.count_nonzero((raw < x_min) | (raw > x_max)))
+    with np.errstate(over='ignore'):  # a value far outside its range becomes inf, and is clipped
+        large = np.isinf(2.0 * (x_max - x_min))
+        if large.any():  # near 1e308 the division by 8 is exact, and does not change the ratio
+            raw, x_min, x_max = (v / np.where(large, 8.0, 1.0) for v in (raw, x_min, x_max))
+        width = np.where(x_max > x_min, x_max - x_min, 1)
+        x = 2 * (raw - x_min) / width - 1
+    x[:, x_max <= x_min] = -1
     return np.clip(x, -1, 1, out=x).astype(np.float32), clipped
 
 # %% ../../nbs/09_assembly.ipynb #f0724c1b
