@@ -407,9 +407,9 @@ def group_copies(read: _Read, sens: np.ndarray) -> list[str]:
     "Features, besides the sensitive attribute, whose values tell the group of each person."
     copies = []
     for name in read.of('feature'):
-        code = pd.factorize(read.readings[name].values.astype(str))[0]
-        values = code.max() + 1
-        if 2 <= values <= min(MAX_CATEGORIES, len(code) // 5):
+        values = read.readings[name].values
+        code, _ = pd.factorize(values.astype(str), use_na_sentinel=False)  # a gap is a value too
+        if 2 <= code.max() + 1 <= min(MAX_CATEGORIES, len(code) // 5):
             ones, people = np.bincount(code, sens), np.bincount(code)
             if ((ones == 0) | (ones == people)).all():
                 copies.append(name)
