@@ -767,8 +767,9 @@ def _after_titles(lines: list[str], first: str) -> tuple[dict, str, list[list[st
             return ({'skip': skip} if skip else {}), *found
     return None
 
-# %% ../../nbs/02_reading.ipynb #a7ba0383
-def _propose_for_text(path: Path, reader: Reader) -> tuple[dict, list[str]]:
+# %% ../../nbs/02_reading.ipynb #902037f8
+def _propose_for_text(path: Path, reader: Reader) -> tuple[dict, list[str], str | None]:
+    "Entries of a reader, their reasons, and the separator that fits (None: none does)."
     import numpy as np
 
     entries, why = {}, []
@@ -786,7 +787,7 @@ def _propose_for_text(path: Path, reader: Reader) -> tuple[dict, list[str]]:
         entries |= {'skip': 1, 'separator': usual}
         why += ['skip: the first line says how Excel reads the file', 'separator: it says so']
     if not (found := _after_titles(lines, usual)):
-        return entries, why
+        return entries, why, None
     above, separator, records = found
     if above:
         why.append(f'{next(iter(above))}: the lines above the table differ ({lines[0].strip()!r})')
@@ -803,18 +804,18 @@ def _propose_for_text(path: Path, reader: Reader) -> tuple[dict, list[str]]:
     if len(records) > 1 and _looks_like_data(names, body) and records[0] not in records[1:]:
         entries['header'] = False
         why.append(f'header: the first line looks like data ({_shown(names)})')
-    return entries, why
+    return entries, why, separator
 
 # %% ../../nbs/02_reading.ipynb #1c7c102b
 def _dialect(path: Path, reader: Reader, separator: str) -> str:
     "The line for the card if another separator fits the file and this one does not, or ''."
     try:
-        entries, _ = _propose_for_text(path, reader)
+        entries, _, fits = _propose_for_text(path, reader)
     except DataError:
         return ''
-    entries = {'separator': separator_of(path, Reader())} | entries
+    entries = {'separator': fits} | entries
     now = {'separator': separator, 'skip': reader.skip, 'comment': reader.comment}
-    if all(now.get(k, v) == v for k, v in entries.items()):
+    if not fits or all(now.get(k, v) == v for k, v in entries.items()):
         return ''
     usual = {'separator': separator_of(path, Reader())}
     return _card_line({k: v for k, v in entries.items() if usual.get(k) != v} or usual)
@@ -1331,7 +1332,7 @@ def _read_excel(path: Path, reader: Reader, wanted: Sequence[str] = ()) -> _Grid
 # %% ../../nbs/02_reading.ipynb #3a306adc
 _QUOTED = r"'(?:[^'\\]|\\.)*'" + r'|"(?:[^"\\]|\\.)*"'
 _ATTRIBUTE = re.compile(rf'@attribute\s+({_QUOTED}|[^\s{{]+)\s*(.*?)\s*$', re.IGNORECASE)
-_ARFF_CELL = re.compile(rf'\s*({_QUOTED}|[^,]*?)\s*(,|$)')
+_ARFF_CELL = re.compile(rf'\s*({_QUOTED}|(?![\'"])[^,]*?)\s*(,|$)')
 _ARFF_TYPES = ('numeric', 'real', 'integer', 'string', 'date')
 
 
@@ -1486,7 +1487,7 @@ def propose_reader(
             return _propose_for_excel(path)
         if kind in _FORMATS:
             return {}, []
-        entries, why = _propose_for_text(path, Reader())
+        entries, why, _ = _propose_for_text(path, Reader())
     if kind not in TABLES:
         entries.setdefault('separator', ',')
         why.append(f'separator: {path.name} is a text, though its name does not say so')
