@@ -364,6 +364,14 @@ def _split_spaced(line: str, separator: str) -> list[str]:
         if not (found[2] or found[4]):
             return cells
 
+
+def _parsed(lines: Iterator[str], separator: str, spaced: bool) -> Iterator[list[str]]:
+    if separator == 'blanks':
+        return map(_split_at_blanks, lines)
+    if spaced:
+        return (_split_spaced(line, separator) for line in lines)
+    return csv.reader(lines, delimiter=separator, strict=True)
+
 # %% ../../nbs/02_reading.ipynb #0abb676a
 class _Records:
     "The records of a text file, one list of cells at a time; counts what is no record."
@@ -395,16 +403,9 @@ class _Records:
                 self.start, self.inside = number, True
             yield line
 
-    def parse(self) -> Iterator[list[str]]:
-        if self.separator == 'blanks':
-            return map(_split_at_blanks, self.feed())
-        if self.spaced:
-            return (_split_spaced(line, self.separator) for line in self.feed())
-        return csv.reader(self.feed(), delimiter=self.separator, strict=True)
-
     def __iter__(self) -> Iterator[list[str]]:
         try:
-            for cells in self.parse():
+            for cells in _parsed(self.feed(), self.separator, self.spaced):
                 self.inside = False
                 if not cells or (len(cells) == 1 and not cells[0].strip()):
                     self.blank += 1
