@@ -252,6 +252,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                          'moe_expert.data.reading._member': ('reading.html#_member', 'moe_expert/data/reading.py'),
                                          'moe_expert.data.reading._named': ('reading.html#_named', 'moe_expert/data/reading.py'),
                                          'moe_expert.data.reading._names': ('reading.html#_names', 'moe_expert/data/reading.py'),
+                                         'moe_expert.data.reading._no_object': ('reading.html#_no_object', 'moe_expert/data/reading.py'),
                                          'moe_expert.data.reading._number_text': ( 'reading.html#_number_text',
                                                                                    'moe_expert/data/reading.py'),
                                          'moe_expert.data.reading._once': ('reading.html#_once', 'moe_expert/data/reading.py'),

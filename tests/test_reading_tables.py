@@ -142,6 +142,12 @@ def test_a_wrong_encoding_names_byte_line_and_cure(write):
     message = refused(lambda: read_table(path), 't.csv', 'line 3', '0xe1')
     assert from_line(message) == {'encoding': 'latin-1'} == propose_reader(path)[0]
     assert held(read_table(path, from_line(message)))['city'] == ['Bonn', 'Málaga']
+    path = write(('x,y\n' + 'a,1\n' * 5000 + 'é,1\n').encode('latin-1'))
+    refused(lambda: read_table(path), 'line 5002')
+    assert propose_reader(path)[0] == {'encoding': 'latin-1'}
+    refused(
+        lambda: read_table(write('x,y\n1,2\n'), {'encoding': 'utf-16'}), 'not written in utf-16'
+    )
     path = write('note,y\n10 €,1\n'.encode('cp1252'))
     assert from_line(refused(lambda: read_table(path))) == {'encoding': 'cp1252'}
     path = write(BOM + 'é,y\n1,2\n'.encode())
@@ -165,6 +171,7 @@ def test_a_wrong_encoding_names_byte_line_and_cure(write):
         ('a,b\n1,2,\n1,2\n', 'the lines before it end with a separator'),
         ('a,b\n0,1,2\n1,1,2\n', 'row number'),
         ('a,,c\n1,2,3\n', 'column 2 of 3 has no name'),
+        (',\n1,2\n', 'no column with a name'),
         (',a\nx,3\ny,4\n', 'column 1 of 2 has no name'),
         ('a,a\n1,2\n', "2 columns have the same name, 'a'"),
         ('a, a\n1,2\n', "2 columns have the same name, 'a'"),
@@ -222,6 +229,7 @@ def test_a_saved_index_is_left_out_twice(write):
     path = write(frame.to_csv())
     twice = pd.read_csv(path).to_csv()
     assert list(read_table(write(twice)).frame) == ['x']
+    assert list(raw_table(pd.DataFrame({'Unnamed: 0': [0.0, 1.0], 'x': [1, 2]})).frame) == ['x']
     named = write('x,Unnamed: 1\n5,0\n6,1\n')
     assert list(read_table(named).frame) == ['x', 'Unnamed: 1'], 'not in front: no index'
 
@@ -253,6 +261,7 @@ def test_twins_in_drop(write):
         ('Title\n\nx;y\n1;2\n3;4\n', {'separator': ';', 'skip': 1}, ['1', '2']),
         ('# one\n# two\nx,y,z\n1,2,3\n3,4,5\n', {'comment': '#'}, ['1', '2', '3']),
         ('sep=;\nx;y\n1;2\n', {'skip': 1, 'separator': ';'}, ['1', '2']),
+        ('sep=,\nx,y\n1,2\n', {'skip': 1}, ['1', '2']),
         ('A 6 x\nB 48 x\nA 7 y\n', {'separator': 'blanks', 'header': False}, ['A', '6', 'x']),
     ],
 )
@@ -273,6 +282,11 @@ def test_one_column_is_shown(write):
     assert message == f'{path}: found one column \'school;sex;y\': reader: {{separator: ";"}}'
     path = write('a,b\n1,2\n', 't.tsv')
     assert from_line(refused(lambda: read_table(path))) == {'separator': ','}
+    path = write('"x,y"\n"1,2"\n')
+    refused(lambda: read_table(path, wanted=['y']), "'x,y'", 'quotation marks around whole lines')
+    path = write('x;y\n' + '1;2\n' * 20 + '1;2;3\n')
+    assert from_line(refused(lambda: read_table(path))) == {'separator': ';'}
+    refused(lambda: read_table(path, {'separator': ';'}), 'row 20')
     assert held(read_table(write('a\n1\n2\n'))) == {'a': ['1', '2']}, 'a single column may be one'
 
 
@@ -362,6 +376,7 @@ def test_endings(write):
     assert held(read_table(path, {'separator': ','})) == {'a': ['1'], 'b': ['2']}
     refused(lambda: read_table(path.parent / 'no.csv'), 'does not exist')
     refused(lambda: read_table(path.parent), 'does not exist')
+    refused(lambda: read_table(7), 'not 7')
 
 
 def test_asking_for_endings_imports_nothing_heavy():
