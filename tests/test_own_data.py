@@ -551,7 +551,7 @@ def test_words_that_yaml_takes_for_truth_values(folder):
         ('a.yaml', 'label: x\nsensitive: s\ntable: gone.csv', 'gone.csv does not exist'),
         ('a.yaml', 'label: x\nsensitive: s\ntable: a.yaml', 'no table'),
         ('a.yaml', '!!python/object/apply:os.system ["true"]', 'is not YAML'),
-        ('a.xlsx', '', 'neither a card'),
+        ('a.docx', '', 'neither a card'),
         ('a.csv', 'x,y', 'write a card'),
         ('a.yaml', 'label: x\nsensitive: s\nname: ../../etc/x', 'cannot be part of a file name'),
         ('a.parquet', 'no', 'write a card'),
