@@ -22,10 +22,11 @@ from . import metrics
 from .data.assembly import assemble, feature_range, scale_features
 from .data.catalogue import DatasetSpec
 from .data.columns import reduce_groups
+from .data.doors import plain_array
 from moe_expert.data.graph import (
     check_edges,
     edge_tensor,
-    similarity_graph,
+    nearest_keys,
     similarity_keys,
     undirected_graph,
 )
@@ -46,6 +47,7 @@ __all__ = ['FairMoEClassifier', 'check_labels', 'positive_class']
 from .experts.specs import EXPERTS
 from .experts.trainers import TrainConfig, TrainSettings
 from .experts.training import REFERENCE, train_population
+from .mixture.checkpoints import Known, known_people, linked_to_known
 from moe_expert.mixture.comparison import (
     doubts,
     gate_usage,
@@ -65,8 +67,9 @@ class FairMoEClassifier(ClassifierMixin, BaseEstimator):
 
     After `fit`: `classes_` (sorted), `pos_label_` (the one that the scores are about), `model_` (a
     `Mixture`; without groups a `Population` of one), `results_` (the gate's record, or validation
-    scores), `group_names_`, `n_clipped_` (values outside the range of the training rows),
-    `feasible_` (did it reach the floor?), `notices_` (why it may be of no use; warnings too).
+    scores), `group_names_`, `n_clipped_` (values outside the range of the training rows), `known_`
+    (graph backbones: rows that new people are linked to), `feasible_` (did it reach the floor?),
+    `notices_` (why it may be of no use; warnings too).
 
     >>> from moe_expert.data.synthetic import make_synthetic
     >>> people = make_synthetic(200, 10, seed=3)
@@ -90,7 +93,7 @@ class FairMoEClassifier(ClassifierMixin, BaseEstimator):
         y,  # [n] two classes; see `pos_label` for those other than 0 and 1
         *,
         sensitive_features=None,  # [n] group of each person; None: see `on_missing_groups`
-        edge_index=None,  # [2, E] row numbers of X, in any order and direction; None: by similarity
+        edge_index=None,  # [2, E] row numbers of X, in any order and direction; None: `neighbours`
     ) -> FairMoEClassifier:  # itself
         "Run all stages. `ValueError` (often a `DataError`) names what cannot be fitted, and why."
         return _fit(self, X, y, sensitive_features, edge_index)
@@ -98,7 +101,7 @@ class FairMoEClassifier(ClassifierMixin, BaseEstimator):
     def predict_proba(
         self,
         X,  # [n, d]
-        edge_index=None,  # as of `fit`; only graph backbones read it
+        edge_index=None,  # rows of this X; None: each row is linked to rows of `fit`, see below
     ) -> np.ndarray:  # [n, 2] in the order of `classes_`
         p1 = _probabilities(self, X, edge_index)
         return np.stack([1 - p1, p1] if _positive_column(self) else [p1, 1 - p1], 1)
@@ -110,8 +113,9 @@ class FairMoEClassifier(ClassifierMixin, BaseEstimator):
 
 # %% ../nbs/75_estimator.ipynb #037b7da2
 def _fit(estimator: FairMoEClassifier, X, y, sensitive_features, edge_index) -> FairMoEClassifier:
-    check_labels(y)
-    X, y = validate_data(estimator, X, y, dtype=np.float64)
+    labels = check_labels(y, estimator.pos_label)
+    X = plain_array(X, 'X') if isinstance(X, torch.Tensor) else X
+    X, y = validate_data(estimator, X, labels, dtype=np.float64)
     given = check('FairMoEClassifier', estimator.get_params(deep=False))
     y = _two_classes(estimator, y, given.pos_label, sensitive_features is not None)
     seed = int(check_random_state(given.random_state).randint(2**31))
@@ -126,6 +130,9 @@ def _fit(estimator: FairMoEClassifier, X, y, sensitive_features, edge_index) -> 
     return _fit_mixture(estimator, given, data, seed)
 
 # %% ../nbs/75_estimator.ipynb #802f20ec
+_MISSING = ('', 'nan', 'NaN', 'None', 'NaT', '<NA>', 'NA', 'N/A', 'null', 'NULL', '?')
+
+
 def _kind(value) -> str:
     "What a label is."
     for types, kind in (((bool, np.bool_), 'true/false'), (str, 'text'), (Number, 'number')):
@@ -136,15 +143,19 @@ def _kind(value) -> str:
 
 def check_labels(
     y,  # [n] labels, as the caller gave them
-) -> None:
+    pos_label=None,  # named by the caller; a text such as '?' that is named is a label
+) -> np.ndarray | None:  # [n] the same labels; None: there are none
     """Raise `ArgumentError` for missing labels, and for labels of different kinds.
 
-    >>> check_labels(['lost', 'repaid', 'lost'])
+    >>> check_labels(['lost', 'repaid', 'lost']).tolist()
+    ['lost', 'repaid', 'lost']
     """
-    values = np.asarray(y, dtype=object).ravel()
-    if y is None or not len(values):
-        return  # scikit-learn has its own words for no labels
-    if len(missing := np.flatnonzero(pd.isna(values))):
+    if y is None:
+        return None  # scikit-learn has its own words for no labels
+    labels = plain_array(y, 'y')
+    values = labels.astype(object).ravel()
+    texts = [isinstance(v, str) and v.strip() in _MISSING and v != pos_label for v in values]
+    if len(missing := np.flatnonzero(pd.isna(values) | np.array(texts, dtype=bool))):
         raise ArgumentError(
             f'y: the label of row {missing[0]} is missing ({values[missing[0]]!r}; '
             f'{len(missing)} such rows): remove these rows, or fill them in'
@@ -155,6 +166,7 @@ def check_labels(
     if len(first) > 1:
         listed = ', '.join(f'{value!r} ({kind})' for kind, value in first.items())
         raise ArgumentError(f'y mixes labels of different kinds, {listed}: use one kind')
+    return labels
 
 # %% ../nbs/75_estimator.ipynb #0688b4e2
 def _two_labels(y: np.ndarray) -> np.ndarray:
@@ -187,7 +199,7 @@ def positive_class(
 ) -> int:  # 0 or 1, its place
     """Which of two classes is positive. `ArgumentError` where nothing says so.
 
-    >>> positive_class(np.array([-1, 1])), positive_class(np.array(['bad', 'good']), 'bad')
+    >>> positive_class(np.array([0, 1])), positive_class(np.array(['bad', 'good']), 'bad')
     (1, 0)
     """
     first, last = classes.tolist()
@@ -199,7 +211,7 @@ def positive_class(
                 f'write pos_label={last!r} or pos_label={first!r}'
             )
         return places[0]
-    if last == 1 and first in (0, -1):
+    if (first, last) == (0, 1):  # false and true too
         return 1
     unclear = f'y holds {first!r} and {last!r}, and nothing says which of them is positive'
     if fair and _kind(first) == 'number':
@@ -233,15 +245,22 @@ def _split(given: Given, y: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarr
     return np.sort(np.concatenate([first, rest])), val
 
 # %% ../nbs/75_estimator.ipynb #add3823d
-def _edges(given: Given, X: np.ndarray, edge_index) -> np.ndarray:
-    "The graph as keys of `similarity_keys`."
-    if edge_index is None:
+def _edges(given: Given, X: np.ndarray, x: np.ndarray, edge_index) -> np.ndarray:
+    "The graph of rows X, scaled as x, as keys `low * n + high`."
+    if edge_index is not None:
+        return check_edges(edge_index, len(X), 'edge_index', index=True)
+    if given.threshold is not None:
         return similarity_keys(X, given.threshold)
-    return check_edges(edge_index, len(X), 'edge_index', index=True)
+    return nearest_keys(x, given.neighbours)
 
 # %% ../nbs/75_estimator.ipynb #8fae6569
 def _train_settings(given: Given) -> TrainSettings:
     return TrainSettings(epochs=given.epochs, hidden=given.hidden, backbone=given.backbone)
+
+
+def _known(given: Given, data: Data) -> Known | None:
+    "The rows that new people are linked to; None: the model does not look, or edges were passed."
+    return None if given.backbone == 'mlp' else known_people(data)
 
 # %% ../nbs/75_estimator.ipynb #7533a195
 def _pack(
@@ -257,9 +276,10 @@ def _pack(
     numbered = [f'x{k}' for k in range(X.shape[1])]
     names = [str(v) for v in getattr(estimator, 'feature_names_in_', numbered)]
     train, val = _split(given, y, seed)
+    x, _ = scale_features(X, *feature_range(X, train, 'train'))
     data = assemble(
         Table(X, names, y, sens),
-        _edges(given, X, edge_index),
+        _edges(given, X, x, edge_index),
         DatasetSpec('own', 'y', 'sensitive_features', ('group 0', 'group 1')),
         split_seed=None,
         drop=(),
@@ -267,6 +287,7 @@ def _pack(
         source='an array in memory',
         scale_on='train',
         split=(train, val, val),
+        neighbours=given.neighbours if edge_index is None else None,
     )
     data.test_mask = torch.zeros_like(data.test_mask)
     estimator.x_min_, estimator.x_max_ = data.x_min.numpy(), data.x_max.numpy()
@@ -298,6 +319,7 @@ def _fit_mixture(
         nodes = trainer.evaluator('val').nodes
         found['use'] = one_expert_alone(gate_usage(trainer.mixture, trainer.data, nodes)['all'])
         estimator.model_ = trainer.mixture.to('cpu')
+        estimator.known_ = _known(given, data)
     estimator.feasible_ = bool(estimator.results_['feasible'])
     _say(estimator, [sentence for sentences in found.values() for sentence in sentences])
     return estimator
@@ -352,8 +374,9 @@ def _fit_alone(
     x, estimator.n_clipped_ = scale_features(X, estimator.x_min_, estimator.x_max_)
     edges = None
     if given.backbone != 'mlp' or edge_index is not None:  # what is given is checked
-        edges = _edges(given, X, edge_index)
+        edges = _edges(given, X, x, edge_index)
     data = _without_sens(x, y, edges, train)
+    data.neighbours = given.neighbours if edge_index is None else None
     (model,) = train_population(
         data,
         [TrainConfig(lr=REFERENCE.lr, weight_decay=REFERENCE.weight_decay, seed=seed)],
@@ -364,7 +387,7 @@ def _fit_alone(
     )
     if model.error:
         raise DataError(f'the model did not train: {model.error}')
-    estimator.model_ = model.population
+    estimator.model_, estimator.known_ = model.population, _known(given, data)
     estimator.results_ = {k: model.metrics[k] for k in ('acc', 'f1', 'auc', 'utility')}
     estimator.feasible_ = 0 < model.metrics['selection_rate'] < 1
     interval = auc_interval(model.metrics['auc'], int(y[val].sum()), int((1 - y[val]).sum()))
@@ -393,11 +416,17 @@ def _without_sens(
 def _probabilities(estimator: FairMoEClassifier, X, edge_index) -> np.ndarray:
     "[n] probability of the positive class."
     check_is_fitted(estimator)
+    X = plain_array(X, 'X') if isinstance(X, torch.Tensor) else X
     X = validate_data(estimator, X, dtype=np.float64, reset=False)
     x = torch.from_numpy(scale_features(X, estimator.x_min_, estimator.x_max_)[0])
-    edges = None
+    edges, nodes, model = None, None, estimator.model_
     if edge_index is not None:
         edges = undirected_graph(edge_index, len(X))
-    elif estimator.backbone != 'mlp':
-        edges = similarity_graph(X, estimator.threshold)
-    return estimator.model_.probabilities(x, edges)[0].numpy()
+    elif (backbone := getattr(model, 'experts', model).backbone) != 'mlp':
+        if estimator.known_ is None:
+            raise DataError(
+                f'the model looks at the graph (backbone {backbone}), and fit was given '
+                'edge_index: give edge_index [2, E] between these rows too'
+            )
+        x, edges, nodes = linked_to_known(x, estimator.known_)
+    return model.probabilities(x, edges, nodes)[0].numpy()

@@ -599,8 +599,14 @@ def predict_proba(
     people: Tensor | np.ndarray | pd.DataFrame,  # as of `mixture.checkpoints.predict_proba`
     edge_index=None,  # [2, E] rows of `people`; in any order, one direction is enough
 ) -> Tensor:  # [n, 2] probabilities of class 0 and 1
-    "Probabilities for new people by the mixture in use. Errors as there."
-    return checkpoints.predict_proba(self._current(), people, self.data.recipe, edge_index)
+    """Probabilities for new people by the mixture in use. Errors as there.
+
+    Experts that look at the graph link new people to the training people nearest to them, if no
+    edges are given and the graph of the data was made by a rule.
+    """
+    data, mixture = self.data, self._current()
+    known = checkpoints.known_people(data)
+    return checkpoints.predict_proba(mixture, people, data.recipe, edge_index, known)
 
 
 @patch

@@ -47,6 +47,13 @@ FOREIGN_PRIVATE = {
         ('_storage', '_trial_id', '_study_id', '_directions'),
         ((OPTUNA_ROOM,), 'Optuna: trials that a dead worker left behind are closed and repeated'),
     ),
+    **dict.fromkeys(
+        ('_indices', '_values'),
+        (
+            ('data.edge_lists',),
+            'torch: entries that stand twice are not added up',
+        ),
+    ),
     '_version': (('experts.populations',), 'torch: whether a parameter changed in place'),
     '_C': (('experts.populations',), 'torch: is the tensor inside vmap?'),
     '_functorch': (('experts.populations',), 'torch: is the tensor inside vmap?'),

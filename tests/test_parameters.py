@@ -254,6 +254,14 @@ def test_each_option_of_a_command_reaches_what_does_the_work(
         base['expert'] = given.setdefault('expert', ('all', 'mixture'))
     if (door, name) == ('report', 'expert'):
         base['expert'] = ('mixture',)
+    if (door, name) == ('datasets', 'columns'):
+        from moe_expert.data import audit
+
+        monkeypatch.setattr(audit, 'columns_text', lambda table, width, most, more: f'most {most}')
+        words_ = 'synthetic-300 --columns'.split()
+        cards = [cli.card(parameters.parser(door).given(words_[:k])) for k in (1, 2)]
+        assert 'most 40' in cards[0] and 'most 21' in cards[1]  # with the label
+        return
     passed = Passed(monkeypatch, tmp_path)
     if (door, name) == ('datasets', 'data_dir'):
         assert str(tmp_path) != cli.listing(None)  # a list without a name

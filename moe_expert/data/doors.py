@@ -5,10 +5,14 @@
 # %% ../../nbs/14_doors.ipynb #e67c5d2a
 from __future__ import annotations
 
+import math
 import os
+import sys
 import warnings
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from copy import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,31 +25,89 @@ if TYPE_CHECKING:
     from torch_geometric.data import Data
 
 # %% auto #0
-__all__ = ['from_data', 'load_own']
+__all__ = ['MAX_DENSE', 'plain_array', 'from_data', 'from_card', 'load_own']
 
 # %% ../../nbs/14_doors.ipynb #2534cd90
 from moe_expert.data.cards import (
     CARDS,
     OR_A_KNOWN_NAME,
     Card,
+    as_list,
     check_own_name,
     find_card,
     own_name,
     read_card,
 )
-from .graph import check_edges, undirected_graph
+from .graph import edge_list, undirected_graph
 from .own import from_frame, merged_card
-from .tables import names_to_drop, read_table
+from .reading import RawTable, is_table, raw_table, read_table
+from .tables import names_to_drop
 from ..errors import DataError, DataWarning
 
+# %% ../../nbs/14_doors.ipynb #7fc8222d
+MAX_DENSE = 200_000_000  # numbers of a sparse matrix that is written out: 1.6 GB
+
+
+def _of_tensor(value: Tensor) -> np.ndarray:
+    "A tensor of any device, layout and precision."
+    value = value.detach()
+    if value.layout != torch.strided:
+        value = value.to_dense()
+    if value.is_floating_point():
+        value = value.double()  # NumPy has no bfloat16
+    return value.cpu().resolve_conj().resolve_neg().numpy()
+
+
+def _of_anything(value) -> np.ndarray:
+    "As `plain_array`, with the errors of whatever it is."
+    if isinstance(value, Tensor):
+        return _of_tensor(value)
+    if hasattr(value, 'toarray') or hasattr(value, 'to_dense'):  # of SciPy, of torch_sparse
+        return _of_anything(value.toarray() if hasattr(value, 'toarray') else value.to_dense())
+    if isinstance(value, np.ma.MaskedArray):
+        hidden = np.ma.getmaskarray(value)
+        return np.where(hidden, None, value.data.astype(object)) if hidden.any() else value.data
+    if isinstance(value, list | tuple):
+        value = np.asarray(value, dtype=object)
+        return pd.Series(value).infer_objects().to_numpy() if value.ndim == 1 else value
+    return np.asarray(value)
+
+# %% ../../nbs/14_doors.ipynb #ea543192
+def plain_array(
+    value,  # a tensor (any device, layout, precision), an array (masked, sparse), or lists
+    where: str,  # what it is, for the error
+) -> np.ndarray:
+    """An array with the same values. `DataError` if it cannot be one, or is too large when dense.
+
+    >>> plain_array([0, 'a', None], 'y').tolist()
+    [0, 'a', None]
+    """
+    sparse = hasattr(value, 'toarray') or isinstance(value, Tensor) and value.is_sparse
+    if sparse and (size := math.prod(value.shape)) > MAX_DENSE:
+        raise DataError(
+            f'{where} is sparse, and would be {size:,} numbers when written out: leave out columns '
+            'first'
+        )
+    try:
+        return _of_anything(value)
+    except (TypeError, ValueError, RuntimeError, AttributeError) as e:
+        raise DataError(
+            f'{where}, a {type(value).__name__}, cannot be read as an array of values: {e}'
+        ) from e
+
 # %% ../../nbs/14_doors.ipynb #139b61dd
-def _unchanged(data: Data, drop: str | Iterable[str]) -> Data:
-    "A data set that is loaded already. `DataError` if further columns should be dropped from it."
+def _unchanged(data: Data, drop: str | Iterable[str], own: Mapping) -> Data:
+    "A data set that is loaded already. `DataError` if the call would read it differently."
     late = set(names_to_drop(drop)) - set(data.drop)
     if late:
         raise DataError(
             f'drop: {", ".join(sorted(late))} cannot be dropped from {data.name}, which is loaded '
             'already: load it with drop='
+        )
+    if own:
+        raise DataError(
+            f'{", ".join(own)} cannot be applied to {data.name}, which is loaded already: give '
+            'them when it is loaded'
         )
     graph = undirected_graph(data.edge_index, len(data.x), f'{data.name}: edge_index')
     if graph is data.edge_index:
@@ -61,91 +123,333 @@ def _unused_name(name: str, taken: Iterable[str]) -> str:
         name += '_'
     return name
 
-# %% ../../nbs/14_doors.ipynb #f2254e71
-def _parts_of_masks(masks: Sequence[Tensor | None], n: int, name: str) -> np.ndarray:
-    "[n] train, validation, test or none; no node may be in two."
-    if any(m is None or m.dim() != 1 or len(m) != n for m in masks):
+# %% ../../nbs/14_doors.ipynb #ed8383c7
+def _names_of_features(data: Data, d: int, name: str) -> list[str]:
+    "The d names of the columns of x, which must differ."
+    names = getattr(data, 'feature_names', None)
+    if names is None:
+        return [f'x{k}' for k in range(d)]
+    if isinstance(names, str) or not isinstance(names, Iterable):
+        raise DataError(f'{name}: feature_names must be a list of {d} names, not {names!r}')
+    names = [str(v) for v in names]
+    if len(names) != d:
         raise DataError(
-            f'{name}: train_mask, val_mask and test_mask must all be there, each of shape [{n}], '
-            'or none of them'
+            f'{name}: {len(names)} feature_names and the {d} columns of x do not fit together: '
+            'give one name for each column'
         )
-    member = np.stack([np.asarray(m.cpu(), dtype=bool) for m in masks])
-    if (member.sum(0) > 1).any():
-        raise DataError(
-            f'{name}: node {int((member.sum(0) > 1).argmax())} is in more than one of train_mask, '
-            'val_mask and test_mask'
-        )
-    part = np.where(member.any(0), member.argmax(0), 3)
-    return np.array(['train', 'validation', 'test', 'none'])[part]
+    if twice := [v for v, k in Counter(names).items() if k > 1]:
+        raise DataError(f'{name}: feature_names holds {twice[0]!r} more than once: rename one')
+    return names
 
-# %% ../../nbs/14_doors.ipynb #f41cdeff
-def _arrays_of_data(data: Data, name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[str]]:
-    "x [N, d], y [N], sens [N] and the d feature names of a PyG `Data`."
-    for field_name in ('x', 'y', 'sens'):
-        if getattr(data, field_name, None) is None:
-            raise DataError(
-                f'{name}: the Data has no {field_name}: it needs x [N, d], y [N] and sens [N], the '
-                'latter two in {0, 1}'
-            )
-    x = np.asarray(data.x.detach().cpu().double())
-    y, sens = (np.asarray(v.detach().cpu()).reshape(-1) for v in (data.y, data.sens))
-    names = list(getattr(data, 'feature_names', None) or (f'x{k}' for k in range(x.shape[1])))
-    if x.ndim != 2 or len(names) != x.shape[1] or not len(x) == len(y) == len(sens):
+# %% ../../nbs/14_doors.ipynb #75481b9a
+def _number(value) -> float | None:
+    "The value as a number; None if it is none."
+    try:
+        return float(value)
+    except (TypeError, ValueError, OverflowError):
+        return None
+
+
+def _matrix(data: Data, name: str) -> np.ndarray:
+    "[N, d] the features as numbers. `DataError` names shape, or column and row."
+    x = plain_array(data.x, f'{name}: x')
+    if x.ndim != 2 or not x.size:
+        cure = {1: ': data.x[:, None] makes one column of it', 3: ': data.x.flatten(1)'}
         raise DataError(
-            f'{name}: x {x.shape}, y {y.shape}, sens {sens.shape} and {len(names)} feature names '
-            'do not fit together'
+            f'{name}: x has shape {list(x.shape)}, but must be [N, d], with one row per person and '
+            f'at least one column{cure.get(x.ndim, "")}'
         )
-    return x, y, sens, list(map(str, names))
+    if x.dtype.kind == 'c':
+        raise DataError(
+            f'{name}: x holds complex numbers ({x.dtype}): give real and imaginary parts as columns'
+        )
+    if x.dtype.kind in 'biuf':
+        return x.astype(np.float64)
+    numbers = np.array([[_number(v) for v in row] for row in x], dtype=object)
+    for row, column in np.argwhere(numbers == None):  # noqa: E711, element by element
+        value = x[row : row + 1, column].tolist()[0]  # a text of Python, not of NumPy
+        raise DataError(
+            f'{name}: x, column {column}, row {row} holds {value!r}: x must be numbers; '
+            'give texts as a DataFrame instead, with label= and sensitive='
+        )
+    return numbers.astype(np.float64)
+
+# %% ../../nbs/14_doors.ipynb #2cd93e83
+def _check_finite(x: np.ndarray, names: Sequence[str], left_out: set[str], gaps: bool, name: str):
+    "`DataError` names the first column and row that is not finite; with `gaps`, NaN is allowed."
+    bad = np.isinf(x) if gaps else ~np.isfinite(x)
+    bad[:, [k for k, v in enumerate(names) if v in left_out]] = False
+    for row, column in np.argwhere(bad)[:1]:
+        value, column = x[row, column], names[column]
+        what, cure = f'holds {value}', 'replace it'
+        if np.isnan(value):
+            what, cure = 'is missing (nan)', "choose missing='impute' or missing='drop' (the rows)"
+        raise DataError(
+            f'{name}: x, column {column!r}, row {row} {what} ({int(bad.sum())} such values): '
+            f'{cure}, or leave the column out: drop=[{column!r}]'
+        )
+
+# %% ../../nbs/14_doors.ipynb #2786b6ae
+def _one_per_person(data: Data, field: str, n: int, gaps: bool, name: str) -> np.ndarray:
+    "[n] the values of y or sens. `DataError` for another shape, and for missing values."
+    values = plain_array(getattr(data, field), f'{name}: {field}')
+    if values.ndim == 2 and values.shape[1] == 1:
+        values = values[:, 0]
+    if values.ndim != 1:
+        cure = f'; if it is one-hot: data.{field}.argmax(1)' if values.ndim == 2 else ''
+        raise DataError(
+            f'{name}: {field} has shape {list(values.shape)}, but must hold one value per '
+            f'person{cure}'
+        )
+    if len(values) != n:
+        raise DataError(
+            f'{name}: {field} has {len(values)} values and x has {n} rows: they do not fit together'
+        )
+    if values.dtype.kind == 'c':
+        raise DataError(f'{name}: {field} holds complex numbers: give one code per value')
+    missing = np.flatnonzero(pd.isna(values))
+    if len(missing) and not gaps:
+        raise DataError(
+            f'{name}: {field}, row {missing[0]} is missing ({len(missing)} such rows): '
+            "missing='drop' leaves these people and their edges out"
+        )
+    if values.dtype.kind == 'f' and not len(missing) and (values == np.floor(values)).all():
+        return values.astype(np.int64) if np.abs(values).max(initial=0) < 2**53 else values
+    return values
+
+# %% ../../nbs/14_doors.ipynb #63c42b97
+def _check_labels(y: np.ndarray, own: Mapping, name: str) -> None:
+    "`DataError` for labels other than 0 and 1 where the call does not say what they mean."
+    counts = Counter(y[~pd.isna(y)].tolist())
+    unlabelled = as_list(own.get('unlabelled', ()))
+    rest = [v for v in counts if v not in unlabelled]
+    if 'positive' in own or all(v in (0, 1) for v in rest):
+        return
+    listed = ', '.join(f'{v!r} ({k} rows)' for v, k in counts.most_common(5))
+    cure = 'give positive=, and negative= or unlabelled= for the other values'
+    if set(rest) == {-1, 0, 1}:
+        cure = 'if -1 means that there is no label, give unlabelled=[-1]; otherwise positive='
+    raise DataError(
+        f'{name}: y holds {len(counts)} values, {listed}{", …" * (len(counts) > 5)}, and nothing '
+        f'says which count as 1: {cure}'
+    )
+
+# %% ../../nbs/14_doors.ipynb #f2254e71
+def _member(mask, field: str, n: int, name: str) -> np.ndarray:
+    "[n] bool: which nodes are in a mask."
+    mask = plain_array(mask, f'{name}: {field}')
+    if mask.ndim == 2 and mask.shape[1] == 1:
+        mask = mask[:, 0]
+    if mask.ndim == 2 and len(mask) == n:
+        raise DataError(
+            f'{name}: {field} has shape {list(mask.shape)}, which is {mask.shape[1]} splits: '
+            f'choose one, data.{field} = data.{field}[:, 0], and the same of the other masks'
+        )
+    if mask.ndim == 1 and len(mask) == n and np.isin(mask, (0, 1)).all():
+        return mask.astype(bool)
+    if mask.ndim != 1 or (len(mask) and mask.dtype.kind not in 'iu'):
+        raise DataError(
+            f'{name}: {field} of shape {list(mask.shape)} ({mask.dtype}) must be [{n}] truth '
+            'values, or the numbers of nodes'
+        )
+    nodes = mask.astype(np.int64)
+    if len(bad := nodes[(nodes < 0) | (nodes >= n)]):
+        raise DataError(f'{name}: {field} names node {bad[0]}, but nodes are 0 to {n - 1}')
+    return np.isin(np.arange(n), nodes)
+
+# %% ../../nbs/14_doors.ipynb #28d408b0
+_PARTS = {'train_mask': 'train', 'val_mask': 'validation', 'test_mask': 'test'}
+
+
+def _parts_of_masks(data: Data, n: int, name: str) -> np.ndarray | None:
+    "[n] train, validation, test or none; None without masks. No node may be in two."
+    masks = {f: getattr(data, f, None) for f in _PARTS}
+    masks = {f: _member(m, f, n, name) for f, m in masks.items() if m is not None}
+    if not masks:
+        return None
+    if not {'train_mask', 'test_mask'} <= masks.keys():
+        raise DataError(
+            f'{name}: train_mask, val_mask and test_mask must all be there, or train_mask and '
+            f'test_mask (validation is then taken from training), or none; only '
+            f'{" and ".join(masks)} is'
+        )
+    member = np.stack(list(masks.values()))
+    if len(twice := np.flatnonzero(member.sum(0) > 1)):
+        raise DataError(
+            f'{name}: node {twice[0]} is in more than one of {", ".join(masks)} ({len(twice)} such '
+            'nodes): remove it from all but one'
+        )
+    names = np.array([*(_PARTS[f] for f in masks), 'none'])
+    return names[np.where(member.any(0), member.argmax(0), len(masks))]
 
 # %% ../../nbs/14_doors.ipynb #82b1a60b
-def _edges_of_data(data: Data, name: str) -> np.ndarray | None:
-    "[E, 2] pairs of nodes, each once; None: no graph is given."
-    edges, n = getattr(data, 'edge_index', None), len(data.x)
-    if edges is None and getattr(data, 'adj_t', None) is not None:
-        raise DataError(
-            f'{name}: the graph of the Data is in adj_t: give it as edge_index [2, E], without the '
-            'transform ToSparseTensor'
-        )
-    if edges is None:
+def _check_weights(data: Data, name: str) -> None:
+    "`DataError` for weights or features of edges that are not all the same."
+    for field in ('edge_weight', 'edge_attr'):
+        if getattr(data, field, None) is None:
+            continue
+        values = plain_array(getattr(data, field), f'{name}: {field}')
+        if len(values) and (values != values[:1]).any():
+            raise DataError(
+                f'{name}: {field} tells edges apart, but the models here know only whether there '
+                f'is an edge: data.{field} = None leaves it out (remove weak edges first)'
+            )
+
+
+def _edges_of_data(data: Data, n: int, name: str, directed) -> np.ndarray | None:
+    "[E, 2] pairs of nodes, each once; None: no graph is given. `directed` as on a card."
+    graphs = {f: getattr(data, f, None) for f in ('edge_index', 'adj_t')}
+    keys = {
+        f: edge_list(graph, n, f'{name}: {f}', index=True, directed=directed).keys
+        for f, graph in graphs.items()
+        if graph is not None
+    }
+    _check_weights(data, name)
+    if not keys:
         return None
-    keys = check_edges(edges, n, f'{name}: edge_index', index=True)
-    return np.stack(np.divmod(keys, n), 1)
+    key = next(iter(keys.values()))
+    if not all(np.array_equal(key, other) for other in keys.values()):
+        raise DataError(
+            f'{name}: edge_index and adj_t are different graphs: remove one (data.adj_t = None)'
+        )
+    return np.stack(np.divmod(key, n), 1)
+
+# %% ../../nbs/14_doors.ipynb #5a646c7c
+_IN_DATA = {'label': 'y', 'sensitive': 'sens'}
+_OF_FILES = ('table', 'test_table', 'reader', 'edges_by', 'folder')
+
+
+def _check_fields(data: Data, own: Mapping, name: str) -> None:
+    "`DataError` for a field that is missing, and an entry that a `Data` cannot have."
+    for field in ('x', 'y', 'sens'):
+        if getattr(data, field, None) is None:
+            has = ', '.join(data.to_dict())
+            raise DataError(
+                f'{name}: the Data has no {field}: it needs x [N, d], y [N] and sens [N]; it has '
+                f'{has or "no fields"}'
+            )
+    for entry in own:
+        if entry in _IN_DATA:
+            raise DataError(f'{entry}: of a PyG Data it is data.{_IN_DATA[entry]}: remove {entry}=')
+        if entry in _OF_FILES:
+            raise DataError(f'{entry}: is for files, and a PyG Data has none: remove {entry}=')
+    graphs = (getattr(data, f, None) for f in ('edge_index', 'adj_t'))
+    if own.get('edges') is not None and any(g is not None for g in graphs):
+        raise DataError(f'{name}: the Data has a graph already: remove edges=, or its edge_index')
+
+# %% ../../nbs/14_doors.ipynb #3a4a2b1b
+def _table_of_data(
+    data: Data, drop: str | Iterable[str], own: Mapping, name: str
+) -> tuple[pd.DataFrame, dict]:  # the table; its entries of a card
+    "The fields of a graph as a table."
+    gaps = own.get('missing') in ('drop', 'impute')
+    x = _matrix(data, name)
+    names, n = _names_of_features(data, x.shape[1], name), len(x)
+    left_out = {*map(str, names_to_drop(drop)), *map(str, as_list(own.get('drop', ())))}
+    _check_finite(x, names, left_out, gaps, name)
+    y, sens = (_one_per_person(data, f, n, gaps, name) for f in ('y', 'sens'))
+    _check_labels(y, own, name)
+    label, group, column = (_unused_name(v, names) for v in ('y', 'sens', 'split'))
+    frame = pd.DataFrame(x, columns=names).assign(**{label: y, group: sens})
+    entries = {'sensitive_as_feature': False} | dict(own)
+    entries |= {'dataset_name': name, 'label': label, 'sensitive': group}
+    edges = _edges_of_data(data, n, name, own.get('directed'))
+    if edges is not None:
+        entries['edges'] = edges
+    parts, split = _parts_of_masks(data, n, name), own.get('split', {})
+    if parts is not None:
+        frame[column] = parts
+        split = {**split, 'column': column} if isinstance(split, Mapping) else split
+    return frame, entries | {'split': split}
 
 # %% ../../nbs/14_doors.ipynb #3a705475
 def from_data(
-    data: Data,  # x [N, d], y [N], sens [N]; optional: edge_index, three masks, feature_names
+    data: Data,  # x [N, d], y [N], sens [N]; optional: graph, masks, feature_names
     *,
     split_seed: int | None = None,  # where the masks are not given; None: 20
     drop: str | Iterable[str] = (),  # features to leave out
     dataset_name: str | None = None,  # None: `data.name`, or 'own'
-    threshold: float = 0.8,  # of the similarity rule, where there is no `edge_index`
+    **own,  # entries of a card: positive, unlabelled, privileged, missing, threshold, …
 ) -> Data:  # the fields of `load_dataset`
-    "Check, scale and complete a PyG graph. `DataError` if fields are missing or do not fit."
+    """Check, scale and complete a PyG graph. `DataError` names field, shape, row and cure.
+
+    >>> from torch_geometric.data import Data
+    >>> sign = 2 * (torch.arange(80) % 2) - 1
+    >>> graph = Data(x=torch.rand(80, 3), y=sign, sens=torch.arange(80) // 2 % 2)
+    >>> from_data(graph, positive=1).y.unique()
+    tensor([0, 1])
+    """
     if getattr(data, 'fingerprint', None) is not None:
-        return _unchanged(data, drop)
+        return _unchanged(data, drop, own)
     name = check_own_name(dataset_name or getattr(data, 'name', None) or 'own')
-    x, y, sens, names = _arrays_of_data(data, name)
-    frame = pd.DataFrame(x, columns=names)
-    label, group = (_unused_name(n, frame.columns) for n in ('y', 'sens'))
-    frame[label], frame[group] = y, sens
-    split, edges = {}, _edges_of_data(data, name)
-    masks = [getattr(data, f'{part}_mask', None) for part in ('train', 'val', 'test')]
-    if any(m is not None for m in masks):
-        split = {'column': _unused_name('split', frame.columns)}
-        frame = frame.assign(**{split['column']: _parts_of_masks(masks, len(x), name)})
-    return from_frame(
-        frame,
-        split_seed=split_seed,
-        drop=drop,
-        source='a PyG Data',
-        dataset_name=name,
-        label=label,
-        sensitive=group,
-        sensitive_as_feature=False,
-        edges=edges,
-        threshold=threshold,
-        split=split,
+    _check_fields(data, own, name)
+    frame, entries = _table_of_data(data, drop, own, name)
+    return from_frame(frame, split_seed=split_seed, drop=drop, source='a PyG Data', **entries)
+
+# %% ../../nbs/14_doors.ipynb #0edc727b
+def _is_graph(source) -> bool:
+    "Is it a PyG `Data`? `DataError` for what holds several graphs, or several kinds of nodes."
+    if 'torch_geometric' not in sys.modules:  # then it cannot be one
+        return False
+    from torch_geometric.data import Batch, Data, Dataset, HeteroData, TemporalData
+
+    several = isinstance(source, list | tuple) and any(isinstance(v, Data) for v in source)
+    if several or isinstance(source, Batch | Dataset):
+        kind = type(source).__name__.removeprefix('Data')
+        count = source.num_graphs if isinstance(source, Batch) else len(source)
+        raise DataError(
+            f'a {kind} of {count} PyG graphs is not one graph of people: give one of them, as in '
+            'load_dataset(graphs[0], …)'
+        )
+    if isinstance(source, HeteroData | TemporalData):
+        raise DataError(
+            f'a {type(source).__name__} has several kinds of nodes or edges: give one graph of '
+            'people, Data(x=…, y=…, sens=…, edge_index=…)'
+        )
+    return isinstance(source, Data)
+
+# %% ../../nbs/14_doors.ipynb #af77f0ed
+def _check_same_columns(first: RawTable, second: RawTable, where: str) -> None:
+    "`DataError` for a column that only one of two tables has, or that is numbers in one only."
+    ours, theirs = first.frame, second.frame
+    lacks, extra = (set(a) - set(b) for a, b in ((ours, theirs), (theirs, ours)))
+    if lacks or extra:
+        said = [f'lacks {", ".join(sorted(lacks))}'] * bool(lacks)
+        said += [f'has {", ".join(sorted(extra))} besides'] * bool(extra)
+        raise DataError(
+            f'{where}: test_table {" and ".join(said)}: both files must have the same columns'
+        )
+    for name in ours:
+        texts = [t[name].dtype == object for t in (ours, theirs)]
+        if texts[0] != texts[1] and not any(t[name].isna().all() for t in (ours, theirs)):
+            raise DataError(
+                f'{where}: column {name!r} is texts in one of table and test_table, and numbers or '
+                'dates in the other: write both files in the same format'
+            )
+
+
+def _joined(first: RawTable, second: RawTable, card: Card) -> tuple[RawTable, Card]:
+    "Two tables as one, and the card with the column that tells them apart."
+    if 'column' in card.split:
+        raise DataError(
+            f'{card.name}: test_table and split: {{column: {card.split["column"]}}} both say what '
+            'the test part is: remove one of them'
+        )
+    _check_same_columns(first, second, card.name)
+    column = _unused_name('part', first.frame.columns)
+    parts = (first.frame.assign(**{column: 'train'}), second.frame.assign(**{column: 'test'}))
+    changed = {
+        name: dict(Counter(first.changed.get(name, {})) + Counter(second.changed.get(name, {})))
+        for name in {**first.changed, **second.changed}
+    }
+    table = RawTable(
+        pd.concat(parts, ignore_index=True),
+        np.concatenate([first.rows, first.n_file + second.rows]),
+        first.n_file + second.n_file,
+        changed,
+        {f'{k} (test_table)': v for k, v in second.notes.items()} | first.notes,
     )
+    return table, replace(card, test_table=None, split={**card.split, 'column': column})
 
 # %% ../../nbs/14_doors.ipynb #3b293852
 def _card_for_path(path: str | os.PathLike, own: Mapping) -> Card:
@@ -161,25 +465,54 @@ def _card_for_path(path: str | os.PathLike, own: Mapping) -> Card:
     return card
 
 # %% ../../nbs/14_doors.ipynb #f70cbcce
-def _from_path(
-    path: str | os.PathLike, own: Mapping, split_seed: int | None, drop: str | Iterable[str]
+def _read(
+    source, card: Card, drop: Iterable[str], where: str
+) -> RawTable:  # of a file or of a table in memory
+    "A table with what was found at reading."
+    options = {'drop': [*card.drop, *drop], 'wanted': (card.label, card.sensitive)}
+    if is_table(source):
+        return raw_table(source, where, **options)
+    if not isinstance(source, str | os.PathLike):
+        raise DataError(
+            f'{where}: a table is a file or a table in memory, not a {type(source).__name__}'
+        )
+    return read_table(card.folder / Path(source).expanduser(), card.reader, **options)
+
+
+def _load_table(
+    source, card: Card, split_seed: int | None, drop: str | Iterable[str], origin: str
 ) -> Data:
-    "The data set of a card, of its folder or of a table file."
-    card = _card_for_path(path, own)
+    "The data set of a table, with its test table if it has one."
+    late = list(names_to_drop(drop))
+    table = _read(source, card, late, card.name)
+    if card.test_table is not None:
+        second = _read(card.test_table, card, late, f'{card.name}: test_table')
+        table, card = _joined(table, second, card)
+    return from_frame(table, card, split_seed=split_seed, drop=drop, source=origin)
+
+
+def from_card(
+    card: Card,  # names its table
+    *,
+    split_seed: int | None = None,  # None: the card's, else 20
+    drop: str | Iterable[str] = (),  # columns to leave out, besides those of the card
+    **own,  # fields of `Card`; they take precedence over the card's
+) -> Data:
+    "The data set of a card. `DataError` says what is wrong and how to cure it."
+    card = merged_card(card, own, ())
     if card.edges is not None and drop:
         warnings.warn(
             f'{card.name}: the edge list is kept without {", ".join(names_to_drop(drop))}; if it '
-            'was made from such columns, leave edges out of the card, and the similarity rule '
-            'makes the graph anew',
+            'was made from such columns, leave edges out of the card, and the graph is made anew '
+            'from the columns that stay',
             DataWarning,
             stacklevel=4,
         )
-    table = card.folder / Path(card.table).expanduser()
-    return from_frame(read_table(table), card, split_seed=split_seed, drop=drop, source=table.name)
+    return _load_table(card.table, card, split_seed, drop, Path(card.table).name)
 
 # %% ../../nbs/14_doors.ipynb #767a0d2e
 def load_own(
-    source: str | os.PathLike | pd.DataFrame | Data,  # card, its folder, or table; table or graph
+    source,  # path of a card, its folder or a table; a table in memory; a PyG `Data`
     *,
     data_dir: str | os.PathLike | None = None,  # refused for paths: the card names its files
     split_seed: int | None = None,  # None: the card's, else 20
@@ -195,13 +528,14 @@ def load_own(
         )
     if edition not in ('auto', 'full'):
         raise DataError(f'edition must be auto or full for your own data, not {edition!r}')
-    if isinstance(source, pd.DataFrame):
-        return from_frame(source, split_seed=split_seed, drop=drop, **own)
-    if hasattr(source, 'edge_index'):
+    if _is_graph(source):
         return from_data(source, split_seed=split_seed, drop=drop, **own)
+    if is_table(source):
+        card = merged_card(None, own, ())
+        return _load_table(source, card, split_seed, drop, 'a table in memory')
     if not is_file:
         raise DataError(
-            f'{source!r} is not the name of a data set, a path, a DataFrame or a PyG Data. '
-            f'{OR_A_KNOWN_NAME}'
+            f'a {type(source).__name__} is not the name of a data set, a path, a table (pandas, '
+            f'polars, Arrow, a list of dicts) or a PyG Data. {OR_A_KNOWN_NAME}'
         )
-    return _from_path(source, own, split_seed, drop)
+    return from_card(_card_for_path(source, own), split_seed=split_seed, drop=drop)

@@ -9,6 +9,7 @@ import codecs
 import csv
 import io
 import json
+import operator
 import os
 import re
 import warnings
@@ -25,15 +26,15 @@ if TYPE_CHECKING:
     import pandas as pd
 
 # %% auto #0
-__all__ = ['TABLES', 'table_suffix', 'Reader', 'make_reader', 'RawTable', 'separator_of', 'propose_reader', 'read_table',
-           'is_table', 'raw_table']
+__all__ = ['TABLES', 'table_suffix', 'Reader', 'make_reader', 'RawTable', 'separator_of', 'is_table', 'raw_table', 'read_table',
+           'propose_reader']
 
 # %% ../../nbs/02_reading.ipynb #9a894fb4
 TABLES = (
-    *('.csv', '.tsv', '.txt', '.data'),
+    *('.csv', '.tsv', '.txt', '.data', '.test'),  # the last two as at UCI
     *('.parquet', '.pq', '.feather', '.arrow', '.xlsx', '.dta', '.arff', '.jsonl', '.ndjson'),
 )
-_TEXTS = TABLES[:4]
+_TEXTS = TABLES[:5]
 _PACKED = ('.gz', '.bz2', '.xz', '.zip')
 
 # %% ../../nbs/02_reading.ipynb #ebc765a8
@@ -178,7 +179,6 @@ class _Grid:
     n_file: int
     trimmed: list[int]  # cells of each column that had blanks around them
     notes: dict[str, str]
-    typed: bool = False  # did the container say what the columns hold?
 
 # %% ../../nbs/02_reading.ipynb #01398d2c
 _MOST_BYTES = 4 * 2**30
@@ -315,13 +315,15 @@ def _lines(path: Path, reader: Reader) -> Iterator[str]:
         encoding = _encoding(path, raw.peek(16)[:16], reader)
         try:
             # newline='' keeps line ends inside quotation marks as they are
-            for number, line in enumerate(io.TextIOWrapper(raw, encoding, newline=''), 1):
-                if '\0' in line:
-                    raise DataError(
-                        f'{path}: line {number} holds a NUL byte, so it is no text in {encoding}: '
-                        'remove the byte, or name the encoding: reader: {encoding: utf-16}'
-                    )
-                yield line
+            with io.TextIOWrapper(raw, encoding, newline='') as text:
+                for number, line in enumerate(text, 1):
+                    if '\0' in line:
+                        raise DataError(
+                            f'{path}: line {number} holds a NUL byte, so it is no text in '
+                            f'{encoding}: remove it, or name the encoding: '
+                            'reader: {encoding: utf-16}'
+                        )
+                    yield line
         except UnicodeError as e:
             raise _wrong_byte(path, encoding) from e
 
@@ -347,12 +349,35 @@ def _split_at_blanks(line: str) -> list[str]:
         return line.split()
     return [m[2] or (m[1] or '').replace('""', '"') for m in _WORD.finditer(line)]
 
+
+def _split_spaced(line: str, separator: str) -> list[str]:
+    'The cells of a line in which blanks stand before quotation marks, as in `31, "b, c"`.'
+    mark, line = re.escape(separator), line.rstrip('\r\n')
+    cell = re.compile(rf'[ \t]*"((?:[^"]|"")*)"[ \t]*({mark}|$)|([^{mark}]*)({mark}|$)')
+    cells, place = [], 0
+    while True:
+        found = cell.match(line, place)
+        if (found[3] or '').lstrip().startswith('"'):
+            raise csv.Error("',' expected after '\"'")
+        cells.append(found[3] if found[1] is None else found[1].replace('""', '"'))
+        place = found.end()
+        if not (found[2] or found[4]):
+            return cells
+
 # %% ../../nbs/02_reading.ipynb #0abb676a
 class _Records:
     "The records of a text file, one list of cells at a time; counts what is no record."
 
-    def __init__(self, path: Path, lines: Iterable[str], reader: Reader, separator: str):
+    def __init__(
+        self,
+        path: Path,
+        lines: Iterable[str],
+        reader: Reader,
+        separator: str,
+        spaced: bool = False,  # do blanks stand before quotation marks?
+    ):
         self.path, self.separator, self.comment = path, separator, reader.comment
+        self.spaced = spaced
         self.lines = enumerate(lines, 1)
         self.start = 0  # line at which the record begins
         self.inside = False  # a record: is the next line its continuation?
@@ -373,6 +398,8 @@ class _Records:
     def parse(self) -> Iterator[list[str]]:
         if self.separator == 'blanks':
             return map(_split_at_blanks, self.feed())
+        if self.spaced:
+            return (_split_spaced(line, self.separator) for line in self.feed())
         return csv.reader(self.feed(), delimiter=self.separator, strict=True)
 
     def __iter__(self) -> Iterator[list[str]]:
@@ -391,7 +418,10 @@ def _quote_fault(error: csv.Error) -> str:
     "What an error of Python's csv module means, and the cure."
     text = str(error)
     if 'unexpected end' in text or 'field larger' in text:
-        return 'a quotation mark is opened and never closed: close it, or double it inside a cell'
+        return (
+            'a quotation mark is opened and never closed (or a cell has more than 131,072 '
+            'characters): close it, or double it inside a cell'
+        )
     if 'expected after' in text:
         return 'a quoted cell goes on after its closing quotation mark: double marks inside a cell'
     return f'cells cannot be told apart ({text})'
@@ -405,6 +435,11 @@ def _column(cells: Sequence[str], trim: bool) -> tuple[np.ndarray, int]:
     import numpy as np
     import pandas as pd
 
+    if len(set(cells[:1000])) > 500:  # few cells are equal: one by one is faster
+        blanks = trim and len(f'.{".".join(cells)}.'.split(None, 1)) > 1
+        bare = [c.strip() for c in cells] if blanks else cells
+        trimmed = sum(map(operator.ne, bare, cells)) if blanks else 0
+        return np.array([c or None for c in bare] if '' in bare else bare, dtype=object), trimmed
     codes, values = pd.factorize(np.array(cells, dtype=object))
     texts = np.array([(v.strip() if trim else v) or None for v in values], dtype=object)
     bare = np.array([not trim or v == v.strip() for v in values], dtype=bool)
@@ -438,16 +473,17 @@ class _Columns:
         none = np.empty(0, dtype=object)
         return [np.concatenate([none, *parts]) for parts in self.parts]
 
-# %% ../../nbs/02_reading.ipynb #834c9d5e
-def _ragged(records: _Records, row: int, cells: list[str], width: int, header: bool) -> DataError:
+# %% ../../nbs/02_reading.ipynb #92093c34
+def _ragged(records: _Records, row: int, cells: list[str], width: int, reader: Reader) -> DataError:
     "The error for a line with too many or too few cells."
-    expected = 'the header' if header else 'the first line'
+    expected = 'the header' if reader.header else 'the first line'
+    expected = 'reader: columns' if reader.columns else expected
     cure = 'put a cell that holds the separator in quotation marks, or correct the line'
     if len(cells) == width:  # the lines before it have one more, which is empty
         cure = 'the lines before it end with a separator, and it does not: remove them'
     elif len(cells) == width + 1 and not cells[-1].strip():
         cure = 'the line ends with a separator, which the others do not: remove it'
-    elif len(cells) == width + 1 and row == 0 and header:
+    elif len(cells) == width + 1 and row == 0 and reader.header and not reader.columns:
         cure = (
             'correct the header, or, if the lines begin with a row number, give all names: '
             'reader: {columns: ["Unnamed: 0", …]}'
@@ -455,8 +491,8 @@ def _ragged(records: _Records, row: int, cells: list[str], width: int, header: b
     counts = f'{len(cells)} cell{"s" * (len(cells) != 1)}, {expected} {width}'
     return DataError(f'{records.path}: row {row} (line {records.start}) has {counts}: {cure}')
 
-# %% ../../nbs/02_reading.ipynb #6d2b7901
-def _first_line(records: Iterator[list[str]], path: Path, reader: Reader) -> list[str]:
+# %% ../../nbs/02_reading.ipynb #b2d22741
+def _first_line(records: Iterator[list[str]], path: Path) -> list[str]:
     "The cells of the first line: names or values."
     cells = next(records, None)
     if cells is None:
@@ -484,48 +520,25 @@ def _shown(cells: Iterable[object], most: int = 6) -> str:
     cells = list(cells)
     return ', '.join(repr(c) for c in cells[:most]) + (', …' if len(cells) > most else '')
 
-# %% ../../nbs/02_reading.ipynb #450660c1
-def _text_grid(path: Path, reader: Reader, separator: str) -> _Grid:
-    "The cells of a text file. `DataError` for a line with too many or too few of them."
-    import numpy as np
-
-    records = _Records(path, _lines(path, reader), reader, separator)
-    rest = iter(records)
-    first = _first_line(rest, path, reader)
-    names = _names(first, path, reader)
-    columns, width, trailing = _Columns(len(names), reader.trim), len(names), False
-    repeated = [names, [c.strip() for c in first]] if reader.header else [names]
-    rows, again, row = [], [], -1
-    for row, cells in enumerate(rest if reader.header else _chain(first, rest)):
-        if row == 0 and len(cells) == width + 1 and not cells[-1]:
-            trailing = True  # perhaps on every line
-        if trailing and len(cells) == width + 1 and not cells[-1]:
-            cells = cells[:-1]
-        elif trailing or len(cells) != width:
-            raise _ragged(records, row, cells, width, reader.header)
-        if width > 1 and [c.strip() for c in cells] in repeated:
-            again.append(row)
-        else:
-            columns.add(cells)
-            rows.append(row)
-    notes = _text_notes(records, again, trailing)
-    texts = columns.joined()
-    return _Grid(names, texts, np.array(rows, dtype=np.int64), row + 1, columns.trimmed, notes)
-
 # %% ../../nbs/02_reading.ipynb #b11b5bfd
 def _chain(first: list[str], rest: Iterator[list[str]]) -> Iterator[list[str]]:
     yield first
     yield from rest
 
 
+def _left_out(where: str, again: list[int]) -> dict[str, str]:
+    "The note about rows that repeat the header, with a warning."
+    if not again:
+        return {}
+    listed = ', '.join(map(str, again[:5])) + (', …' if len(again) > 5 else '')
+    which = f'row {listed} repeats' if len(again) == 1 else f'rows {listed} repeat'
+    warnings.warn(f'{where}: {which} the header: left out', DataWarning, stacklevel=2)
+    return {'rows left out': f'{which} the header'}
+
+
 def _text_notes(records: _Records, again: list[int], trailing: bool) -> dict[str, str]:
     "What in a text was no row or no cell."
-    notes = {}
-    if again:
-        listed = ', '.join(map(str, again[:5])) + (', …' if len(again) > 5 else '')
-        which = f'row {listed} repeats' if len(again) == 1 else f'rows {listed} repeat'
-        notes['rows left out'] = f'{which} the header'
-        warnings.warn(f'{records.path}: {which} the header: left out', DataWarning, stacklevel=2)
+    notes = _left_out(str(records.path), again)
     if records.blank:
         notes['blank lines'] = f'{records.blank}; they are no rows'
     if records.comments:
@@ -533,6 +546,71 @@ def _text_notes(records: _Records, again: list[int], trailing: bool) -> dict[str
     if trailing:
         notes['trailing separator'] = 'every line but the header ends with one; nothing follows it'
     return notes
+
+# %% ../../nbs/02_reading.ipynb #27295a6c
+_SAMPLE = 1 << 20  # characters
+_SAMPLED = 200  # lines
+
+
+def _sample(path: Path, reader: Reader) -> list[str]:
+    "The first lines of a text file; the last one may be cut, so it is left out."
+    lines, size = [], 0
+    for line in _lines(path, reader):
+        size += len(line)
+        if size > _SAMPLE or len(lines) == _SAMPLED:
+            break
+        lines.append(line)
+    return lines
+
+
+def _split_sample(lines: list[str], separator: str) -> list[list[str]]:
+    "The records of some lines, blank ones left out; faults of quotation marks are overlooked."
+    if separator == 'blanks':
+        found = map(_split_at_blanks, lines)
+    else:
+        try:
+            found = list(csv.reader(lines, delimiter=separator))
+        except csv.Error:
+            found = []
+    return [cells for cells in found if any(c.strip() for c in cells)]
+
+
+def _is_spaced(lines: list[str], separator: str) -> bool:
+    "Do blanks stand before quotation marks, so that these look like part of a cell?"
+    if separator == 'blanks' or not any('"' in line for line in lines):
+        return False
+    cells = (c for record in _split_sample(lines, separator) for c in record)
+    return any(re.match(r'[ \t]+"', c) for c in cells)
+
+# %% ../../nbs/02_reading.ipynb #450660c1
+def _text_grid(path: Path, reader: Reader, separator: str) -> _Grid:
+    "The cells of a text file. `DataError` for a line with too many or too few of them."
+    import numpy as np
+
+    spaced = reader.trim and _is_spaced(_sample(path, reader), separator)
+    records = _Records(path, _lines(path, reader), reader, separator, spaced)
+    rest = iter(records)
+    first = _first_line(rest, path)
+    names = _names(first, path, reader)
+    columns, width, trailing = _Columns(len(names), reader.trim), len(names), False
+    repeated = [names] + [[c.strip() for c in first]] * reader.header
+    marks = {r[0] for r in repeated}
+    rows, again, row = [], [], -1
+    for row, cells in enumerate(rest if reader.header else _chain(first, rest)):
+        if row == 0 and len(cells) == width + 1 and not cells[-1]:
+            trailing = True  # perhaps on every line
+        if trailing and len(cells) == width + 1 and not cells[-1]:
+            cells = cells[:-1]
+        elif trailing or len(cells) != width:
+            raise _ragged(records, row, cells, width, reader)
+        if width > 1 and cells[0].strip() in marks and [c.strip() for c in cells] in repeated:
+            again.append(row)
+        else:
+            columns.add(cells)
+            rows.append(row)
+    notes = _text_notes(records, again, trailing)
+    texts = columns.joined()
+    return _Grid(names, texts, np.array(rows, dtype=np.int64), row + 1, columns.trimmed, notes)
 
 # %% ../../nbs/02_reading.ipynb #80666176
 _UNNAMED = re.compile(r'Unnamed: \d+(_level_\d+)?(\.\d+)*')
@@ -591,7 +669,6 @@ def _without(grid: _Grid, names: list[str], left_out: Mapping[int, tuple[str, st
         grid.n_file,
         [grid.trimmed[k] for k in stay],
         notes,
-        grid.typed,
     )
 
 # %% ../../nbs/02_reading.ipynb #1b47b6cb
@@ -644,35 +721,10 @@ def _check_header(path: Path, grid: _Grid, wanted: Sequence[str]) -> None:
             f'{_card_line({"columns": grid.names[:2]})[:-2]}, …]}}'
         )
 
-# %% ../../nbs/02_reading.ipynb #0ae52cae
+# %% ../../nbs/02_reading.ipynb #f6973cfc
 _SEPARATORS = (',', ';', '\t', '|', 'blanks')
-_SAMPLE = 1 << 20  # characters
-_SAMPLED = 200  # lines
 
 
-def _sample(path: Path, reader: Reader) -> list[str]:
-    "The first lines of a text file; the last one may be cut, so it is left out."
-    lines, size = [], 0
-    for line in _lines(path, reader):
-        size += len(line)
-        if size > _SAMPLE or len(lines) == _SAMPLED:
-            break
-        lines.append(line)
-    return lines
-
-
-def _split_sample(lines: list[str], separator: str) -> list[list[str]]:
-    "The records of some lines, blank ones left out; faults of quotation marks are overlooked."
-    if separator == 'blanks':
-        found = map(_split_at_blanks, lines)
-    else:
-        try:
-            found = list(csv.reader(lines, delimiter=separator))
-        except csv.Error:
-            found = []
-    return [cells for cells in found if any(c.strip() for c in cells)]
-
-# %% ../../nbs/02_reading.ipynb #450e8b2d
 def _fitting(lines: list[str], first: str) -> tuple[str, list[list[str]]] | None:
     "The separator that makes all lines equally long, and their cells; `first` is preferred."
     fits = []
@@ -689,8 +741,11 @@ def _fitting(lines: list[str], first: str) -> tuple[str, list[list[str]]] | None
 # %% ../../nbs/02_reading.ipynb #20678d35
 def _decimal_of(records: list[list[str]]) -> dict[str, str]:
     "The entries `decimal` and `thousands`, where the cells of a column show them."
-    for column in zip(*records[1:]):
-        cells = [c.strip() for c in column if c.strip()]
+    columns = [[c.strip() for c in column if c.strip()] for column in zip(*records[1:])]
+    points = (all(re.fullmatch(r'[-+]?\d*\.?\d*', c) for c in cells) for cells in columns)
+    if any(p and any('.' in c for c in cells) for p, cells in zip(points, columns)):
+        return {}  # an entry of the reader is for all columns
+    for cells in columns:
         if any('.' in c for c in cells) and all(
             re.fullmatch(r'[-+]?\d{1,3}(\.\d{3})*(,\d+)?', c) for c in cells
         ):
@@ -726,6 +781,10 @@ def _propose_for_text(path: Path, reader: Reader) -> tuple[dict, list[str]]:
         why.append(f'encoding: {e}')
         lines = _sample(path, Reader(encoding=found[1]))
     usual = separator_of(path, Reader())
+    if lines and (said := re.fullmatch(r'sep=(.)\s*', lines[0])):  # written by Excel
+        lines, usual = lines[1:], said[1]
+        entries |= {'skip': 1, 'separator': usual}
+        why += ['skip: the first line says how Excel reads the file', 'separator: it says so']
     if not (found := _after_titles(lines, usual)):
         return entries, why
     above, separator, records = found
@@ -736,7 +795,8 @@ def _propose_for_text(path: Path, reader: Reader) -> tuple[dict, list[str]]:
         why.append(f'separator: makes {len(records[0])} columns of {lines[-1].strip()!r}')
     marks = _decimal_of(records)
     why += [f'{k}: a column of numbers is written with {v!r}' for k, v in marks.items()]
-    entries |= above | marks
+    entries |= {'skip': above['skip'] + 1} if 'skip' in above and 'skip' in entries else above
+    entries |= marks
     columns = [np.array([c.strip() or None for c in col], dtype=object) for col in zip(*records)]
     names = [c.strip() for c in records[0]]
     body = [c[1:] for c in columns]
@@ -745,31 +805,6 @@ def _propose_for_text(path: Path, reader: Reader) -> tuple[dict, list[str]]:
         why.append(f'header: the first line looks like data ({_shown(names)})')
     return entries, why
 
-# %% ../../nbs/02_reading.ipynb #799d7a43
-def propose_reader(
-    path: str | os.PathLike,  # of a table
-) -> tuple[dict, list[str]]:  # entries of `reader:`, and the reason of each
-    """Entries of a reader that differ from the usual form, from the first lines of a file.
-
-    Nothing is proposed for files that say themselves how they are written. `DataError` if the file
-    cannot be read at all.
-    """
-    path = _existing(path)
-    if table_suffix(path) in _TEXTS:
-        with _named(path, 'a table'):
-            return _propose_for_text(path, Reader())
-    return {}, []
-
-
-def _existing(path: str | os.PathLike) -> Path:
-    "The path of a table. `DataError` if there is no such file, or its ending is none of a table."
-    path = Path(path).expanduser()
-    if not path.is_file():
-        raise DataError(f'the table {path} does not exist: paths on a card start at the card')
-    if table_suffix(path) not in TABLES:
-        raise DataError(f'{path} is no table that can be read: {", ".join(TABLES)}')
-    return path
-
 # %% ../../nbs/02_reading.ipynb #1c7c102b
 def _dialect(path: Path, reader: Reader, separator: str) -> str:
     "The line for the card if another separator fits the file and this one does not, or ''."
@@ -777,21 +812,28 @@ def _dialect(path: Path, reader: Reader, separator: str) -> str:
         entries, _ = _propose_for_text(path, reader)
     except DataError:
         return ''
-    other = entries.get('separator', separator_of(path, Reader()))
-    if other == separator and not {'skip', 'comment'} & set(entries):
+    entries = {'separator': separator_of(path, Reader())} | entries
+    now = {'separator': separator, 'skip': reader.skip, 'comment': reader.comment}
+    if all(now.get(k, v) == v for k, v in entries.items()):
         return ''
-    return _card_line(entries) if entries else _card_line({'separator': other})
+    usual = {'separator': separator_of(path, Reader())}
+    return _card_line({k: v for k, v in entries.items() if usual.get(k) != v} or usual)
 
-
+# %% ../../nbs/02_reading.ipynb #07af2866
 def _read_text(path: Path, reader: Reader, wanted: Sequence[str]) -> _Grid:
     "The cells of a text file; `DataError` with the line for the card where the dialect is wrong."
     separator = separator_of(path, reader)
+    if reader.sheet is not None:
+        raise DataError(f'{path}: reader: sheet means nothing for a text file: leave it out')
     try:
         grid = _text_grid(path, reader, separator)
     except DataError as e:
-        if 'cell' in str(e) and (line := _dialect(path, reader, separator)):
-            raise DataError(f'{e}; perhaps {line}') from e
-        raise
+        if 'cell' not in str(e) or not (line := _dialect(path, reader, separator)):
+            raise
+        first = next(iter(_split_sample(_sample(path, reader)[reader.skip :], separator)), [])
+        if len(first) == 1:
+            raise DataError(f'{path}: found one column {first[0]!r}: {line}') from e
+        raise DataError(f'{e}; or, perhaps, {line}') from e
     alone, lost = len(grid.names) == 1, wanted and not set(wanted) & set(grid.names)
     if (alone or lost) and (line := _dialect(path, reader, separator)):
         found = f'one column {grid.names[0]!r}' if alone else f'the columns {_shown(grid.names)}'
@@ -799,26 +841,6 @@ def _read_text(path: Path, reader: Reader, wanted: Sequence[str]) -> _Grid:
     if reader.header and not reader.columns:
         _check_header(path, grid, wanted)
     return grid
-
-# %% ../../nbs/02_reading.ipynb #80155a57
-def read_table(
-    path: str | os.PathLike,  # ends as one of `TABLES`; .gz, .bz2, .xz or .zip may follow
-    reader: Reader | Mapping | None = None,  # how it is written: the card's `reader:`
-    *,
-    drop: Iterable[str] = (),  # columns that are left out later: they may stand twice
-    wanted: Sequence[str] = (),  # names that the header should hold
-) -> RawTable:
-    """Read a table as it is written. `DataError` names file, row, and the line for the card.
-
-    >>> _ = Path('people.csv').write_text('id;sex\\n007;f\\n')
-    >>> read_table('people.csv', {'separator': ';'}).frame['id'].tolist()
-    ['007']
-    """
-    path, reader = _existing(path), make_reader(reader)
-    kind = table_suffix(path)
-    with _named(path, f'a {kind} table'):
-        grid = _read_text(path, reader, wanted) if kind in _TEXTS else _read_typed(path, reader)
-    return _settled(grid, str(path), drop, wanted)
 
 # %% ../../nbs/02_reading.ipynb #639678b8
 def _settled(grid: _Grid, where: str, drop: Iterable[str], wanted: Sequence[str]) -> RawTable:
@@ -831,7 +853,7 @@ def _settled(grid: _Grid, where: str, drop: Iterable[str], wanted: Sequence[str]
     grid = _without_nameless(grid, where, {*drop, *wanted})
     grid = _without_twins(grid, where, drop)
     columns = [
-        c.reset_index(drop=True) if isinstance(c, pd.Series) else pd.Series(c, dtype=object)
+        c.reset_index(drop=True) if isinstance(c, pd.Series) else pd.Series(c, dtype=c.dtype)
         for c in grid.columns
     ]
     index = pd.RangeIndex(len(grid.rows))
@@ -889,10 +911,24 @@ def _number_text(value: Any) -> str:
 
     if isinstance(value, decimal.Decimal):
         return format(value, 'f')
-    return str(value.item() if hasattr(value, 'item') and value.dtype != 'float32' else value)
+    short = getattr(value, 'itemsize', 8) < 8  # 32 or 16 bits: see `_as_written`
+    return str(value if short or not hasattr(value, 'item') else value.item())
 
-# %% ../../nbs/02_reading.ipynb #cff80e4b
-def _texts(values: np.ndarray, name: str, where: str) -> tuple[np.ndarray, int]:
+# %% ../../nbs/02_reading.ipynb #73a558be
+@dataclass(frozen=True)
+class _Place:
+    "Where cells stand, for errors, and whether blanks around them are left out."
+
+    where: str
+    name: str  # of the column
+    rows: Sequence[int] | None = None  # numbers of the rows in the file; None: 0, 1, 2, …
+    trim: bool = True
+
+    def row(self, k: int) -> int:
+        return k if self.rows is None else int(self.rows[k])
+
+# %% ../../nbs/02_reading.ipynb #283c8e5f
+def _texts(values: np.ndarray, place: _Place) -> tuple[np.ndarray, int]:
     "Texts or None of any cells, without blanks around them; how many cells had some."
     import numpy as np
 
@@ -903,10 +939,11 @@ def _texts(values: np.ndarray, name: str, where: str) -> tuple[np.ndarray, int]:
             text = _cell(value)
         except TypeError as e:
             raise DataError(
-                f'{where}: column {name!r}, row {row} holds a {e} ({_short(value)}), which is no '
-                'cell of a table: make it a number or a text, or leave the column out'
+                f'{place.where}: column {place.name!r}, row {place.row(row)} holds a {e} '
+                f'({_short(value)}), which is no cell of a table: make it a number or a text, or '
+                'leave the column out'
             ) from e
-        bare = text and text.strip()
+        bare = text.strip() if text and place.trim else text
         trimmed += bare != text
         texts[row] = bare or None
     return texts, trimmed
@@ -916,8 +953,8 @@ def _short(value: Any) -> str:
     text = ' '.join(repr(value).split())
     return text if len(text) <= 40 else text[:37] + '...'
 
-# %% ../../nbs/02_reading.ipynb #53347d44
-def _from_objects(values: np.ndarray, name: str, where: str):
+# %% ../../nbs/02_reading.ipynb #65529d6e
+def _from_objects(values: np.ndarray, place: _Place):
     "Cells of any kind as a column of one kind, where all of them are of it; texts otherwise."
     import numpy as np
     import pandas as pd
@@ -925,11 +962,9 @@ def _from_objects(values: np.ndarray, name: str, where: str):
     kind = pd.api.types.infer_dtype(values, skipna=True)
     missing = pd.isna(values)
     if kind == 'string':
-        return _column(np.where(missing, '', values), trim=True)
+        return _column(np.where(missing, '', values), place.trim)
     if kind in ('integer', 'floating', 'mixed-integer-float') and missing.sum() < len(values):
-        large = [v for v in values[~missing] if isinstance(v, int) and abs(v) > 2**53]
-        small = [v for v in values[~missing] if isinstance(v, np.floating) and v.itemsize < 8]
-        if not large and not small:
+        if not any(_loses(v) for v in values[~missing]):
             whole = kind == 'integer' and not missing.any()
             return np.where(missing, np.nan, values).astype(np.int64 if whole else float), 0
     if kind == 'boolean' and not missing.any():
@@ -939,7 +974,16 @@ def _from_objects(values: np.ndarray, name: str, where: str):
             return _local(pd.Series(pd.to_datetime(values))), 0
         except (ValueError, TypeError):  # out of range, or of several time zones
             pass
-    return _texts(values, name, where)
+    return _texts(values, place)
+
+
+def _loses(value: Any) -> bool:
+    "Would a number be another one as float64?"
+    import numpy as np
+
+    if isinstance(value, np.floating):
+        return value.itemsize != 8
+    return not isinstance(value, float) and abs(int(value)) > 2**53
 
 
 def _local(column: pd.Series) -> pd.Series:
@@ -953,13 +997,14 @@ def _as_written(values: np.ndarray) -> np.ndarray:
 
     wide = values.astype(np.float64)
     left = np.flatnonzero(np.isfinite(wide) & (wide != 0))
-    exponent = np.floor(np.log10(np.abs(wide[left])))
+    exponent = np.floor(np.log10(np.abs(wide[left]))).astype(int)
+    tens = np.array([float(f'1e{k}') for k in range(23)])
     odd = np.abs(exponent) > 12  # powers of ten that float64 cannot hold exactly
     wide[left[odd]] = [float(str(v)) for v in values[left[odd]]]
     left, exponent = left[~odd], exponent[~odd]
-    for digits in (6, 7, 8, 9):
+    for digits in (3, 4, 5) if values.itemsize == 2 else (6, 7, 8, 9):
         power = digits - 1 - exponent
-        up, down = 10.0 ** np.maximum(power, 0), 10.0 ** np.maximum(-power, 0)
+        up, down = tens[np.maximum(power, 0)], tens[np.maximum(-power, 0)]
         short = np.rint(wide[left] * up / down) / up * down
         found = short.astype(values.dtype) == values[left]
         wide[left[found]] = short[found]
@@ -973,25 +1018,19 @@ def _from_numbers(column: pd.Series, kind: str):
 
     missing = column.isna().to_numpy()
     if kind == 'f':
-        values = column.to_numpy(dtype=column.dtype if _is_numpy(column) else None)
-        if values.dtype == object or not _is_numpy(column):
-            values = column.to_numpy(dtype=np.float64, na_value=np.nan)
-        return _as_written(values) if values.dtype.itemsize < 8 else values.astype(float), 0
+        dtype = getattr(column.dtype, 'numpy_dtype', column.dtype)
+        values = column.to_numpy(dtype=dtype, na_value=np.nan)
+        short = values.dtype.itemsize < 8
+        return _as_written(values) if short else values.astype(np.float64, copy=False), 0
     if not missing.any():
         return column.to_numpy(dtype={'b': bool, 'i': np.int64, 'u': np.uint64}[kind]), 0
     values = column.astype(object).to_numpy()
     if kind == 'b' or max(abs(int(v)) for v in values[~missing]) > 2**53:
-        return _texts(values, '', '')
+        return _texts(values, _Place('', ''))
     return np.where(missing, np.nan, values).astype(float), 0
 
-
-def _is_numpy(column: pd.Series) -> bool:
-    import numpy as np
-
-    return isinstance(column.dtype, np.dtype)
-
-# %% ../../nbs/02_reading.ipynb #53118c41
-def _plain(column: pd.Series, name: str, where: str):
+# %% ../../nbs/02_reading.ipynb #9d4531fa
+def _plain(column: pd.Series, place: _Place):
     "A column of any type of pandas as texts, numbers, truth values or dates; cells trimmed."
     import numpy as np
     import pandas as pd
@@ -999,22 +1038,33 @@ def _plain(column: pd.Series, name: str, where: str):
     if isinstance(column.dtype, pd.SparseDtype):
         column = column.sparse.to_dense()
     if isinstance(column.dtype, pd.CategoricalDtype):
-        names, _ = _texts(column.cat.categories.to_numpy(dtype=object), name, where)
+        names, _ = _texts(column.cat.categories.to_numpy(dtype=object), place)
         codes = column.cat.codes.to_numpy()
         raw = np.array([*column.cat.categories.astype(object), None], dtype=object)
-        bare = np.array([not isinstance(v, str) or v == v.strip() for v in raw])
+        bare = np.array([not place.trim or not isinstance(v, str) or v == v.strip() for v in raw])
         return np.append(names, None)[codes], int(np.count_nonzero(~bare[codes]))
     kind = getattr(column.dtype, 'kind', 'O')
     if kind in 'biuf':
         return _from_numbers(column, kind)
-    if kind == 'M':
+    if isinstance(column.dtype, pd.DatetimeTZDtype) or (
+        kind == 'M' and isinstance(column.dtype, np.dtype)
+    ):
         return _local(column), 0
-    return _from_objects(column.astype(object).to_numpy(), name, where)
+    return _from_objects(column.astype(object).to_numpy(), place)
 
-# %% ../../nbs/02_reading.ipynb #df3dd0ee
-def _pandas_grid(frame: pd.DataFrame, where: str) -> _Grid:
-    "The columns of a pandas DataFrame; its index says nothing."
+# %% ../../nbs/02_reading.ipynb #7599acb9
+def _grid_of_series(
+    names: Sequence[object], columns: Iterable[pd.Series], where: str, trim: bool = True
+) -> _Grid:
     import numpy as np
+
+    names = ['' if n is None or n != n else str(n) for n in names]
+    done = [_plain(c, _Place(where, n, trim=trim)) for n, c in zip(names, columns)]
+    n = len(done[0][0]) if done else 0
+    return _Grid(names, [c for c, _ in done], np.arange(n), n, [t for _, t in done], {})
+
+
+def _pandas_grid(frame: pd.DataFrame, where: str, trim: bool = True) -> _Grid:
     import pandas as pd
 
     if isinstance(frame.columns, pd.MultiIndex):
@@ -1022,14 +1072,54 @@ def _pandas_grid(frame: pd.DataFrame, where: str) -> _Grid:
             f'{where}: the columns have names of several levels ({frame.columns[0]!r}): give each '
             'one name'
         )
-    names = [
-        n if isinstance(n, str) else '' if pd.api.types.is_scalar(n) and pd.isna(n) else str(n)
-        for n in frame.columns
-    ]
-    done = [_plain(frame.iloc[:, k], n, where) for k, n in enumerate(names)]
-    rows = np.arange(len(frame))
-    columns, trimmed = [c for c, _ in done], [t for _, t in done]
-    return _Grid(names, columns, rows, len(rows), trimmed, {}, typed=True)
+    columns = (frame.iloc[:, k] for k in range(frame.shape[1]))
+    return _grid_of_series(list(frame.columns), columns, where, trim)
+
+# %% ../../nbs/02_reading.ipynb #1e9a0238
+def _arrow_grid(table: Any, where: str, trim: bool = True) -> _Grid:
+    "The columns of an Arrow table; the unnamed index of a pandas DataFrame is left out."
+    import pyarrow as pa
+
+    if isinstance(table, pa.RecordBatch):
+        table = pa.Table.from_batches([table])
+    names = list(table.schema.names)
+    # numbers with gaps come as objects: as float64, large ones would become others
+    columns = (table.column(k).to_pandas(integer_object_nulls=True) for k in range(len(names)))
+    grid = _grid_of_series(names, columns, where, trim)
+    index = [k for k, n in enumerate(names) if re.fullmatch(r'__index_level_\d+__', n)]
+    note = 'index column', 'the unnamed index of a pandas DataFrame: left out'
+    return _without(grid, grid.names, dict.fromkeys(index, note))
+
+# %% ../../nbs/02_reading.ipynb #8319af40
+def _polars_grid(frame: Any, where: str) -> _Grid:
+    "The columns of a polars DataFrame or LazyFrame."
+    frame = frame.collect() if hasattr(frame, 'collect') else frame
+    return _grid_of_series(frame.columns, map(_polars_column, frame.get_columns()), where)
+
+
+def _polars_column(column: Any) -> pd.Series:
+    import pandas as pd
+
+    kind, gaps = str(column.dtype).split('(')[0], column.null_count()
+    if re.fullmatch(r'U?Int(8|16|32|64)', kind) and gaps:
+        cells, mask = column.fill_null(0).to_numpy(), column.is_null().to_numpy()
+        return pd.Series(pd.arrays.IntegerArray(cells, mask))
+    if re.fullmatch(r'(U?Int|Float)(8|16|32|64)', kind) or (kind == 'Boolean' and not gaps):
+        return pd.Series(column.to_numpy())
+    if kind == 'Datetime':
+        column = column.dt.replace_time_zone(None)
+    if kind in ('Date', 'Datetime'):
+        return pd.Series(column.to_numpy())
+    return pd.Series(column.to_list(), dtype=object)
+
+# %% ../../nbs/02_reading.ipynb #11f944b7
+def _record_grid(records: Sequence[Mapping], where: str, trim: bool = True) -> _Grid:
+    "The columns of a list of dicts; a record without a key has an empty cell there."
+    import pandas as pd
+
+    keys = list(dict.fromkeys(key for record in records for key in record))
+    columns = (pd.Series([r.get(k) for r in records], dtype=object) for k in keys)
+    return _grid_of_series(keys, columns, where, trim)
 
 # %% ../../nbs/02_reading.ipynb #ce7627b7
 def raw_table(
@@ -1050,25 +1140,374 @@ def raw_table(
             f'{where} is a {type(obj).__name__}: give a DataFrame (pandas, polars), an Arrow '
             'table, a list of dicts, or the path of a file'
         )
+    room = {c.__module__.split('.')[0] for c in type(obj).__mro__}
     with _named(where, 'a table'):
-        grid = _grid_of(obj, where)
+        if 'polars' in room:
+            grid = _polars_grid(obj, where)
+        elif 'pyarrow' in room:
+            grid = _arrow_grid(obj, where)
+        else:
+            grid = (_record_grid if isinstance(obj, list) else _pandas_grid)(obj, where)
     return _settled(grid, where, drop, wanted)
 
-# %% ../../nbs/02_reading.ipynb #ab276709
-def _grid_of(obj: Any, where: str) -> _Grid:
+# %% ../../nbs/02_reading.ipynb #1b5a3d0a
+def _package(path: Path, name: str, extra: str):
+    "An optional package. `DataError` says how to install it."
+    from importlib import import_module
+
+    try:
+        return import_module(name)
+    except ImportError as e:
+        package, kind = name.split('.')[0], table_suffix(path)
+        raise DataError(
+            f'{path}: {kind} files need the package {package}: pip install "moe_expert[{extra}]"'
+        ) from e
+
+
+@contextmanager
+def _seekable(path: Path) -> Iterator[BinaryIO]:
+    "The bytes of a file, in memory if it is compressed."
+    with _opened(path) as stream:
+        yield io.BytesIO(stream.read()) if path.suffix.lower() in _PACKED else stream
+
+# %% ../../nbs/02_reading.ipynb #2ddb91a0
+def _read_parquet(path: Path, reader: Reader) -> _Grid:
+    parquet = _package(path, 'pyarrow.parquet', 'parquet')
+    with _seekable(path) as stream:
+        return _arrow_grid(parquet.ParquetFile(stream).read(), str(path), reader.trim)
+
+
+def _read_feather(path: Path, reader: Reader) -> _Grid:
+    feather = _package(path, 'pyarrow.feather', 'parquet')
+    pa = _package(path, 'pyarrow', 'parquet')
+    with _seekable(path) as stream:
+        try:
+            table = feather.read_table(stream)
+        except pa.ArrowInvalid:  # the other form of Arrow's files, without a footer
+            stream.seek(0)
+            table = pa.ipc.open_stream(stream).read_all()
+        return _arrow_grid(table, str(path), reader.trim)
+
+
+def _read_stata(path: Path, reader: Reader) -> _Grid:
     import pandas as pd
 
-    room = type(obj).__module__.split('.')[0]
-    if room == 'polars':
-        obj = (obj.collect() if hasattr(obj, 'collect') else obj).to_pandas()
-    elif room == 'pyarrow':
-        obj = obj.to_pandas()
-    elif isinstance(obj, list):
-        obj = pd.DataFrame(obj, dtype=object)
-    return _pandas_grid(obj, where)
+    with _seekable(path) as stream:
+        return _pandas_grid(pd.read_stata(stream), str(path), reader.trim)
+
+# %% ../../nbs/02_reading.ipynb #72bd7f39
+def _read_json(path: Path, reader: Reader) -> _Grid:
+    records = []
+    for number, line in enumerate(_lines(path, reader), 1):
+        if line.strip():
+            try:
+                record = json.loads(line, object_pairs_hook=_once)
+            except (ValueError, RecursionError) as e:
+                raise DataError(f'{path}: line {number} is no JSON object: {e}') from e
+            if not isinstance(record, dict):
+                raise DataError(
+                    f'{path}: line {number} is no JSON object, as in {{"age": 31}}: write one '
+                    f'object per line ({_short(record)})'
+                )
+            records.append(record)
+    if not records:
+        raise DataError(f'{path} is empty: it has no line with an object')
+    return _record_grid(records, str(path), reader.trim)
 
 
-def _read_typed(path: Path, reader: Reader) -> _Grid:
+def _once(pairs: list[tuple[str, Any]]) -> dict:
+    "A dict of pairs. `ValueError` if a key stands twice."
+    record = dict(pairs)
+    if len(record) < len(pairs):
+        keys = [k for k, _ in pairs]
+        raise ValueError(f'the key {next(k for k in keys if keys.count(k) > 1)!r} stands twice')
+    return record
+
+# %% ../../nbs/02_reading.ipynb #eaf80d7c
+def _sheet(path: Path, book: Any, wanted: str | int | None) -> Any:
+    "The sheet of a workbook. `DataError` if it is not said which one."
+    sheets = book.worksheets
+    titles = [s.title for s in sheets]
+    if isinstance(wanted, str) and wanted in titles:
+        return sheets[titles.index(wanted)]
+    if isinstance(wanted, int) and wanted < len(sheets):
+        return sheets[wanted]
+    filled = _filled_sheets(book)
+    if wanted is None and len(filled) == 1:
+        return filled[0]
+    if not filled:
+        raise DataError(f'{path} is empty: no sheet has a cell with a value')
+    listed = ', '.join(repr(t) for t in titles)
+    what = f'has {len(filled)} sheets with cells' if wanted is None else f'has no sheet {wanted!r}'
+    cure = _card_line({'sheet': filled[0].title})
+    raise DataError(f'{path} {what} ({listed}): name one: {cure}')
+
+
+def _filled_sheets(book: Any) -> list:
+    return [s for s in book.worksheets if any(c is not None for r in s.values for c in r)]
+
+# %% ../../nbs/02_reading.ipynb #5058f58d
+def _check_unpacked(path: Path, stream: BinaryIO) -> None:
+    "`DataError` for an archive that unpacks to more than a table can hold."
+    import zipfile
+
+    size = sum(info.file_size for info in zipfile.ZipFile(stream).infolist())
+    if size > _MOST_BYTES:
+        raise DataError(f'{path} unpacks to more than {_MOST_BYTES / 2**30:g} GiB')
+    stream.seek(0)
+
+
+def _sheet_rows(path: Path, reader: Reader) -> list[tuple]:
+    "The rows of the sheet, as Excel shows them."
+    openpyxl = _package(path, 'openpyxl', 'excel')
+    with _seekable(path) as stream, warnings.catch_warnings():
+        warnings.simplefilter('ignore')  # about styles and the like, which are not read
+        _check_unpacked(path, stream)
+        sheet = _sheet(path, openpyxl.load_workbook(stream), reader.sheet)
+        if sheet.merged_cells.ranges:
+            where = min(map(str, sheet.merged_cells.ranges))
+            raise DataError(
+                f'{path}: the cells {where} are merged, so all but one of them are empty: unmerge '
+                'them in Excel and fill each cell'
+            )
+        formulas = [c for row in sheet.iter_rows() for c in row if c.data_type == 'f']
+        if not formulas:
+            return list(sheet.values)
+        stream.seek(0)
+        values = openpyxl.load_workbook(stream, data_only=True)[sheet.title]
+    for cell in formulas:
+        if values[cell.coordinate].value is None:
+            raise DataError(
+                f'{path}: cell {cell.coordinate} holds a formula without a value: open the file '
+                'in Excel, let it compute, and save it'
+            )
+    return list(values.values)
+
+# %% ../../nbs/02_reading.ipynb #75554fa9
+def _excel_names(path: Path, header: Sequence[object], width: int, reader: Reader) -> list[str]:
+    "Names of the columns, from the first row of the sheet."
+    import numpy as np
+
+    place = _Place(str(path), 'the header', trim=reader.trim)
+    cells, _ = _texts(np.array([*header[:width], None], dtype=object), place)
+    names = _names([c or '' for c in cells[:-1]], path, reader)
+    if len(names) != width:
+        raise DataError(
+            f'{path}: reader: columns has {len(names)} names, but the sheet has {width} columns'
+        )
+    return names
+
+
+def _is_blank(cell: object) -> bool:
+    return cell is None or (isinstance(cell, str) and not cell.strip())
+
+# %% ../../nbs/02_reading.ipynb #0f3c294a
+def _read_excel(path: Path, reader: Reader, wanted: Sequence[str] = ()) -> _Grid:
+    "The cells of a sheet: blank rows are no rows, the first other one is the header."
+    import numpy as np
     import pandas as pd
 
-    return _pandas_grid(pd.read_parquet(path), str(path))
+    rows = _sheet_rows(path, reader)[reader.skip :]
+    filled = [r for r in rows if any(not _is_blank(c) for c in r)]
+    if not filled:
+        raise DataError(f'{path} is empty: the sheet has no cell with a value')
+    width = max(k for r in filled for k, c in enumerate(r, 1) if not _is_blank(c))
+    names = _excel_names(path, filled[0], width, reader)
+    body = [r[:width] for r in filled[reader.header :]]
+    texts = [['' if _is_blank(c) else str(c).strip() for c in r] for r in body]
+    again = [k for k, r in enumerate(texts) if width > 1 and r == names]
+    stay = np.setdiff1d(np.arange(len(body)), again)
+    grid = _Grid(names, [], stay, len(body), [], _left_out(str(path), again))
+    for k, name in enumerate(names):
+        column = pd.Series([body[row][k] for row in stay], dtype=object)
+        cells, trimmed = _plain(column, _Place(str(path), name, stay, reader.trim))
+        grid.columns.append(cells)
+        grid.trimmed.append(trimmed)
+    if reader.header and not reader.columns:
+        texts = np.array([texts[k] for k in stay], dtype=object).reshape(len(stay), width)
+        _check_header(path, _Grid(names, list(texts.T), stay, len(body), [], {}), wanted)
+    return grid
+
+# %% ../../nbs/02_reading.ipynb #3a306adc
+_QUOTED = r"'(?:[^'\\]|\\.)*'" + r'|"(?:[^"\\]|\\.)*"'
+_ATTRIBUTE = re.compile(rf'@attribute\s+({_QUOTED}|[^\s{{]+)\s*(.*?)\s*$', re.IGNORECASE)
+_ARFF_CELL = re.compile(rf'\s*({_QUOTED}|[^,]*?)\s*(,|$)')
+_ARFF_TYPES = ('numeric', 'real', 'integer', 'string', 'date')
+
+
+def _unquoted(cell: str) -> str | None:
+    "The text of a cell of an ARFF file; None for an unquoted question mark."
+    if cell[:1] in ('"', "'") and len(cell) > 1 and cell[-1] == cell[0]:
+        escapes = {'n': '\n', 't': '\t', 'r': '\r'}
+        return re.sub(r'\\(.)', lambda m: escapes.get(m[1], m[1]), cell[1:-1])
+    return None if cell == '?' else cell
+
+
+def _arff_cells(line: str) -> list[str]:
+    "The cells of a line between commas, still in their quotation marks."
+    if "'" not in line and '"' not in line:
+        return [c.strip() for c in line.split(',')]
+    cells, place = [], 0
+    while found := _ARFF_CELL.match(line, place):
+        cells.append(found[1])
+        if not found[2]:
+            return cells
+        place = found.end()
+    raise DataError('the quotation marks of its cells do not match')
+
+# %% ../../nbs/02_reading.ipynb #509df1a3
+def _attribute(line: str) -> tuple[str, str | list[str]]:
+    "Name and type of a column; the type of a column of some values is their list."
+    found = _ATTRIBUTE.match(line)
+    if not found:
+        raise DataError(f'{line!r} does not declare a column')
+    name, kind = _unquoted(found[1]) or found[1], found[2]
+    if kind.startswith('{') and kind.endswith('}'):
+        return name, [_unquoted(c) or c for c in _arff_cells(kind[1:-1].strip())]
+    word = kind.split()[0].lower() if kind else ''
+    if word not in _ARFF_TYPES:
+        raise DataError(f'column {name!r} has the type {kind!r}, which is none of {_ARFF_TYPES}')
+    return name, word
+
+
+def _arff_column(cells: list[str], name: str, kind: str | list[str], path: Path, trim: bool):
+    "The cells of a column as its declaration says. `DataError` for one that does not fit."
+    import numpy as np
+    import pandas as pd
+
+    texts = np.array([_unquoted(c) for c in cells], dtype=object)
+    known = set(kind) if isinstance(kind, list) else None
+    for row, text in enumerate(texts):
+        number = kind in ('numeric', 'real', 'integer')
+        fits = text in known if known is not None else not number or _NUMBER.fullmatch(text or '0')
+        if text is not None and not fits:
+            what = f'none of {_shown(kind)}' if known is not None else f'no {kind} value'
+            raise DataError(f'{path}: column {name!r}, row {row} holds {text!r}, which is {what}')
+    if kind in ('numeric', 'real', 'integer'):
+        return np.array([np.nan if t is None else float(t) for t in texts]), 0
+    return _plain(pd.Series(texts, dtype=object), _Place(str(path), name, trim=trim))
+
+# %% ../../nbs/02_reading.ipynb #cfa13cff
+def _read_arff(path: Path, reader: Reader) -> _Grid:
+    "The columns of an ARFF file. `DataError` names the line of a fault."
+    import numpy as np
+
+    declared, rows, data = [], [], False
+    for number, line in enumerate(_lines(path, reader), 1):
+        line = line.strip()
+        if not line or line.startswith('%'):
+            continue
+        try:
+            if not data:
+                if line.lower().startswith('@attribute'):
+                    declared.append(_attribute(line))
+                data = line.lower().startswith('@data')
+                continue
+            if line.startswith('{'):
+                raise DataError('it is in the sparse form, which is not read: save it as CSV')
+            rows.append(_arff_cells(line))
+            if len(rows[-1]) != len(declared):
+                raise DataError(f'it has {len(rows[-1])} cells, the header {len(declared)}')
+        except DataError as e:
+            raise DataError(f'{path}: line {number}: {e}') from e
+    if not declared or not data:
+        raise DataError(f'{path} is no ARFF file: it has no @attribute, or no @data')
+    columns = list(zip(*rows)) or [()] * len(declared)
+    done = [_arff_column(c, *d, path, reader.trim) for c, d in zip(columns, declared)]
+    names, n = [name for name, _ in declared], len(rows)
+    return _Grid(names, [c for c, _ in done], np.arange(n), n, [t for _, t in done], {})
+
+# %% ../../nbs/02_reading.ipynb #193902ef
+_FORMATS = {
+    **dict.fromkeys(('.parquet', '.pq'), _read_parquet),
+    **dict.fromkeys(('.feather', '.arrow'), _read_feather),
+    **dict.fromkeys(('.jsonl', '.ndjson'), _read_json),
+    **{'.xlsx': _read_excel, '.dta': _read_stata, '.arff': _read_arff},
+}
+_NEEDED = {  # kind of file → entries that it needs, besides those of all
+    '.xlsx': ('header', 'columns', 'skip', 'sheet'),
+    **dict.fromkeys(('.jsonl', '.ndjson', '.arff'), ('encoding',)),
+}
+
+
+def _check_entries(path: Path, reader: Reader) -> None:
+    "`DataError` for an entry that says nothing about this kind of file."
+    kind = table_suffix(path)
+    known = ('decimal', 'thousands', 'trim', *_NEEDED.get(kind, ()))
+    for entry in fields(Reader):
+        if entry.name not in known and getattr(reader, entry.name) != entry.default:
+            raise DataError(
+                f'{path}: reader: {entry.name} means nothing for a {kind} file: leave it out'
+            )
+
+# %% ../../nbs/02_reading.ipynb #80155a57
+def read_table(
+    path: str | os.PathLike,  # ends as one of `TABLES`; .gz, .bz2, .xz or .zip may follow
+    reader: Reader | Mapping | None = None,  # how it is written: the card's `reader:`
+    *,
+    drop: Iterable[str] = (),  # columns that are left out later: they may stand twice
+    wanted: Sequence[str] = (),  # names that the header should hold
+) -> RawTable:
+    """Read a table as it is written. `DataError` names file, row, and the line for the card.
+
+    >>> _ = Path('people.csv').write_text('id;sex\\n007;f\\n')
+    >>> read_table('people.csv', {'separator': ';'}).frame['id'].tolist()
+    ['007']
+    """
+    path, reader = _existing(path), make_reader(reader)
+    kind = table_suffix(path)
+    if kind not in TABLES and reader.separator is None:
+        raise DataError(
+            f'{path} does not end as a table does ({", ".join(TABLES)}): if it is a text, name '
+            'the separator: reader: {separator: ","}'
+        )
+    with _named(path, 'a table'):
+        if kind in _FORMATS:
+            _check_entries(path, reader)
+            more = (wanted,) if kind == '.xlsx' else ()
+            grid = _FORMATS[kind](path, reader, *more)
+        else:
+            grid = _read_text(path, reader, wanted)
+    return _settled(grid, str(path), drop, wanted)
+
+# %% ../../nbs/02_reading.ipynb #799d7a43
+def propose_reader(
+    path: str | os.PathLike,  # of a table
+) -> tuple[dict, list[str]]:  # entries of `reader:`, and the reason of each
+    """Entries of a reader that differ from the usual form, from the first lines of a file.
+
+    Nothing is proposed for files that say themselves how they are written. `DataError` if the file
+    cannot be read at all.
+    """
+    path = _existing(path)
+    kind = table_suffix(path)
+    with _named(path, 'a table'):
+        if kind == '.xlsx':
+            return _propose_for_excel(path)
+        if kind in _FORMATS:
+            return {}, []
+        entries, why = _propose_for_text(path, Reader())
+    if kind not in TABLES:
+        entries.setdefault('separator', ',')
+        why.append(f'separator: {path.name} is a text, though its name does not say so')
+    return entries, why
+
+
+def _propose_for_excel(path: Path) -> tuple[dict, list[str]]:
+    "The first sheet with cells, where there are several."
+    openpyxl = _package(path, 'openpyxl', 'excel')
+    with _seekable(path) as stream, warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        _check_unpacked(path, stream)
+        filled = _filled_sheets(openpyxl.load_workbook(stream))
+    if len(filled) < 2:
+        return {}, []
+    listed = ', '.join(repr(s.title) for s in filled)
+    return {'sheet': filled[0].title}, [f'sheet: the first of those with cells ({listed})']
+
+
+def _existing(path: str | os.PathLike) -> Path:
+    path = Path(path).expanduser()
+    if not path.is_file():
+        raise DataError(f'the table {path} does not exist: paths on a card start at the card')
+    return path

@@ -100,7 +100,9 @@ def check_split(
     seed: int | None,  # of the split; None: the split was given
 ) -> None:
     "`DataError` if a part of the split lacks a class or a group."
-    origin = 'as given' if seed is None else f'split_seed={seed}'
+    origin, cure = 'as given', 'change the given split'
+    if seed is not None:
+        origin, cure = f'split_seed={seed}', 'try another split_seed'
     for part, nodes in zip(('training', 'validation', 'test'), split):
         for values, name in ((y, names['label']), (sens, names['sens'])):
             missing = {0, 1} - set(np.unique(values[nodes]).tolist())
@@ -108,8 +110,8 @@ def check_split(
                 v = missing.pop()
                 raise DataError(
                     f'the {part} part ({len(nodes)} nodes, {origin}) has no node with {name} = {v} '
-                    f'(of {int((values == v).sum())} in the data): try another split_seed, or '
-                    'supply more such records'
+                    f'(of {int((values == v).sum())} in the data): {cure}, or supply more such '
+                    'records'
                 )
 
 # %% ../../nbs/08_split.ipynb #79fac442

@@ -117,8 +117,14 @@ def check_table(
 
 # %% ../../nbs/06_tables.ipynb #1986a075
 def names_to_drop(drop: str | Iterable[str]) -> list[str]:
-    "The columns of a `drop=` argument, one name or several, as a list."
-    return [drop] if isinstance(drop, str) else list(drop)
+    "The columns of a `drop=` argument, one name or several, as a list. `DataError` for others."
+    try:
+        names = [drop] if isinstance(drop, str) else list(() if drop is None else drop)
+    except TypeError:
+        names = [drop]
+    if wrong := [v for v in names if not isinstance(v, str)]:
+        raise DataError(f'drop must name columns, as texts, not {wrong[0]!r}')
+    return names
 
 # %% ../../nbs/06_tables.ipynb #6e6bb825
 def check_drop(

@@ -5,6 +5,7 @@
 # %% ../../nbs/52_checkpoints.ipynb #eab2ec3e
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from torch_geometric.data import Data
 
 from ..data.catalogue import DATASETS
 from ..data.columns import encode
-from ..data.graph import undirected_graph
+from ..data.graph import nearest_known, undirected_graph
 from ..errors import ArtifactError, DataError
 from ..experts.floor import Floor
 from ..experts.initialisation import population_of
@@ -30,7 +31,7 @@ from ..tuning.settings import TuneSettings, settings_record
 
 # %% auto #0
 __all__ = ['MUST_MATCH', 'tuning_command', 'read_expert', 'load_experts', 'floor_of', 'mixture_state', 'mixture_of',
-           'load_mixture', 'predict_proba']
+           'load_mixture', 'Known', 'known_people', 'linked_to_known', 'predict_proba']
 
 # %% ../../nbs/52_checkpoints.ipynb #ee388065
 class _YourData:
@@ -215,6 +216,43 @@ def _as_features(people, recipe: dict | None, d: int) -> Tensor:  # [n, d]
         raise DataError('features must be finite numbers; fill in or remove the rows that are not')
     return x
 
+# %% ../../nbs/52_checkpoints.ipynb #6455deed
+@dataclass(frozen=True)
+class Known:
+    "The people that new people are linked to."
+
+    x: Tensor  # [N, d] scaled features
+    edge_index: Tensor  # [2, E] their graph, both directions
+    nodes: Tensor  # [n] those that may be linked to
+    k: int  # how many of them each new person is linked to; all, where there are fewer
+
+
+def known_people(
+    data: Data,  # as from `load_dataset`
+) -> Known | None:  # None: the graph was given, and follows no rule
+    "The training people of a data set whose graph was made by a rule."
+    k = getattr(data, 'neighbours', None)
+    if k is None:
+        return None
+    return Known(data.x, data.edge_index, data.train_mask.nonzero()[:, 0], k)
+
+# %% ../../nbs/52_checkpoints.ipynb #04efc8e1
+def linked_to_known(
+    x: Tensor,  # [m, d] scaled features of new people
+    known: Known,
+) -> tuple[Tensor, Tensor, Tensor]:  # [n + m, d] features; [2, E] edges; [m] the new nodes
+    "New people behind those they are linked to, for models of one layer."
+    near = nearest_known(x.cpu().numpy(), known.x[known.nodes].cpu().numpy(), known.k)
+    near = known.nodes[torch.as_tensor(near, device=known.nodes.device)]  # [m, k]
+    into = known.edge_index[:, torch.isin(known.edge_index[1], near)]
+    used = torch.cat([near.flatten(), into[0]]).unique()
+    m, n = len(x), len(used)
+    new = torch.arange(n, n + m, device=used.device)
+    place = lambda nodes: torch.searchsorted(used, nodes)
+    links = torch.stack([place(near.flatten()), new.repeat_interleave(near.shape[1])])
+    edges = torch.cat([place(into), links], 1)
+    return torch.cat([known.x[used], x.to(known.x)]), edges, new
+
 # %% ../../nbs/52_checkpoints.ipynb #a2b61f0b
 def _graph(edge_index, n: int, backbone: str) -> Tensor | None:
     "The graph of these n people as in training. `DataError` if one is missing or does not fit."
@@ -222,8 +260,9 @@ def _graph(edge_index, n: int, backbone: str) -> Tensor | None:
         return undirected_graph(edge_index, n)
     if backbone != 'mlp':
         raise DataError(
-            f'the experts look at the graph (backbone {backbone}): '
-            'give edge_index [2, E] between these people'
+            f'the experts look at the graph (backbone {backbone}): give edge_index [2, E] between '
+            'these people (without it, only a MoETrainer can link them to the people of its data, '
+            'and only if their graph was made by a rule and not given)'
         )
 
 # %% ../../nbs/52_checkpoints.ipynb #88eb4e78
@@ -232,6 +271,7 @@ def predict_proba(
     people: Tensor | np.ndarray | pd.DataFrame,  # [n, d] scaled features, or raw columns by name
     recipe: dict | None = None,  # how raw columns become features; needed for a table
     edge_index=None,  # [2, E] of `undirected_graph`: rows of `people`; for graph backbones
+    known: Known | None = None,  # people to link to where no edges are given
 ) -> Tensor:  # [n, 2] double precision
     """Probabilities of class 0 and 1 for new people.
 
@@ -244,9 +284,13 @@ def predict_proba(
     >>> predict_proba(mixture, torch.zeros(2, 5)).tolist()
     [[0.5, 0.5], [0.5, 0.5]]
     """
-    x = _as_features(people, recipe, mixture.gates['gate.features'].shape[-1])
-    graph = _graph(edge_index, len(x), mixture.experts.backbone)
-    device = mixture.gates['gate.out'].device
+    x, nodes = _as_features(people, recipe, mixture.gates['gate.features'].shape[-1]), None
+    backbone, device = mixture.experts.backbone, mixture.gates['gate.out'].device
+    if edge_index is None and known is not None and backbone != 'mlp':
+        x, graph, nodes = linked_to_known(x, known)
+        nodes = nodes.to(device)
+    else:
+        graph = _graph(edge_index, len(x), backbone)
     graph = None if graph is None else graph.to(device)
-    p1 = mixture.probabilities(x.to(device), graph)[0]
+    p1 = mixture.probabilities(x.to(device), graph, nodes)[0]
     return torch.stack([1 - p1, p1], -1)
