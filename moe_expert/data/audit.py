@@ -433,7 +433,7 @@ def _joints(e: Evidence, columns: Sequence[str], sets: int = 3) -> tuple[list[Gu
     while rest and len(found) < sets:
         auc, pair = _best_pair(e, rest)
         if auc >= FLAGGED and _certain(auc, e, 5):
-            found.append(Joint(pair, auc, 'by cells', True))
+            found.append(Joint(pair, auc, 'cross-tabulated', True))
             rest = [c for c in rest if c not in pair]
             continue
         guesses = _guess(e, rest) if found else first

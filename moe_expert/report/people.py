@@ -133,7 +133,8 @@ def proxy_table(
     done = audit(data)
     counts = done.checks.loc[done.checks.get('about', '') == 'group'].head(1)
     n1, n0 = (int(counts[n].iloc[0]) if len(counts) else 0 for n in ('ones', 'zeros'))
-    shown = table(done.proxies.head(top), f'Do models see the group? {done.sees_group}')
+    caption = f'What tells the group best. Do models see the group? {done.sees_group}'
+    shown = table(done.proxies.head(top), caption)
     intervals = (interval_text(auc, *auc_interval(auc, n1, n0)) for auc in shown.pop('auc'))
     shown.insert(0, 'AUC of its values', list(intervals))
     gaps = [interval_text(g, *auc_interval(g, n1, n0)) if g == g else '' for g in shown.pop('gaps')]
