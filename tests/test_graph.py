@@ -197,6 +197,17 @@ def test_minus_zero_is_zero():
     assert contents(np.abs(x), nearest_keys(x, 1)) == contents(np.abs(x), nearest_keys(abs(x), 1))
 
 
+def test_many_different_rows_are_said_to_take_long(monkeypatch):
+    monkeypatch.setattr('moe_expert.data.graph.EXACT_UP_TO', 20)
+    x = np.repeat(np.arange(20.0), 2)[:, None]
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        nearest_keys(x, 3)
+    with pytest.warns(DataWarning, match='21 different rows are sought exactly') as caught:
+        nearest_keys(np.append(x, [[30.0]], axis=0), 3)
+    assert caught[0].filename == __file__
+
+
 # --- New people --------------------------------------------------------------------------
 
 

@@ -35,6 +35,7 @@ __all__ = ['TEXTS', 'PACKED', 'EDGE_FILES', 'end_text', 'Ends', 'edge_suffix', '
 # %% ../../nbs/04_edge_lists.ipynb #6fcc37f4
 _NUMBER = re.compile(r'[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?')
 _WHOLE = re.compile(r'\+?(-?(?:0|[1-9]\d*))(?:\.0*)?')
+_PART = re.compile(r'\+?(-?(?:0|[1-9]\d*)\.\d*[1-9])0*')
 
 
 def end_text(
@@ -48,6 +49,8 @@ def end_text(
     text = str(value).strip()
     if whole := _WHOLE.fullmatch(text):
         return '0' if whole[1] == '-0' else whole[1]
+    if part := _PART.fullmatch(text):
+        return part[1]
     if _NUMBER.fullmatch(text) and 'e' in text.lower():
         number = float(text)
         if abs(number) < 2**53 and number == int(number):  # larger ones have lost digits

@@ -73,7 +73,8 @@ def _distance(
     x: np.ndarray, i: np.ndarray, j: np.ndarray, others: np.ndarray | None = None
 ) -> np.ndarray:
     "Distances of rows i of `x` to rows j (of `others`), from differences: the published formula."
-    y, chunk = x if others is None else others, 1 << 18
+    y = x if others is None else others
+    chunk = max(1, (1 << 26) // (8 * x.shape[1]))  # 64 MB of differences
     distance = np.empty(len(i))
     for a in range(0, len(i), chunk):
         b = slice(a, a + chunk)
@@ -478,7 +479,7 @@ def nearest_keys(
     """Link everybody to their `k` nearest neighbours, by the three rules above. `DataError`.
 
     >>> nearest_keys(np.array([[0.0], [1], [3], [3.5]]), 1).tolist()
-    [1, 6, 11]
+    [1, 11]
     """
     x = _check_neighbours(x, k)
     n = len(x)
