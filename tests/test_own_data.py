@@ -672,7 +672,8 @@ def test_a_drafted_card_fits_its_table(people, tmp_path):
     )
     path = write_card(tmp_path / 'people.csv', **SAID, missing='impute')
     card = read_card(tmp_path)
-    assert path.name == 'card.yaml' and card.drop == ('id', 'letter') and card.name == 'people'
+    assert path.name == 'card.yaml' and card.name == 'people'
+    assert card.kinds == {'id': 'id', 'letter': 'id'}
     assert (
         load_dataset(tmp_path).fingerprint
         == own(people, missing='impute', dataset_name='people').fingerprint
@@ -681,7 +682,7 @@ def test_a_drafted_card_fits_its_table(people, tmp_path):
         write_card(tmp_path / 'people.csv', **SAID)
     for wrong, message in (
         (dict(label='repayed'), 'Did you mean'),
-        (dict(privileged=None), 'which groups'),
+        (dict(privileged='away'), 'does not occur'),
         (dict(positive=1), 'does not occur'),
     ):
         with pytest.raises(DataError, match=message):
