@@ -603,6 +603,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'moe_expert.estimator._train_settings': ('estimator.html#_train_settings', 'moe_expert/estimator.py'),
                                       'moe_expert.estimator._two_classes': ('estimator.html#_two_classes', 'moe_expert/estimator.py'),
                                       'moe_expert.estimator._two_labels': ('estimator.html#_two_labels', 'moe_expert/estimator.py'),
+                                      'moe_expert.estimator._validated': ('estimator.html#_validated', 'moe_expert/estimator.py'),
                                       'moe_expert.estimator._without_groups': ('estimator.html#_without_groups', 'moe_expert/estimator.py'),
                                       'moe_expert.estimator._without_sens': ('estimator.html#_without_sens', 'moe_expert/estimator.py'),
                                       'moe_expert.estimator.check_labels': ('estimator.html#check_labels', 'moe_expert/estimator.py'),

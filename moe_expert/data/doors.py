@@ -90,7 +90,7 @@ def plain_array(
         )
     try:
         return _of_anything(value)
-    except (TypeError, ValueError, RuntimeError, AttributeError) as e:
+    except (TypeError, ValueError, RuntimeError, AttributeError, OverflowError) as e:
         raise DataError(
             f'{where}, a {type(value).__name__}, cannot be read as an array of values: {e}'
         ) from e
@@ -129,8 +129,9 @@ def _names_of_features(data: Data, d: int, name: str) -> list[str]:
     names = getattr(data, 'feature_names', None)
     if names is None:
         return [f'x{k}' for k in range(d)]
-    if isinstance(names, str) or not isinstance(names, Iterable):
-        raise DataError(f'{name}: feature_names must be a list of {d} names, not {names!r}')
+    names = plain_array(names, f'{name}: feature_names')
+    if names.ndim != 1:
+        raise DataError(f'{name}: feature_names must be a list of {d} names, one for each column')
     names = [str(v) for v in names]
     if len(names) != d:
         raise DataError(
@@ -288,7 +289,7 @@ def _check_weights(data: Data, name: str) -> None:
     for field in ('edge_weight', 'edge_attr'):
         if getattr(data, field, None) is None:
             continue
-        values = plain_array(getattr(data, field), f'{name}: {field}')
+        values = np.atleast_1d(plain_array(getattr(data, field), f'{name}: {field}'))
         if len(values) and (values != values[:1]).any():
             raise DataError(
                 f'{name}: {field} tells edges apart, but the models here know only whether there '
@@ -381,7 +382,8 @@ def from_data(
     """
     if getattr(data, 'fingerprint', None) is not None:
         return _unchanged(data, drop, own)
-    name = check_own_name(dataset_name or getattr(data, 'name', None) or 'own')
+    names = (dataset_name, getattr(data, 'name', None), 'own')
+    name = check_own_name(next(v for v in names if v is not None))
     _check_fields(data, own, name)
     frame, entries = _table_of_data(data, drop, own, name)
     return from_frame(frame, split_seed=split_seed, drop=drop, source='a PyG Data', **entries)
