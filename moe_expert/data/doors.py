@@ -290,7 +290,8 @@ def _check_weights(data: Data, name: str) -> None:
         if getattr(data, field, None) is None:
             continue
         values = np.atleast_1d(plain_array(getattr(data, field), f'{name}: {field}'))
-        if len(values) and (values != values[:1]).any():
+        numbers = values.dtype.kind in 'biuf'
+        if not numbers or (len(values) and (values != values[:1]).any()):
             raise DataError(
                 f'{name}: {field} tells edges apart, but the models here know only whether there '
                 f'is an edge: data.{field} = None leaves it out (remove weak edges first)'
