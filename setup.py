@@ -27,7 +27,10 @@ setup(
         'moe_expert.notebooks',
     ],
     package_dir={'moe_expert.notebooks': 'nbs'},
-    package_data={'moe_expert': ['*.md'], 'moe_expert.notebooks': ['tune.ipynb', 'moe.ipynb']},
+    package_data={
+        'moe_expert': ['*.md', 'data/shipped/*.yaml'],
+        'moe_expert.notebooks': ['tune.ipynb', 'moe.ipynb'],
+    },
     include_package_data=False,
     entry_points={'console_scripts': cfg['console_scripts'].split()},
     install_requires=cfg['requirements'].split(),

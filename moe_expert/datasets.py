@@ -6,26 +6,34 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
 from .data.assembly import assemble
-from .data.cards import own_name
+from .data.cards import Card, own_name, shipped_card
 from moe_expert.data.catalogue import (
+    AMBIGUOUS,
     DATASETS,
+    SHIPPED,
     SYNTHETIC_NAME,
     is_path,
     known_names,
     known_spellings,
     normalised_name,
 )
-from .data.doors import load_own
-from .data.sources import benchmark_edges, find_files, load_offline
+from .data.doors import from_card, load_own
+from moe_expert.data.sources import (
+    benchmark_edges,
+    find_files,
+    listed_files,
+    load_offline,
+    user_file,
+)
 from .data.synthetic import make_synthetic
-from .data.tables import check_table, drop_features, read_csv
+from .data.tables import check_table, drop_features, names_to_drop, read_csv
 from .errors import DataError, unknown_name
 from .parameters import EDITIONS
 
@@ -38,11 +46,11 @@ __all__ = ['canonical_name', 'load_dataset']
 # %% ../nbs/18_datasets.ipynb #9456f144
 def canonical_name(
     name: str | os.PathLike,  # a name or alias in any spelling, or the path of a card or table
-) -> str:  # 'bail', 'german', 'math', 'por', 'synthetic', 'synthetic-<nodes>', or a card's name
-    """The one name of a data set. `DataError` with a suggestion if there is no such data set.
+) -> str:  # a name of the catalogue, 'synthetic', 'synthetic-<nodes>', or a card's name
+    """The one name of a data set. `DataError` with a suggestion if there is none, or several.
 
-    >>> canonical_name('Recidivism'), canonical_name('german_credit')
-    ('bail', 'german')
+    >>> canonical_name('Recidivism'), canonical_name('Census'), canonical_name('german_credit')
+    ('bail', 'adult', 'german')
     """
     if is_path(name):
         return own_name(name)
@@ -51,6 +59,8 @@ def canonical_name(
     key, known = normalised_name(name), known_spellings()
     if SYNTHETIC_NAME.fullmatch(key):
         return key
+    if key in AMBIGUOUS:
+        raise DataError(f'{name}: {AMBIGUOUS[key]}')
     if key not in known:
         known['synthetic'] = 'synthetic'
         raise DataError(unknown_name('data set', name, known, listing=known_names(), cutoff=0.5))
@@ -59,10 +69,10 @@ def canonical_name(
 # %% ../nbs/18_datasets.ipynb #7e20412e
 def _check_options(name: str, edition: str, own: Iterable[str]) -> None:
     "`DataError` for an option that a data set of the package does not have."
-    if own:
+    if own and name not in SHIPPED:
         raise DataError(
-            f'{", ".join(own)}: only for your own data; for {name} data_dir, split_seed, drop and '
-            'edition can be set'
+            f'{", ".join(own)}: only for your own data and shipped cards; for {name} data_dir, '
+            'split_seed, drop and edition can be set'
         )
     if edition not in EDITIONS:
         raise DataError(f'edition must be one of {", ".join(EDITIONS)}, not {edition!r}')
@@ -78,19 +88,44 @@ def _load_synthetic(name: str, split_seed: int, drop: str | Iterable[str]) -> Da
     size = {'n_nodes': int(nodes)} if nodes else {}
     return make_synthetic(**size, split_seed=split_seed, drop=drop, name=name)
 
+# %% ../nbs/18_datasets.ipynb #33cb3a96
+def _known_card(name: str, data_dir: str | os.PathLike | None) -> Card:
+    "A shipped card about the files that were found. `DataError` if one is missing."
+    shipped = shipped_card(name)
+    for form in shipped.other_forms:
+        if path := user_file(name, shipped.files[form], data_dir):
+            return shipped.card({form: path}, form)
+    return shipped.card(listed_files(name, shipped.needed(), data_dir))
+
+
+def _load_shipped(
+    name: str,
+    data_dir: str | os.PathLike | None,
+    split_seed: int | None,
+    drop: str | Iterable[str],
+    own: Mapping,  # entries of the call
+) -> Data:
+    "A data set whose card comes with the package."
+    card = _known_card(name, data_dir)
+    further = [c for c in names_to_drop(drop) if c not in card.drop]
+    data = from_card(card, split_seed=split_seed, drop=further, **own)
+    data.edition, data.name = 'full', str(data.name)
+    return data
+
 # %% ../nbs/18_datasets.ipynb #29f7b3aa
 def load_dataset(
     name: str | os.PathLike | pd.DataFrame | Data,  # a known name, or your own data (see below)
     *,
-    data_dir: str | os.PathLike | None = None,  # folder with <name>/<name>.csv; None: see `sources`
+    data_dir: str | os.PathLike | None = None,  # folder with <name>/<file>; None: see `sources`
     split_seed: int | None = None,  # None: the card's, else 20, the published split
     drop: str | Iterable[str] = (),  # columns to leave out of features and graph
     edition: str = 'auto',  # 'auto', 'full' (no fall-back) or 'offline' (bail only)
-    **own,  # your own data only: `dataset_name` and entries of `data.cards.Card`
+    **own,  # `dataset_name` and entries of `data.cards.Card`; not for benchmarks and synthetic ones
 ) -> Data:  # x, y, sens, edge_index, three masks, feature_names, fingerprint, edition, ...
     """Find, check, split and scale a data set. `DataError` says what is wrong and how to cure it.
 
-    Known names are bail, german, math, por, synthetic and synthetic-<nodes>, and their aliases.
+    Known names are the benchmarks bail, german, math and por, the shipped cards (adult, compas,
+    nba, …: `moe-expert datasets` lists them), synthetic and synthetic-<nodes>, and their aliases.
     Your own data are the path of a card (YAML or JSON) or of its folder, a CSV or Parquet file or
     a `DataFrame` with `label=`, `sensitive=` and so on, or a PyG `Data`.
 
@@ -105,6 +140,8 @@ def load_dataset(
         return load_own(name, split_seed=split_seed, **options, **own)
     name = canonical_name(name)
     _check_options(name, edition, own)
+    if name in SHIPPED:
+        return _load_shipped(name, data_dir, split_seed, drop, own)
     split_seed = 20 if split_seed is None else split_seed
     if name.startswith('synthetic'):
         return _load_synthetic(name, split_seed, drop)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import ast
 import os
+import re
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -24,10 +25,10 @@ from .errors import ParameterError, did_you_mean, unknown_name
 __all__ = ['STORAGE_VARIABLE', 'COMMANDS', 'NOTEBOOKS', 'CALLS', 'DOORS', 'PARAMETERS', 'EXPERT_NAMES', 'BACKBONES', 'EDITIONS',
            'TEACHERS', 'WAY_NAMES', 'PHASE_NAMES', 'MISSING_GROUPS', 'STAGE1', 'MIXTURE', 'RUNS', 'READERS', 'LOADERS',
            'NOT_READING', 'WORKING', 'Kind', 'Whole', 'Number', 'Flag', 'Choice', 'Text', 'Names', 'Columns', 'Several',
-           'environment_storage', 'StorageURL', 'Door', 'Parameter', 'define', 'options', 'names', 'defaults', 'Given',
-           'check', 'unknown', 'spelled', 'without_effect', 'Parser', 'add_option', 'default_text', 'hinted', 'parser',
-           'command', 'call', 'collect', 'injected', 'door_signature', 'takes', 'documented', 'markdown_table',
-           'shown_default', 'parameters_cell']
+           'Values', 'environment_storage', 'StorageURL', 'Door', 'Parameter', 'define', 'options', 'names', 'defaults',
+           'Given', 'check', 'unknown', 'spelled', 'without_effect', 'Parser', 'add_option', 'default_text', 'hinted',
+           'parser', 'command', 'call', 'collect', 'injected', 'door_signature', 'takes', 'documented',
+           'markdown_table', 'shown_default', 'parameters_cell']
 
 # %% ../nbs/01_parameters.ipynb #7d8b201a
 class Kind:
@@ -195,6 +196,30 @@ class Several(Kind):
     def argument(self) -> dict:
         return self.kind.argument() | dict(nargs='+')
 
+# %% ../nbs/01_parameters.ipynb #4ab8a5a9
+class Values(Kind):
+    "Values of a column: one, several, or a range of numbers such as {min: 25}."
+
+    _end = r'\s*(min|max)\s*:\s*([^\s,{}]+)\s*'
+
+    def __init__(self):
+        super().__init__('a value, several values, or a range such as {min: 25, max: 60}')
+
+    def convert(self, value):
+        several = isinstance(value, (list, tuple))
+        if several and len(value) == 1:
+            value, several = value[0], False
+        if value is None or (several and not value) or (isinstance(value, str) and not value):
+            raise ValueError(value)
+        if isinstance(value, str) and re.match(r'\{\s*(min|max)\s*:', value):
+            if not re.fullmatch(rf'\{{{self._end}(,{self._end})?\}}', value):
+                raise ValueError(value)
+            return {end: float(number) for end, number in re.findall(self._end, value)}
+        return tuple(value) if several else value
+
+    def argument(self) -> dict:
+        return dict(nargs='+', metavar='VALUE', action='extend')
+
 # %% ../nbs/01_parameters.ipynb #e52b18ee
 STORAGE_VARIABLE = 'MOE_EXPERT_STORAGE'
 
@@ -259,6 +284,14 @@ COMMANDS = {
         'list the data sets, or show the data card of one',
     ),
 }
+
+# %% ../nbs/01_parameters.ipynb #c52b24f1
+COMMANDS['card'] = Door(
+    'Draft a card for a table of your own: how the file is written, what each column seems to be, '
+    'missing codes, spellings, likely leaks, each with its reason. Only the draft is written; what '
+    'only a person can know is left as a question.',
+    'draft a card for a table of your own',
+)
 
 # %% ../nbs/01_parameters.ipynb #75765695
 NOTEBOOKS = {
@@ -392,8 +425,8 @@ define(
     'dataset',
     Text('the name of a data set, or the path of a card'),
     'bail',
-    '`bail`, `german`, `math`, `por`, `synthetic`, `synthetic-<people>`, an alias such as '
-    '`recidivism`, or the path of a card about your own data',
+    '`bail`, `german`, `math`, `por`, `adult`, `compas` or another name that `moe-expert datasets` '
+    'lists, `synthetic`, `synthetic-<people>`, or the path of a card about your own data',
     (*READERS, 'verify', 'datasets'),
     {
         'run': dict(positional=True),
@@ -650,8 +683,8 @@ define(
     Flag(),
     False,
     'remove all files of the data set in `cache_dir` and start anew',
-    RUNS,
-    WORKING,
+    (*RUNS, 'card'),
+    WORKING | {'card': dict(meaning='replace a card that exists')},
 )
 define(
     'read_only',
@@ -785,7 +818,14 @@ define(
     None,
     'value or values of the sensitive attribute that make group 1; needed where it has more than '
     'two values',
-    ('FairMoEClassifier',),
+    ('FairMoEClassifier', 'card'),
+    {
+        'card': dict(
+            kind=Values(),
+            meaning='value or values of the sensitive column that make group 1, or a range such as '
+            "`'{min: 25}'`; None: the draft asks",
+        )
+    },
 )
 
 # %% ../nbs/01_parameters.ipynb #58922137
@@ -817,6 +857,40 @@ define(
     'seed, or a `RandomState`; None draws a seed',
     ('FairMoEClassifier',),
 )
+
+# %% ../nbs/01_parameters.ipynb #c348cf6e
+define(
+    'table',
+    Text('a file'),
+    None,
+    'the table: csv, tsv, txt, data (compressed too), parquet, feather, xlsx, dta, arff, jsonl',
+    ('card',),
+    positional=True,
+)
+define('label', Text('the name of a column'), None, 'column of the outcome', ('card',))
+define(
+    'sensitive',
+    Text('the name of a column'),
+    None,
+    'column of the sensitive attribute',
+    ('card',),
+)
+define(
+    'positive',
+    Values(),
+    None,
+    "value or values of the label that count as 1, or a range such as `'{min: 10}'`; None: a "
+    'proposal, as a question where the values do not say it',
+    ('card',),
+)
+define(
+    'name',
+    Text('a name'),
+    None,
+    'name of the data set, which becomes part of file names; None: that of the file',
+    ('card',),
+)
+define('path', Text('a file'), None, 'the draft; None: `card.yaml` beside the table', ('card',))
 
 # %% ../nbs/01_parameters.ipynb #c2cb2608
 _DESIGN = dict(doors=('study.ipynb',), needs=('quick', False))

@@ -70,7 +70,7 @@ def run_command(
             from moe_expert.errors import MoEExpertError, ParameterError
 
             try:
-                known_dataset(door, given.dataset)
+                known_dataset(door, given.get('dataset'))
                 return work(given)
             except ParameterError as err:
                 parser.error(one_line(err))

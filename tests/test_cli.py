@@ -8,6 +8,7 @@ from importlib import import_module
 import pytest
 
 from moe_expert import cli, parameters
+from moe_expert.data.catalogue import SHIPPED
 
 
 def test_the_console_script_is_the_main_function(repo_root):
@@ -38,6 +39,7 @@ def test_as_a_module_in_a_process_of_its_own(repo_root):
         'german',
         'math',
         'por',
+        *SHIPPED,
         'synthetic',
     ]
 

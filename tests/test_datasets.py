@@ -445,7 +445,6 @@ def test_bad_files(tmp_path, nowhere):
     [
         ('bail', 'bail'),
         ('Recidivism', 'bail'),
-        ('credit', 'german'),
         ('german_credit', 'german'),
         ('German Credit', 'german'),
         ('student-math', 'math'),

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from torch_geometric.data import Data
 
 # %% auto #0
-__all__ = ['scale_features', 'feature_range', 'assemble']
+__all__ = ['scale_features', 'feature_range', 'assemble', 'whole_columns', 'column_report', 'column_codes', 'holds',
+           'group_columns', 'group_note']
 
 # %% ../../nbs/09_assembly.ipynb #2a00884f
 def scale_features(
@@ -145,3 +146,103 @@ def assemble(
         **_scaled(table, spec, split[0], scale_on, columns),
         **more,
     )
+
+# %% ../../nbs/09_assembly.ipynb #f8881734
+def whole_columns(
+    data: Data,  # as from `load_dataset`
+) -> dict[str, list[int]]:  # column → positions of its features, in the order of the features
+    """The columns of the table that features were made from.
+
+    >>> from types import SimpleNamespace
+    >>> job = {'name': 'job', 'kind': 'category', 'values': ['cook', 'smith']}
+    >>> recipe = {'columns': [{'name': 'age', 'kind': 'number'}, job]}
+    >>> names = ['age', 'job=cook', 'job=smith']
+    >>> whole_columns(SimpleNamespace(recipe=recipe, feature_names=names))
+    {'age': [0], 'job': [1, 2]}
+    """
+    columns = (getattr(data, 'recipe', None) or {}).get('columns', ())
+    whole, start = {}, 0
+    for c in columns:
+        width = len(c['values']) if c['kind'] == 'category' else 1
+        whole[c['name']] = list(range(start, start + width))
+        start += width
+    if start == len(data.feature_names) and len(whole) == len(columns):
+        return whole
+    return {name: [k] for k, name in enumerate(data.feature_names)}
+
+# %% ../../nbs/09_assembly.ipynb #56ead5c3
+def column_report(
+    data: Data,  # as from `load_dataset`
+) -> list[dict]:  # by column: column, role, kind, why, features, missing, changed
+    "What became of each column: its role and kind, the rule that decided, and what was changed."
+    if report := getattr(data, 'column_report', None):
+        return list(report)
+    made = {'synthetic': 'as it was made', 'own': 'as it was given'}
+    why = made.get(data.edition, 'as in the benchmark')
+    whole = whole_columns(data)
+    features = {name: len(at) for name, at in whole.items() if name != data.sens_name}
+    group = 1 if data.sens_name in whole else 0
+    rows = [(data.label_name, 'label', 'number', 0), (data.sens_name, 'group', 'number', group)]
+    rows += [(c, 'feature', 'number' if n == 1 else 'category', n) for c, n in features.items()]
+    rows += [(c, 'left out', 'drop', 0) for c in data.drop]
+    return [
+        dict(column=c, role=role, kind=kind, features=n, missing=0, changed={})
+        | {'why': 'left out on request' if role == 'left out' else why}
+        for c, role, kind, n in rows
+    ]
+
+# %% ../../nbs/09_assembly.ipynb #01819856
+def column_codes(
+    data: Data,  # as from `load_dataset`
+    nodes: np.ndarray,  # [n] node numbers
+) -> dict[str, np.ndarray]:  # column → [n] number of each node's value among those that occur
+    "The columns as codes: the same value, the same code."
+    x, codes = data.x.cpu().numpy()[nodes], {}
+    for name, at in whole_columns(data).items():
+        if len(at) == 1:
+            value = x[:, at[0]]
+        else:  # scaled one-hot features; all at the minimum: a category without a feature
+            value = np.where(x[:, at].max(1) > 0, x[:, at].argmax(1), -1)
+        codes[name] = np.unique(value, return_inverse=True)[1]
+    return codes
+
+# %% ../../nbs/09_assembly.ipynb #0252cf2f
+def holds(
+    code: np.ndarray,  # [n] codes of a column
+    other: np.ndarray,  # [n] codes of another one
+    most: float = 0.2,  # values per person, at most
+) -> bool:
+    """Does each value of a column go with one value of the other?
+
+    >>> race = np.array([0, 1, 2] * 10)
+    >>> holds(race, race == 2), holds(race == 2, race)
+    (True, False)
+    """
+    values = int(code.max()) + 1 if len(code) else 0
+    if not 2 <= values <= max(2, most * len(code)):
+        return False
+    wide = int(other.max()) + 1
+    return len(np.unique(code.astype(np.int64) * wide + other)) == values
+
+# %% ../../nbs/09_assembly.ipynb #1b377e1e
+def group_columns(
+    data: Data,  # as from `load_dataset`
+) -> list[str]:  # columns, the one that bears the name of the sensitive attribute first
+    "The columns among the features that hold the group, judged on training and validation nodes."
+    nodes = np.flatnonzero((data.train_mask | data.val_mask).cpu().numpy())
+    sens = data.sens.cpu().numpy()[nodes]
+    found = [c for c, code in column_codes(data, nodes).items() if holds(code, sens)]
+    return sorted(found, key=lambda c: c != data.sens_name)
+
+# %% ../../nbs/09_assembly.ipynb #355f9185
+def group_note(
+    data: Data,  # as from `load_dataset`
+) -> str:  # for the report
+    "Do the models see the group, according to the features?"
+    found = group_columns(data)
+    if not found:
+        return 'no: no column holds it (proxies: see the audit)'
+    if data.sens_name in found:
+        more = ', '.join(map(repr, found[1:]))
+        return f'yes: column {data.sens_name!r} is the group' + (f'; so is {more}' if more else '')
+    return f'yes: column {", ".join(map(repr, found))} holds the group, under another name'

@@ -9,18 +9,25 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from .catalogue import check_name, is_known, known_names
+from moe_expert.data.catalogue import (
+    SHIPPED_FOLDER,
+    DataFile,
+    check_name,
+    is_known,
+    known_names,
+)
 from .reading import TABLES, table_suffix
 from ..errors import DataError, unknown_name
 
 # %% auto #0
-__all__ = ['CARDS', 'OR_A_KNOWN_NAME', 'as_list', 'Card', 'check_own_name', 'is_given', 'split_fractions', 'make_card',
-           'find_card', 'read_card', 'own_name']
+__all__ = ['CARDS', 'OR_A_KNOWN_NAME', 'as_list', 'Card', 'ShippedName', 'check_own_name', 'is_given', 'split_fractions',
+           'make_card', 'find_card', 'read_card', 'own_name', 'ShippedCard', 'shipped_card']
 
 # %% ../../nbs/11_cards.ipynb #38941207
 def as_list(value) -> list:
@@ -128,12 +135,16 @@ def _check_kinds(card: Card) -> None:
         raise DataError(f'na_values must be a list or a mapping, not {card.na_values!r}')
 
 # %% ../../nbs/11_cards.ipynb #a0bc0574
+class ShippedName(str):
+    "The name on a card that comes with the package; only such a card may bear a known name."
+
+
 def check_own_name(
     name: object,  # of a user's data set
 ) -> str:  # the same name
     "Return the name; `DataError` if it is no plain file name, or belongs to a known data set."
     check_name(name)
-    if is_known(name):
+    if is_known(name) and not isinstance(name, ShippedName):
         raise DataError(
             f'name: {name!r} is a data set that comes with the package: choose a different name'
         )
@@ -340,8 +351,78 @@ def read_card(
 def own_name(
     path: str | os.PathLike,  # a card, a folder with one, or a table
 ) -> str:  # checked
-    "Name of a user's data set: the one on the card, or a table's file name."
+    "Name of a user's data set: the one on the card, or a table's file name (`own-` if known)."
     path = find_card(path)
     if path.suffix.lower() in CARDS:
         return read_card(path).name
-    return check_own_name(path.name.split('.')[0])
+    stem = path.name.split('.')[0]
+    return check_own_name(f'own-{stem}' if is_known(stem) else stem)
+
+# %% ../../nbs/11_cards.ipynb #709c9828
+@dataclass(frozen=True)
+class ShippedCard:
+    "A data set that comes with the package as a card; the files are found by `data.sources`."
+
+    name: str
+    entries: Mapping  # of `Card`; `table`, `test_table` and `edges` are names of files
+    files: Mapping[str, DataFile]  # by name
+    licence: str
+    traps: tuple[str, ...]  # sentences
+    family: str  # a word
+    people: int  # rows that are used
+    other_forms: Mapping[str, Mapping]  # file name of a table → the entries that differ with it
+
+    @property
+    def dropped(self) -> frozenset[str]:
+        "The columns that the card drops, in all forms of the table."
+        forms = (self.entries, *self.other_forms.values())
+        return frozenset(c for entries in forms for c in entries.get('drop', ()))
+
+    def needed(
+        self,
+        form: str | None = None,  # a key of `other_forms`; None: the published table
+    ) -> list[DataFile]:  # that the card names, the table first
+        "The files to be found."
+        entries = self.entries | ({'table': form} if form else {})
+        names = (entries.get(k) for k in ('table', 'test_table', 'edges'))
+        return [self.files[n] for n in names if n]
+
+    def card(
+        self,
+        paths: Mapping[str, Path],  # file name → path, of the files that are needed
+        form: str | None = None,
+    ) -> Card:
+        "The card, about files on this machine."
+        entries = dict(self.entries) | dict(self.other_forms.get(form, {}))
+        entries |= {'table': form} if form else {}
+        for key in ('table', 'test_table', 'edges'):
+            if key in entries:
+                entries[key] = paths[entries[key]]
+        known = {'licence': self.licence}
+        known |= {f'trap {k}': trap for k, trap in enumerate(self.traps, 1)}
+        about = dict(entries.get('about', {})) | known
+        entries |= {'about': about, 'name': ShippedName(self.name)}
+        return make_card(entries, self.name)
+
+# %% ../../nbs/11_cards.ipynb #791d36cb
+_SHIPPED_ENTRIES = ('licence', 'traps', 'family', 'people')
+
+
+def _data_file(name: str, said: Mapping) -> DataFile:
+    "A file of a shipped card."
+    urls = tuple(as_list(said.get('url', ())))
+    return DataFile(name, said['sha256'], urls, folder=said['folder'], size=said.get('bytes'))
+
+
+@cache
+def shipped_card(
+    name: str,  # one of `catalogue.SHIPPED`
+) -> ShippedCard:
+    "A shipped card, as it is written; its files are not looked for."
+    path = SHIPPED_FOLDER / f'{name}.yaml'
+    entries = _parse(path.read_text(encoding='utf-8'), path)
+    files = {k: _data_file(k, said) for k, said in entries.pop('files').items()}
+    other_forms = entries.pop('other_forms', {})
+    known = {k: entries.pop(k) for k in _SHIPPED_ENTRIES}
+    known['traps'] = tuple(known['traps'])
+    return ShippedCard(entries.pop('name'), entries, files, **known, other_forms=other_forms)

@@ -10,24 +10,28 @@ import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 from .reading import TABLES
 from ..errors import DataError
 
 # %% auto #0
-__all__ = ['DATASETS', 'ALIASES', 'SYNTHETIC_NAME', 'DataFile', 'sha256_file', 'DatasetSpec', 'normalised_name',
-           'known_spellings', 'is_known', 'is_path', 'known_names', 'check_name']
+__all__ = ['DATASETS', 'SHIPPED_FOLDER', 'SHIPPED', 'ALIASES', 'AMBIGUOUS', 'SYNTHETIC_NAME', 'DataFile', 'sha256_file',
+           'DatasetSpec', 'normalised_name', 'known_spellings', 'spellings', 'is_known', 'is_path', 'known_names',
+           'check_name']
 
 # %% ../../nbs/05_catalogue.ipynb #c9901842
 @dataclass(frozen=True)
 class DataFile:
-    "One file of a benchmark."
+    "One file of a data set."
 
     name: str  # file name, e.g. 'bail.csv'
     sha256: str  # checksum of the published file: other downloads are refused
     urls: tuple[str, ...] = ()  # tried in this order; https, pinned to a commit
     also_known: tuple[str, ...] = ()  # checksums of the same content in another number format
+    size: int | None = None  # in bytes; None: not on record
+    folder: str = ''  # in a user's folder; '': named like the data set
 
     def is_published(self, sha256: str) -> bool:
         "Is this the checksum of a known edition of the file?"
@@ -65,6 +69,8 @@ class DatasetSpec:
     label_number: int = 100  # at most half of it training nodes per class
     table: DataFile | None = None
     edges: DataFile | None = None
+    people: int | None = None  # rows of the published table
+    licence: str = 'none stated'  # of the records
 
 # %% ../../nbs/05_catalogue.ipynb #9947e976
 _NIFTY = 'https://raw.githubusercontent.com/chirag126/nifty/{}/dataset/'
@@ -95,6 +101,7 @@ _BAIL = DatasetSpec(
     group_names=('Black', 'White'),
     threshold=0.6,
     label_number=100,
+    people=18_876,
     table=_file(
         'bail.csv',
         '11a7c62be2b7aed7cb069624789755d5f57acc8b69580564e2401b084e2d5faf',
@@ -120,6 +127,8 @@ _GERMAN = DatasetSpec(
     threshold=0.8,
     rule_is_published=False,
     label_number=100,
+    people=1_000,
+    licence='CC BY 4.0',
     table=_file(
         'german.csv',
         '49cc549b1ca3f1650e3bdcd8cfce62313c763abfbcbf785d32b07fb76ae078ca',
@@ -140,6 +149,8 @@ _MATH = DatasetSpec(
     group_names=('female', 'male'),
     threshold=0.9,
     label_number=1000,
+    people=395,
+    licence='CC BY 4.0',
     table=_file('math.csv', '00be96f83f3f108975287f516723965b70a11e3ee784fee986c9fa30caa243da'),
     edges=_file(
         'math_edges.txt', '9ae2bb16f39fd33271362820ee3e730c497c695325f1a12f16cc272f0622c006'
@@ -154,6 +165,8 @@ _POR = DatasetSpec(
     group_names=('female', 'male'),
     threshold=0.9,
     label_number=10000,
+    people=649,
+    licence='CC BY 4.0',
     table=_file('por.csv', '73762522271c86d7767f523e3b060c13af514b09ea5e367b075fe66c57f4935b'),
     edges=_file(
         'por_edges.txt', '6a8e6fabb6a0022ec01dbf3847a47875dcb14b951d23235811d80e55f8fa8d36'
@@ -163,13 +176,40 @@ _POR = DatasetSpec(
 # %% ../../nbs/05_catalogue.ipynb #b000b32d
 DATASETS = {spec.name: spec for spec in (_BAIL, _GERMAN, _MATH, _POR)}
 
+# %% ../../nbs/05_catalogue.ipynb #82b0372d
+SHIPPED_FOLDER = Path(find_spec('moe_expert').submodule_search_locations[0], 'data', 'shipped')
+SHIPPED = tuple(sorted(p.stem for p in SHIPPED_FOLDER.glob('*.yaml')))
+
 # %% ../../nbs/05_catalogue.ipynb #30b59bae
 ALIASES = {
     'recidivism': 'bail',
-    'credit': 'german',
     'german_credit': 'german',
     'student-math': 'math',
     'student-por': 'por',
+    'census': 'adult',
+    'census-income': 'adult',
+    'bank-marketing': 'bank',
+    'communities-and-crime': 'communities',
+    'crime': 'communities',
+    'propublica': 'compas',
+    'taiwan': 'credit-taiwan',
+    'uci-credit': 'credit-taiwan',
+    'default-of-credit-card-clients': 'credit-taiwan',
+    'dutch-census': 'dutch',
+    'statlog': 'german-original',
+    'heart-disease': 'heart',
+    'cleveland': 'heart',
+    'law-school': 'law',
+    'lsac': 'law',
+    'open-university': 'oulad',
+    'student-performance': 'student',
+    'bailA': 'bail-new',
+    'new-bail': 'bail-new',
+    'germanA': 'german-new',
+    'new-german': 'german-new',
+}
+AMBIGUOUS = {
+    'credit': 'the German data (german, german-original) or the Taiwanese (credit-taiwan)?',
 }
 SYNTHETIC_NAME = re.compile(r'synthetic(?:-(\d{1,9}))?')
 
@@ -185,17 +225,30 @@ def normalised_name(name: str) -> str:
 # %% ../../nbs/05_catalogue.ipynb #316eb535
 def known_spellings() -> dict[str, str]:
     "Every name and alias in its normalised form, with the name of the data set that it means."
-    return {normalised_name(k): v for k, v in ALIASES.items()} | {k: k for k in DATASETS}
+    names = (*DATASETS, *SHIPPED)
+    return {normalised_name(k): v for k, v in ALIASES.items()} | {k: k for k in names}
+
+
+def spellings(
+    name: str,  # of a data set
+) -> str:
+    """Its aliases, as they are listed.
+
+    >>> spellings('heart')
+    'heart-disease, cleveland'
+    """
+    return ', '.join(alias for alias, meant in ALIASES.items() if meant == name)
 
 # %% ../../nbs/05_catalogue.ipynb #a903af77
 def is_known(name: str) -> bool:
     """Is this the name or alias of a data set that comes with the package?
 
-    >>> [is_known(n) for n in ('Recidivism', 'synthetic-500', 'bial')]
-    [True, True, False]
+    >>> [is_known(n) for n in ('Recidivism', 'adult', 'synthetic-500', 'bial')]
+    [True, True, True, False]
     """
     name = normalised_name(name)
-    return name in known_spellings() or SYNTHETIC_NAME.fullmatch(name) is not None
+    known = name in known_spellings() or name in AMBIGUOUS
+    return known or SYNTHETIC_NAME.fullmatch(name) is not None
 
 # %% ../../nbs/05_catalogue.ipynb #fdf9c2fd
 def is_path(
@@ -218,8 +271,8 @@ def is_path(
 # %% ../../nbs/05_catalogue.ipynb #9919190c
 def known_names() -> str:
     "All data sets that come with the package, as the end of a sentence."
-    names = ', '.join([*DATASETS, 'synthetic', 'synthetic-<number of nodes>'])
-    return f'{names} (aliases: {", ".join(ALIASES)}), or the path of a card'
+    names = ', '.join([*DATASETS, *SHIPPED, 'synthetic', 'synthetic-<number of nodes>'])
+    return f'{names} (`moe-expert datasets` lists their aliases), or the path of a card'
 
 # %% ../../nbs/05_catalogue.ipynb #fb3e2b90
 def check_name(

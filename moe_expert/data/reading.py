@@ -31,10 +31,10 @@ __all__ = ['TABLES', 'table_suffix', 'Reader', 'make_reader', 'RawTable', 'separ
 
 # %% ../../nbs/02_reading.ipynb #9a894fb4
 TABLES = (
-    *('.csv', '.tsv', '.txt', '.data'),
+    *('.csv', '.tsv', '.txt', '.data', '.test'),  # the last two as at UCI
     *('.parquet', '.pq', '.feather', '.arrow', '.xlsx', '.dta', '.arff', '.jsonl', '.ndjson'),
 )
-_TEXTS = TABLES[:4]
+_TEXTS = TABLES[:5]
 _PACKED = ('.gz', '.bz2', '.xz', '.zip')
 
 # %% ../../nbs/02_reading.ipynb #ebc765a8
@@ -436,9 +436,10 @@ def _column(cells: Sequence[str], trim: bool) -> tuple[np.ndarray, int]:
     import pandas as pd
 
     if len(set(cells[:1000])) > 500:  # few cells are equal: one by one is faster
-        bare = [c.strip() for c in cells] if trim else cells
-        trimmed = sum(map(operator.ne, bare, cells))
-        return np.array([c or None for c in bare], dtype=object), trimmed
+        blanks = trim and len(f'.{".".join(cells)}.'.split(None, 1)) > 1
+        bare = [c.strip() for c in cells] if blanks else cells
+        trimmed = sum(map(operator.ne, bare, cells)) if blanks else 0
+        return np.array([c or None for c in bare] if '' in bare else bare, dtype=object), trimmed
     codes, values = pd.factorize(np.array(cells, dtype=object))
     texts = np.array([(v.strip() if trim else v) or None for v in values], dtype=object)
     bare = np.array([not trim or v == v.strip() for v in values], dtype=bool)
@@ -996,13 +997,14 @@ def _as_written(values: np.ndarray) -> np.ndarray:
 
     wide = values.astype(np.float64)
     left = np.flatnonzero(np.isfinite(wide) & (wide != 0))
-    exponent = np.floor(np.log10(np.abs(wide[left])))
+    exponent = np.floor(np.log10(np.abs(wide[left]))).astype(int)
+    tens = np.array([float(f'1e{k}') for k in range(23)])
     odd = np.abs(exponent) > 12  # powers of ten that float64 cannot hold exactly
     wide[left[odd]] = [float(str(v)) for v in values[left[odd]]]
     left, exponent = left[~odd], exponent[~odd]
     for digits in (3, 4, 5) if values.itemsize == 2 else (6, 7, 8, 9):
         power = digits - 1 - exponent
-        up, down = 10.0 ** np.maximum(power, 0), 10.0 ** np.maximum(-power, 0)
+        up, down = tens[np.maximum(power, 0)], tens[np.maximum(-power, 0)]
         short = np.rint(wide[left] * up / down) / up * down
         found = short.astype(values.dtype) == values[left]
         wide[left[found]] = short[found]

@@ -12,8 +12,8 @@ from functools import cached_property
 from fastcore.basics import patch
 from torch_geometric.data import Data
 
-from ..data.cards import read_card
-from ..data.catalogue import is_path
+from ..data.cards import read_card, shipped_card
+from ..data.catalogue import SHIPPED, is_path
 from ..datasets import canonical_name
 from ..errors import ArtifactError
 from ..experts.optimizer import resolve_device
@@ -76,7 +76,11 @@ def read_settings(
 
 def _further_columns(given: Given, drop: list[str]) -> tuple[str, ...]:
     "The columns that were left out besides those that a card names."
-    named = read_card(given.dataset).drop if is_path(given.dataset) else ()
+    if is_path(given.dataset):
+        named = read_card(given.dataset).drop
+    else:
+        name = canonical_name(given.dataset)
+        named = shipped_card(name).dropped if name in SHIPPED else ()
     return tuple(c for c in drop if c not in named)
 
 
