@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from torch_geometric.data import Data
 
 # %% auto #0
-__all__ = ['MAX_DENSE', 'plain_array', 'from_data', 'load_own']
+__all__ = ['MAX_DENSE', 'plain_array', 'from_data', 'from_card', 'load_own']
 
 # %% ../../nbs/14_doors.ipynb #2534cd90
 from moe_expert.data.cards import (
@@ -494,11 +494,15 @@ def _load_table(
     return from_frame(table, card, split_seed=split_seed, drop=drop, source=origin)
 
 
-def _from_path(
-    path: str | os.PathLike, own: Mapping, split_seed: int | None, drop: str | Iterable[str]
+def from_card(
+    card: Card,  # names its table
+    *,
+    split_seed: int | None = None,  # None: the card's, else 20
+    drop: str | Iterable[str] = (),  # columns to leave out, besides those of the card
+    **own,  # fields of `Card`; they take precedence over the card's
 ) -> Data:
-    "The data set of a card, of its folder or of a table file."
-    card = _card_for_path(path, own)
+    "The data set of a card. `DataError` says what is wrong and how to cure it."
+    card = merged_card(card, own, ())
     if card.edges is not None and drop:
         warnings.warn(
             f'{card.name}: the edge list is kept without {", ".join(names_to_drop(drop))}; if it '
@@ -537,4 +541,4 @@ def load_own(
             f'a {type(source).__name__} is not the name of a data set, a path, a table (pandas, '
             f'polars, Arrow, a list of dicts) or a PyG Data. {OR_A_KNOWN_NAME}'
         )
-    return _from_path(source, own, split_seed, drop)
+    return from_card(_card_for_path(source, own), split_seed=split_seed, drop=drop)
