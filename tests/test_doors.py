@@ -29,7 +29,7 @@ from moe_expert.data.cards import Card, make_card
 from moe_expert.data.doors import from_data, load_own
 from moe_expert.data.synthetic import make_synthetic
 from moe_expert.datasets import load_dataset
-from moe_expert.errors import DataError, MoEExpertError
+from moe_expert.errors import DataError, DataWarning, MoEExpertError
 from moe_expert.estimator import FairMoEClassifier
 from moe_expert.experts.backbones import GNN
 from moe_expert.experts.initialisation import init_population
@@ -168,6 +168,56 @@ def test_two_masks_take_the_validation_from_training(monkeypatch):
     assert seen['split'] == {'column': 'split_'} and list(seen['frame']) == [
         *('split', 'y', 'sens', 'split_')
     ]
+
+
+def test_nodes_without_mask_are_in_no_part_and_two_masks_suffice():
+    "The graph keeps all; validation is a share of the training nodes, of each class."
+    two = {k: m for k, m in MASKS.items() if k != 'val_mask'}
+    data = from_data(graph_of(**two), split={'validation': 0.5})
+    assert torch.equal(data.test_mask, MASKS['test_mask']) and data.num_edges == 2 * N
+    used = data.train_mask | data.val_mask
+    assert torch.equal(used, MASKS['train_mask']) and not (data.train_mask & data.val_mask).any()
+    for c in (0, 1):
+        assert data.val_mask[data.y == c].sum() == data.train_mask[data.y == c].sum()
+    assert any('20' in note for note in data.notes.values())  # in no mask
+    assert same(data, from_data(graph_of(**two), split={'validation': 0.5}))
+    other = from_data(graph_of(**two), split={'validation': 0.5, 'seed': 1})
+    assert not torch.equal(other.val_mask, data.val_mask)
+
+
+def test_people_without_a_label_stay_nodes_and_never_count():
+    y = torch.where(torch.arange(N) % 10 == 9, -1, Y)
+    data = from_data(graph_of(y=y), unlabelled=[-1])
+    assert torch.equal(data.y, y) and data.num_nodes == N and data.num_edges == 2 * N
+    parts = data.train_mask.long() + data.val_mask.long() + data.test_mask.long()
+    assert torch.equal(parts, (y >= 0).long())
+
+
+@pytest.mark.parametrize('change', [lambda s: s, lambda s: 1 - s, lambda s: 5 * s - 7.5])
+def test_a_column_that_equals_the_group_is_said(change):
+    sens = torch.arange(N) // 2 % 2
+    x = torch.cat([torch.randn(N, 3), change(sens)[:, None]], 1)
+    data = from_data(graph_of(x=x, sens=sens))
+    assert 'x3' in data.notes['group is a feature']
+    assert data.notes['group is a feature'].startswith('yes')
+    without = from_data(graph_of(x=x, sens=sens), drop='x3')
+    assert without.notes['group is a feature'].startswith('no')
+
+
+def test_directions_of_a_graph_warn_unless_they_are_named():
+    edges = torch.tensor([[0, 1, 1, 2], [1, 0, 2, 3]])
+    with pytest.warns(DataWarning, match='edge_index: 1 edges stand in both directions and 2'):
+        mixed = from_data(graph_of(edge_index=edges))
+    with warnings.catch_warnings():
+        warnings.simplefilter('error', DataWarning)
+        named = from_data(graph_of(edge_index=edges), directed='both')
+    assert torch.equal(named.edge_index, mixed.edge_index)
+    matrix = torch.sparse_coo_tensor(edges[:, 1:], torch.ones(3), (N, N))
+    with pytest.raises(DataError, match='adj_t: the matrix is not symmetric.*directed'):
+        from_data(graph_of(edge_index=None, adj_t=matrix))
+    weights = torch.sparse_coo_tensor(edges[:, :2], torch.tensor([0.5, 2]), (N, N))
+    with pytest.raises(DataError, match='adj_t: the entries of the matrix differ'):
+        from_data(graph_of(edge_index=None, adj_t=weights))
 
 
 def test_names_that_collide_and_columns_that_are_left_out():
@@ -356,11 +406,11 @@ def test_two_tables_are_one_with_its_test_part(tmp_path, where):
     assert data.train_mask.sum() + data.val_mask.sum() == 120 and data.val_mask.sum() > 20
     assert data.feature_names == load_dataset(loans, **SAID).feature_names
     lacking = second.drop(columns='age').assign(wage=1)
-    with pytest.raises(DataError, match='test_table lacks age and has wage besides'):
+    with pytest.raises(DataError, match='test_table.*differ in their columns: age, wage'):
         load_dataset(first, test_table=lacking, **SAID)
-    with pytest.raises(DataError, match="column 'age' is texts in one"):
-        load_dataset(first, test_table=second.astype({'age': str}), **SAID)
-    with pytest.raises(DataError, match='both say what the test part is'):
+    as_texts = load_dataset(first, test_table=second.astype({'age': str}), **SAID)
+    assert same(as_texts, load_dataset(first, test_table=second, **SAID))
+    with pytest.raises(DataError, match='a column or test_table, not both'):
         load_dataset(first, test_table=second, split={'column': 'job'}, **SAID)
     with pytest.raises(DataError, match='a table is a file or a table in memory, not a int'):
         load_dataset(first, test_table=3, **SAID)
@@ -489,7 +539,7 @@ def test_a_trainer_links_new_people_and_a_given_list_needs_edges(tmp_path):
     one = MoETrainer(raw, False, tmp_path / 'rule', **options)
     one.train_gate()
     assert one.data.neighbours == 10
-    new = pd.DataFrame(raw.x.numpy()[:9] + 0.1, columns=one.data.feature_names)
+    new = pd.DataFrame(raw.x[:9].double().numpy() + 0.1, columns=one.data.feature_names)
     whole = one.predict_proba(new)
     for i in range(9):
         alone = one.predict_proba(new[i : i + 1])
@@ -538,7 +588,7 @@ def test_the_classifier_links_new_rows_to_those_of_fit(backbone, options):
         (torch.full((2, 6), torch.nan), 'finite'),
         (pd.DataFrame(np.zeros((2, 6))), 'needs the recipe'),
         ([{'a': 1}], 'needs the recipe'),
-        ('people.csv', 'shape'),
+        ('people.csv', 'array of numbers'),
         (None, 'array'),
     ],
 )

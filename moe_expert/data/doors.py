@@ -12,7 +12,6 @@ import warnings
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from copy import copy
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -411,49 +410,6 @@ def _is_graph(source) -> bool:
         )
     return isinstance(source, Data)
 
-# %% ../../nbs/14_doors.ipynb #af77f0ed
-def _check_same_columns(first: RawTable, second: RawTable, where: str) -> None:
-    "`DataError` for a column that only one of two tables has, or that is numbers in one only."
-    ours, theirs = first.frame, second.frame
-    lacks, extra = (set(a) - set(b) for a, b in ((ours, theirs), (theirs, ours)))
-    if lacks or extra:
-        said = [f'lacks {", ".join(sorted(lacks))}'] * bool(lacks)
-        said += [f'has {", ".join(sorted(extra))} besides'] * bool(extra)
-        raise DataError(
-            f'{where}: test_table {" and ".join(said)}: both files must have the same columns'
-        )
-    for name in ours:
-        texts = [t[name].dtype == object for t in (ours, theirs)]
-        if texts[0] != texts[1] and not any(t[name].isna().all() for t in (ours, theirs)):
-            raise DataError(
-                f'{where}: column {name!r} is texts in one of table and test_table, and numbers or '
-                'dates in the other: write both files in the same format'
-            )
-
-
-def _joined(first: RawTable, second: RawTable, card: Card) -> tuple[RawTable, Card]:
-    "Two tables as one, and the card with the column that tells them apart."
-    if 'column' in card.split:
-        raise DataError(
-            f'{card.name}: test_table and split: {{column: {card.split["column"]}}} both say what '
-            'the test part is: remove one of them'
-        )
-    _check_same_columns(first, second, card.name)
-    column = _unused_name('part', first.frame.columns)
-    parts = (first.frame.assign(**{column: 'train'}), second.frame.assign(**{column: 'test'}))
-    changed = {
-        name: dict(Counter(first.changed.get(name, {})) + Counter(second.changed.get(name, {})))
-        for name in {**first.changed, **second.changed}
-    }
-    table = RawTable(
-        pd.concat(parts, ignore_index=True),
-        np.concatenate([first.rows, first.n_file + second.rows]),
-        first.n_file + second.n_file,
-        changed,
-        {f'{k} (test_table)': v for k, v in second.notes.items()} | first.notes,
-    )
-    return table, replace(card, test_table=None, split={**card.split, 'column': column})
-
 # %% ../../nbs/14_doors.ipynb #3b293852
 def _card_for_path(path: str | os.PathLike, own: Mapping) -> Card:
     "The card that is meant by a path, with the entries of the call."
@@ -487,11 +443,11 @@ def _load_table(
 ) -> Data:
     "The data set of a table, with its test table if it has one."
     late = list(names_to_drop(drop))
-    table = _read(source, card, late, card.name)
+    table, test = _read(source, card, late, card.name), None
     if card.test_table is not None:
-        second = _read(card.test_table, card, late, f'{card.name}: test_table')
-        table, card = _joined(table, second, card)
-    return from_frame(table, card, split_seed=split_seed, drop=drop, source=origin)
+        test = _read(card.test_table, card, late, f'{card.name}: test_table')
+    options = {'split_seed': split_seed, 'drop': drop, 'source': origin}
+    return from_frame(table, card, test=test, **options)
 
 
 def from_card(
