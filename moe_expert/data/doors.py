@@ -52,8 +52,8 @@ def _of_tensor(value: Tensor) -> np.ndarray:
     value = value.detach()
     if value.layout != torch.strided:
         value = value.to_dense()
-    if value.is_floating_point():
-        value = value.double()  # NumPy has no bfloat16
+    if value.is_floating_point() and value.dtype not in (torch.float32, torch.float64):
+        value = value.float()  # NumPy has no bfloat16
     return value.cpu().resolve_conj().resolve_neg().numpy()
 
 
@@ -151,7 +151,10 @@ def _number(value) -> float | None:
 
 
 def _matrix(data: Data, name: str) -> np.ndarray:
-    "[N, d] the features as numbers. `DataError` names shape, or column and row."
+    """[N, d] the features as numbers. `DataError` names shape, or column and row.
+
+    Single precision is kept: a table reads 0.1 of it as 0.1, and so must a graph.
+    """
     x = plain_array(data.x, f'{name}: x')
     if x.ndim != 2 or not x.size:
         cure = {1: ': data.x[:, None] makes one column of it', 3: ': data.x.flatten(1)'}
@@ -164,7 +167,8 @@ def _matrix(data: Data, name: str) -> np.ndarray:
             f'{name}: x holds complex numbers ({x.dtype}): give real and imaginary parts as columns'
         )
     if x.dtype.kind in 'biuf':
-        return x.astype(np.float64)
+        single = x.dtype in (np.float16, np.float32)
+        return x.astype(np.float32 if single else np.float64)
     numbers = np.array([[_number(v) for v in row] for row in x], dtype=object)
     for row, column in np.argwhere(numbers == None):  # noqa: E711, element by element
         value = x[row : row + 1, column].tolist()[0]  # a text of Python, not of NumPy
@@ -449,7 +453,7 @@ def _load_table(
     options = {'split_seed': split_seed, 'drop': drop, 'source': origin}
     return from_frame(table, card, test=test, **options)
 
-
+# %% ../../nbs/14_doors.ipynb #a8052f3a
 def from_card(
     card: Card,  # names its table
     *,
