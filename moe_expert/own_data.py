@@ -6,10 +6,10 @@
 __all__ = ['Card', 'read_card', 'encode', 'load_own', 'Draft', 'draft_card', 'write_card']
 
 # %% ../nbs/19_own_data.ipynb #eefa169b
-from .data.cards import read_card
+from .data.cards import Card, read_card
 from .data.columns import encode
 from .data.doors import load_own
-from .data.drafts import write_card
+from .data.drafts import Draft, draft_card, write_card
 
 # %% ../nbs/19_own_data.ipynb #fae7592e
 _all_ = ['Card', 'read_card', 'encode', 'load_own', 'Draft', 'draft_card', 'write_card']

@@ -493,7 +493,7 @@ def _without_twins(table: Path, entries: Mapping, roles: Sequence[str]) -> tuple
     raw = read_table(table, entries, drop=twins, wanted=roles)
     return replace(raw, frame=raw.frame.drop(columns=twins)), twins
 
-
+# %% ../../nbs/17_drafts.ipynb #885b9b42
 def _read(table: Path, roles: Sequence[str]) -> tuple[RawTable, Reader, Part]:
     "The table, and the lines that say how to read it. `DataError` if a role's column is absent."
     entries, reasons = propose_reader(table)
@@ -613,6 +613,8 @@ def look_at(
     same = _same_lines(p)
     texts = normal_texts(column)
     codes = [] if role == 'label' else _code_lines(p, texts)
+    if role == 'group' and texts[~texts.isin(_first_active(codes, []))].nunique() < 2:
+        codes = [Line(name, [], f'? {counted(value_counts(texts))} are values')]
     said = dict(
         codes=_first_active(codes, None),
         same=_first_active(same, {}),
