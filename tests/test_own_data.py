@@ -658,12 +658,8 @@ def test_the_same_edges_are_the_same_data_at_every_door(folder):
 def test_a_graph_in_a_sparse_matrix_is_not_ignored():
     data = Data(x=torch.randn(200, 3), y=torch.arange(200) % 2, sens=torch.arange(200) // 2 % 2)
     ring = torch.stack([torch.arange(200), torch.arange(200).roll(1)])
-<<<<<<< HEAD
-    data.adj_t = torch.sparse_coo_tensor(torch.cat([ring, ring.flip(0)], 1), torch.ones(400))
-=======
     linked = torch.zeros(200, 200).index_put(tuple(ring), torch.ones(200))
     data.adj_t = (linked + linked.T).to_sparse()
->>>>>>> bca6b4a319405546bb196f3055e17dea80ad2200
     assert load_dataset(data, dataset_name='friends').num_edges == 400
     data.adj_t, data.edge_index = None, torch.tensor([[0], [200]])
     with pytest.raises(DataError, match=r'friends: edge_index: .* 0, 200'):
