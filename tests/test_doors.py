@@ -3,6 +3,9 @@
 What is tested is what a user sees: the `Data`, the probabilities and the messages.
 """
 
+import datetime
+import decimal
+import traceback
 import warnings
 from fractions import Fraction
 
@@ -13,19 +16,20 @@ import pyarrow as pa
 import pytest
 import scipy.sparse
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch_geometric import EdgeIndex
 from torch_geometric.data import Batch, Data, HeteroData
 from torch_geometric.transforms import ToSparseTensor
 
+from moe_expert import estimator as classifier
 from moe_expert.data import doors
 from moe_expert.data.assembly import feature_range, scale_features
 from moe_expert.data.cards import Card, make_card
 from moe_expert.data.doors import from_data, load_own
 from moe_expert.data.synthetic import make_synthetic
 from moe_expert.datasets import load_dataset
-from moe_expert.errors import DataError, MoEExpertError
+from moe_expert.errors import DataError, DataWarning, MoEExpertError
 from moe_expert.estimator import FairMoEClassifier
 from moe_expert.experts.backbones import GNN
 from moe_expert.experts.initialisation import init_population

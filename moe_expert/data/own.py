@@ -20,11 +20,11 @@ if TYPE_CHECKING:
     from torch_geometric.data import Data
 
 # %% auto #0
-__all__ = ['PARTS', 'merged_card', 'check_named_columns', 'column_roles', 'chosen_rows', 'read_people', 'split_of',
-           'group_copies', 'graph_of', 'column_report', 'join_tables', 'from_frame']
+__all__ = ['PARTS', 'merged_card', 'check_named_columns', 'column_roles', 'chosen_rows', 'read_people', 'split_of', 'graph_of',
+           'column_report', 'join_tables', 'from_frame']
 
 # %% ../../nbs/13_own.ipynb #f29144fc
-from .assembly import assemble, feature_range, scale_features
+from .assembly import assemble, feature_range, group_note, scale_features
 from .cards import Card, as_list, make_card, split_fractions
 from .catalogue import DatasetSpec
 from moe_expert.data.columns import (
@@ -414,29 +414,6 @@ def _encoded(read: _Read, columns: Sequence[Mapping], where: str) -> tuple[np.nd
     check_unique(names, where, 'features')
     return encode_raw(read.frame, columns, where), names
 
-# %% ../../nbs/13_own.ipynb #7146e637
-def group_copies(read: _Read, sens: np.ndarray) -> list[str]:
-    "Features, besides the sensitive attribute, whose values tell the group of each person."
-    copies = []
-    for name in read.of('feature'):
-        values = read.readings[name].values
-        code, _ = pd.factorize(values.astype(str), use_na_sentinel=False)  # a gap is a value too
-        if 2 <= code.max() + 1 <= min(MAX_CATEGORIES, len(code) // 5):
-            ones, people = np.bincount(code, sens), np.bincount(code)
-            if ((ones == 0) | (ones == people)).all():
-                copies.append(name)
-    return copies
-
-
-def _sees_group(read: _Read, sens: np.ndarray, card: Card) -> str:
-    "Whether the models see the group, as a sentence."
-    copies = group_copies(read, sens)
-    if card.sensitive_as_feature:
-        return 'yes' + (f'; it is also in {", ".join(copies)}' if copies else '')
-    if copies:
-        return f'yes: {", ".join(copies)} says the group (sensitive_as_feature is false): drop it'
-    return 'no: no column says it by itself'
-
 # %% ../../nbs/13_own.ipynb #0b30e9f7
 def _scaled_graph(scaled: np.ndarray, card: Card) -> tuple[np.ndarray, str, list[str]]:
     "Keys of the default graph, and its rule as a sentence."
@@ -533,11 +510,21 @@ def graph_of(table: Table, card: Card, read: _Read, whole: RawTable, train: np.n
     return _Graph(key, origin, None, flags)
 
 # %% ../../nbs/13_own.ipynb #01632a5c
+def _quarters(column: pd.Series) -> pd.Series:
+    "Numbers cut into quarters; if most are equal, into what is below, at and above that value."
+    cut = pd.qcut(column, 4, duplicates='drop')
+    if len(cut.cat.categories) > 1:
+        return cut
+    most, lowest, highest = column.mode().iloc[0], column.min(), column.max()
+    ends = [np.nextafter(lowest, -np.inf), np.nextafter(most, -np.inf), most, highest]
+    return pd.cut(column, sorted(set(ends)), precision=6)
+
+
 def _groups_to_report(reading: Reading, where: str) -> dict:
     "The values of one column, and each person's value as its number among them."
     column = reading.values
     if reading.kind in ('number', 'date') and column.nunique() > 10:
-        column = pd.qcut(column, 4, duplicates='drop')
+        column = _quarters(column)
         known = [str(v) for v in column.cat.categories]
     else:
         known = [normal_text(v) for v in sorted(column.dropna().unique())]
@@ -700,7 +687,6 @@ def _found(
         'groups by': groups.rule,
         **sides,
         'graph from': graph.origin,
-        'group is a feature': _sees_group(read, groups.sens, card),
         'split': said,
     }
 
@@ -771,6 +757,7 @@ def from_frame(
     table = Table(*_encoded(read, columns, card.name), y, groups.sens)
     graph = graph_of(table, card, read, raw, split.parts[0])
     data = _packed(table, graph, card, read, columns, split, groups, source)
-    data.notes = _notes(read, card, columns, _found(card, read, y, groups, graph, split.said))
+    found = _found(card, read, y, groups, graph, split.said)
+    data.notes = _notes(read, card, columns, found | {'group is a feature': group_note(data)})
     data.fingerprint = _own_fingerprint(data, card, split.said)
     return data
