@@ -513,7 +513,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'moe_expert.data.own._readings': ('own.html#_readings', 'moe_expert/data/own.py'),
                                      'moe_expert.data.own._recipe_columns': ('own.html#_recipe_columns', 'moe_expert/data/own.py'),
                                      'moe_expert.data.own._refuse_gaps': ('own.html#_refuse_gaps', 'moe_expert/data/own.py'),
-                                     'moe_expert.data.own._renumbered': ('own.html#_renumbered', 'moe_expert/data/own.py'),
                                      'moe_expert.data.own._rule_graph': ('own.html#_rule_graph', 'moe_expert/data/own.py'),
                                      'moe_expert.data.own._scaled_graph': ('own.html#_scaled_graph', 'moe_expert/data/own.py'),
                                      'moe_expert.data.own._seed': ('own.html#_seed', 'moe_expert/data/own.py'),

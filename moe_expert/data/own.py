@@ -38,6 +38,7 @@ from moe_expert.data.columns import (
 )
 from moe_expert.data.graph import (
     edge_list,
+    kept_keys,
     largest_share,
     nearest_keys,
     read_edge_list,
@@ -476,15 +477,6 @@ def _listed_graph(card: Card, whole: RawTable) -> tuple[np.ndarray, str, list[st
     notes = [f'{what}: {count}' for what, count in found.notes.items()]
     return found.keys, '; '.join([origin, *notes]), []
 
-# %% ../../nbs/13_own.ipynb #5394606c
-def _renumbered(key: np.ndarray, rows: np.ndarray, n_file: int) -> tuple[np.ndarray, int]:
-    "Keys among the rows that stayed, and the number of edges that were lost."
-    place = np.full(n_file, -1)
-    place[rows] = np.arange(len(rows))
-    low, high = place[key // n_file], place[key % n_file]
-    keep = (low >= 0) & (high >= 0)
-    return (low * len(rows) + high)[keep], int((~keep).sum())
-
 # %% ../../nbs/13_own.ipynb #0c80f654
 @dataclass(frozen=True)
 class _Graph:
@@ -499,8 +491,9 @@ class _Graph:
 def graph_of(table: Table, card: Card, read: _Read, whole: RawTable, train: np.ndarray) -> _Graph:
     "The graph that the card means. `DataError` for an edge list that does not fit."
     if card.edges is not None:
-        key, origin, flags = _listed_graph(card, whole)
-        key, lost = _renumbered(key, read.rows, whole.n_file)
+        listed, origin, flags = _listed_graph(card, whole)
+        key = kept_keys(listed, whole.n_file, read.rows)
+        lost = len(listed) - len(key)
         origin += f'; {lost} edges of left-out rows' if lost else ''
         return _Graph(key, origin, None, flags)
     x, _ = scale_features(table.features, *feature_range(table.features, train, card.scale_on))
