@@ -67,9 +67,8 @@ class FairMoEClassifier(ClassifierMixin, BaseEstimator):
 
     After `fit`: `classes_` (sorted), `pos_label_` (the one that the scores are about), `model_` (a
     `Mixture`; without groups a `Population` of one), `results_` (the gate's record, or validation
-    scores), `group_names_`, `n_clipped_` (values outside the range of the training rows), `known_`
-    (graph backbones: rows that new people are linked to), `feasible_` (did it reach the floor?),
-    `notices_` (why it may be of no use; warnings too).
+    scores), `group_names_`, `n_clipped_` (values outside the training rows' range), `known_` (rows
+    to link new people to), `feasible_` (is the floor reached?), `notices_` (doubts; warnings too).
 
     >>> from moe_expert.data.synthetic import make_synthetic
     >>> people = make_synthetic(200, 10, seed=3)

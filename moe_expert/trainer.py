@@ -604,9 +604,8 @@ def predict_proba(
     Experts that look at the graph link new people to the training people nearest to them, if no
     edges are given and the graph of the data was made by a rule.
     """
-    data, mixture = self.data, self._current()
-    known = checkpoints.known_people(data)
-    return checkpoints.predict_proba(mixture, people, data.recipe, edge_index, known)
+    recipe, known = self.data.recipe, checkpoints.known_people(self.data)
+    return checkpoints.predict_proba(self._current(), people, recipe, edge_index, known)
 
 
 @patch

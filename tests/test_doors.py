@@ -206,12 +206,15 @@ def test_a_column_that_equals_the_group_is_said(change):
 
 def test_directions_of_a_graph_warn_unless_they_are_named():
     edges = torch.tensor([[0, 1, 1, 2], [1, 0, 2, 3]])
-    with pytest.warns(DataWarning, match='edge_index: 1 edges stand in both directions and 2'):
+    with pytest.warns(DataWarning, match='edges: 1 edges stand in both directions and 2'):
         mixed = from_data(graph_of(edge_index=edges))
     with warnings.catch_warnings():
         warnings.simplefilter('error', DataWarning)
         named = from_data(graph_of(edge_index=edges), directed='both')
     assert torch.equal(named.edge_index, mixed.edge_index)
+    assert 'in one direction only: 2' in named.notes['graph from']
+    both = from_data(graph_of(edge_index=torch.cat([edges, edges.flip(0)], 1)))
+    assert 'edges: 3' in both.notes['graph from'] and 'direction' not in both.notes['graph from']
     matrix = torch.sparse_coo_tensor(edges[:, 1:], torch.ones(3), (N, N))
     with pytest.raises(DataError, match='adj_t: the matrix is not symmetric.*directed'):
         from_data(graph_of(edge_index=None, adj_t=matrix))
@@ -558,8 +561,10 @@ def test_a_trainer_links_new_people_and_a_given_list_needs_edges(tmp_path):
         opened.storage.engine.dispose()
 
 
-@pytest.mark.parametrize('backbone', GNNS)
-@pytest.mark.parametrize('options', [{}, {'threshold': 0.8}, {'neighbours': 3}])
+@pytest.mark.parametrize(
+    'backbone, options',
+    [*((name, {}) for name in GNNS), ('gcn', {'threshold': 0.8}), ('gin', {'neighbours': 3})],
+)
 def test_the_classifier_links_new_rows_to_those_of_fit(backbone, options):
     data = make_synthetic(200, 6, seed=3)
     X, y = data.x.numpy().astype(float), data.y.numpy()

@@ -662,7 +662,7 @@ def test_a_graph_in_a_sparse_matrix_is_not_ignored():
     data.adj_t = (linked + linked.T).to_sparse()
     assert load_dataset(data, dataset_name='friends').num_edges == 400
     data.adj_t, data.edge_index = None, torch.tensor([[0], [200]])
-    with pytest.raises(DataError, match=r'friends: edge_index: .* 0, 200'):
+    with pytest.raises(DataError, match=r'friends: edge_index: .*0, 200'):
         load_dataset(data, dataset_name='friends')
 
 

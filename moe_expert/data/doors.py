@@ -37,7 +37,8 @@ from moe_expert.data.cards import (
     own_name,
     read_card,
 )
-from .graph import edge_list, undirected_graph
+from .edge_lists import is_matrix
+from .graph import check_edges, undirected_graph
 from .own import from_frame, merged_card
 from .reading import RawTable, is_table, raw_table, read_table
 from .tables import names_to_drop
@@ -302,22 +303,23 @@ def _check_weights(data: Data, name: str) -> None:
 
 
 def _edges_of_data(data: Data, n: int, name: str, directed) -> np.ndarray | None:
-    "[E, 2] pairs of nodes, each once; None: no graph is given. `directed` as on a card."
+    "[E, 2] pairs of nodes as they are given; None: no graph. `directed` as on a card."
     graphs = {f: getattr(data, f, None) for f in ('edge_index', 'adj_t')}
-    keys = {
-        f: edge_list(graph, n, f'{name}: {f}', index=True, directed=directed).keys
-        for f, graph in graphs.items()
-        if graph is not None
-    }
+    graphs = {f: graph for f, graph in graphs.items() if graph is not None}
+    options = {'index': True, 'directed': directed}
+    keys = {f: check_edges(graph, n, f'{name}: {f}', **options) for f, graph in graphs.items()}
     _check_weights(data, name)
     if not keys:
         return None
-    key = next(iter(keys.values()))
+    key, graph = next(iter(keys.values())), next(iter(graphs.values()))
     if not all(np.array_equal(key, other) for other in keys.values()):
         raise DataError(
             f'{name}: edge_index and adj_t are different graphs: remove one (data.adj_t = None)'
         )
-    return np.stack(np.divmod(key, n), 1)
+    if not is_matrix(graph):  # a list with directions is for the rule of edge lists to judge
+        return plain_array(graph, f'{name}: edge_index').T.astype(np.int64)
+    low, high = np.divmod(key, n)
+    return np.stack([np.append(low, high), np.append(high, low)], 1)
 
 # %% ../../nbs/14_doors.ipynb #5a646c7c
 _IN_DATA = {'label': 'y', 'sensitive': 'sens'}
