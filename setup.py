@@ -37,6 +37,7 @@ setup(
     extras_require={
         'dev': cfg['dev_requirements'].split(),
         'ann': cfg['ann_requirements'].split(),
+        'excel': cfg['excel_requirements'].split(),
         'parquet': cfg['parquet_requirements'].split(),
         'postgres': cfg['postgres_requirements'].split(),
     },

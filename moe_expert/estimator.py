@@ -112,10 +112,18 @@ class FairMoEClassifier(ClassifierMixin, BaseEstimator):
         return self.classes_[np.where(chosen, column, 1 - column)]
 
 # %% ../nbs/75_estimator.ipynb #037b7da2
+def _validated(estimator: FairMoEClassifier, X, *y, **options):
+    "As scikit-learn's `validate_data`, for tensors too. `DataError` for too large numbers."
+    X = plain_array(X, 'X') if isinstance(X, torch.Tensor) else X
+    try:
+        return validate_data(estimator, X, *y, dtype=np.float64, **options)
+    except OverflowError as e:
+        raise DataError(f'X holds a whole number that is too large for a float: {e}') from e
+
+
 def _fit(estimator: FairMoEClassifier, X, y, sensitive_features, edge_index) -> FairMoEClassifier:
     labels = check_labels(y, estimator.pos_label)
-    X = plain_array(X, 'X') if isinstance(X, torch.Tensor) else X
-    X, y = validate_data(estimator, X, labels, dtype=np.float64)
+    X, y = _validated(estimator, X, labels)
     given = check('FairMoEClassifier', estimator.get_params(deep=False))
     y = _two_classes(estimator, y, given.pos_label, sensitive_features is not None)
     seed = int(check_random_state(given.random_state).randint(2**31))
@@ -416,8 +424,7 @@ def _without_sens(
 def _probabilities(estimator: FairMoEClassifier, X, edge_index) -> np.ndarray:
     "[n] probability of the positive class."
     check_is_fitted(estimator)
-    X = plain_array(X, 'X') if isinstance(X, torch.Tensor) else X
-    X = validate_data(estimator, X, dtype=np.float64, reset=False)
+    X = _validated(estimator, X, reset=False)
     x = torch.from_numpy(scale_features(X, estimator.x_min_, estimator.x_max_)[0])
     edges, nodes, model = None, None, estimator.model_
     if edge_index is not None:

@@ -279,8 +279,8 @@ COMMANDS = {
         'check the files of a folder, and compute their scores again',
     ),
     'datasets': Door(
-        'List the data sets, or show the data card of one: people, groups, base rates, possible '
-        'leakage.',
+        'List the data sets, or show the data card of one: people, groups, base rates, columns, '
+        'possible leakage, proxies of the group.',
         'list the data sets, or show the data card of one',
     ),
 }
@@ -726,6 +726,14 @@ define(
     'list of checksums that was kept elsewhere, in the format of `sha256sum`: compare the files '
     'with it',
     ('verify',),
+)
+define(
+    'columns',
+    Flag(),
+    False,
+    'show all columns of the table, however many',
+    ('datasets',),
+    {'datasets': dict(needs=('dataset', ...))},
 )
 define(
     'write_manifest',

@@ -3,12 +3,8 @@
 What is tested is what a user sees: the `Data`, the probabilities and the messages.
 """
 
-import datetime
-import decimal
-import traceback
 import warnings
 from fractions import Fraction
-from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -17,20 +13,19 @@ import pyarrow as pa
 import pytest
 import scipy.sparse
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch_geometric import EdgeIndex
 from torch_geometric.data import Batch, Data, HeteroData
 from torch_geometric.transforms import ToSparseTensor
 
-from moe_expert import estimator as classifier
 from moe_expert.data import doors
 from moe_expert.data.assembly import feature_range, scale_features
 from moe_expert.data.cards import Card, make_card
 from moe_expert.data.doors import from_data, load_own
 from moe_expert.data.synthetic import make_synthetic
 from moe_expert.datasets import load_dataset
-from moe_expert.errors import DataError, DataWarning, MoEExpertError
+from moe_expert.errors import DataError, MoEExpertError
 from moe_expert.estimator import FairMoEClassifier
 from moe_expert.experts.backbones import GNN
 from moe_expert.experts.initialisation import init_population
@@ -169,6 +164,56 @@ def test_two_masks_take_the_validation_from_training(monkeypatch):
     assert seen['split'] == {'column': 'split_'} and list(seen['frame']) == [
         *('split', 'y', 'sens', 'split_')
     ]
+
+
+def test_nodes_without_mask_are_in_no_part_and_two_masks_suffice():
+    "The graph keeps all; validation is a share of the training nodes, of each class."
+    two = {k: m for k, m in MASKS.items() if k != 'val_mask'}
+    data = from_data(graph_of(**two), split={'validation': 0.5})
+    assert torch.equal(data.test_mask, MASKS['test_mask']) and data.num_edges == 2 * N
+    used = data.train_mask | data.val_mask
+    assert torch.equal(used, MASKS['train_mask']) and not (data.train_mask & data.val_mask).any()
+    for c in (0, 1):
+        assert data.val_mask[data.y == c].sum() == data.train_mask[data.y == c].sum()
+    assert any('20' in note for note in data.notes.values())  # in no mask
+    assert same(data, from_data(graph_of(**two), split={'validation': 0.5}))
+    other = from_data(graph_of(**two), split={'validation': 0.5, 'seed': 1})
+    assert not torch.equal(other.val_mask, data.val_mask)
+
+
+def test_people_without_a_label_stay_nodes_and_never_count():
+    y = torch.where(torch.arange(N) % 10 == 9, -1, Y)
+    data = from_data(graph_of(y=y), unlabelled=[-1])
+    assert torch.equal(data.y, y) and data.num_nodes == N and data.num_edges == 2 * N
+    parts = data.train_mask.long() + data.val_mask.long() + data.test_mask.long()
+    assert torch.equal(parts, (y >= 0).long())
+
+
+@pytest.mark.parametrize('change', [lambda s: s, lambda s: 1 - s, lambda s: 5 * s - 7.5])
+def test_a_column_that_equals_the_group_is_said(change):
+    sens = torch.arange(N) // 2 % 2
+    x = torch.cat([torch.randn(N, 3), change(sens)[:, None]], 1)
+    data = from_data(graph_of(x=x, sens=sens))
+    assert 'x3' in data.notes['group is a feature']
+    assert data.notes['group is a feature'].startswith('yes')
+    without = from_data(graph_of(x=x, sens=sens), drop='x3')
+    assert without.notes['group is a feature'].startswith('no')
+
+
+def test_directions_of_a_graph_warn_unless_they_are_named():
+    edges = torch.tensor([[0, 1, 1, 2], [1, 0, 2, 3]])
+    with pytest.warns(DataWarning, match='edge_index: 1 edges stand in both directions and 2'):
+        mixed = from_data(graph_of(edge_index=edges))
+    with warnings.catch_warnings():
+        warnings.simplefilter('error', DataWarning)
+        named = from_data(graph_of(edge_index=edges), directed='both')
+    assert torch.equal(named.edge_index, mixed.edge_index)
+    matrix = torch.sparse_coo_tensor(edges[:, 1:], torch.ones(3), (N, N))
+    with pytest.raises(DataError, match='adj_t: the matrix is not symmetric.*directed'):
+        from_data(graph_of(edge_index=None, adj_t=matrix))
+    weights = torch.sparse_coo_tensor(edges[:, :2], torch.tensor([0.5, 2]), (N, N))
+    with pytest.raises(DataError, match='adj_t: the entries of the matrix differ'):
+        from_data(graph_of(edge_index=None, adj_t=weights))
 
 
 def test_names_that_collide_and_columns_that_are_left_out():
@@ -357,11 +402,11 @@ def test_two_tables_are_one_with_its_test_part(tmp_path, where):
     assert data.train_mask.sum() + data.val_mask.sum() == 120 and data.val_mask.sum() > 20
     assert data.feature_names == load_dataset(loans, **SAID).feature_names
     lacking = second.drop(columns='age').assign(wage=1)
-    with pytest.raises(DataError, match='test_table lacks age and has wage besides'):
+    with pytest.raises(DataError, match='test_table.*differ in their columns: age, wage'):
         load_dataset(first, test_table=lacking, **SAID)
-    with pytest.raises(DataError, match="column 'age' is texts in one"):
-        load_dataset(first, test_table=second.astype({'age': str}), **SAID)
-    with pytest.raises(DataError, match='both say what the test part is'):
+    as_texts = load_dataset(first, test_table=second.astype({'age': str}), **SAID)
+    assert same(as_texts, load_dataset(first, test_table=second, **SAID))
+    with pytest.raises(DataError, match='a column or test_table, not both'):
         load_dataset(first, test_table=second, split={'column': 'job'}, **SAID)
     with pytest.raises(DataError, match='a table is a file or a table in memory, not a int'):
         load_dataset(first, test_table=3, **SAID)
@@ -490,7 +535,7 @@ def test_a_trainer_links_new_people_and_a_given_list_needs_edges(tmp_path):
     one = MoETrainer(raw, False, tmp_path / 'rule', **options)
     one.train_gate()
     assert one.data.neighbours == 10
-    new = pd.DataFrame(raw.x.numpy()[:9] + 0.1, columns=one.data.feature_names)
+    new = pd.DataFrame(raw.x[:9].double().numpy() + 0.1, columns=one.data.feature_names)
     whole = one.predict_proba(new)
     for i in range(9):
         alone = one.predict_proba(new[i : i + 1])
@@ -525,3 +570,275 @@ def test_the_classifier_links_new_rows_to_those_of_fit(backbone, options):
     assert np.array_equal(model.predict(X[150:]), model.classes_[(whole[:, 1] >= 0.5).astype(int)])
     with_edges = model.predict_proba(X[150:], edge_index=[[0], [1]])
     assert not np.allclose(with_edges, whole)
+
+
+@pytest.mark.parametrize(
+    'people, message',
+    [
+        (torch.zeros(3, 4).to_sparse(), r'6 features per person, .*\(3, 4\)'),
+        (torch.zeros(6), r'shape \(6,\)'),
+        (torch.zeros(2, 6) * 1j, 'complex'),
+        (np.full((2, 6), 'a'), 'array of numbers'),
+        ([[None] * 6], 'array of numbers'),
+        ([[1.0] * 6, [1.0]], 'array'),
+        (torch.full((2, 6), torch.nan), 'finite'),
+        (pd.DataFrame(np.zeros((2, 6))), 'needs the recipe'),
+        ([{'a': 1}], 'needs the recipe'),
+        ('people.csv', 'array of numbers'),
+        (None, 'array'),
+    ],
+)
+def test_new_people_who_do_not_fit(people, message):
+    mixture = uniform_mixture(init_population([1], in_features=6), 6)
+    with pytest.raises(DataError, match=message):
+        predict_proba(mixture, people)
+
+
+# ---- anything at all: a data set of finite numbers, or an error of the package
+
+HUGE = [1.7e308, -1.7e308, 1e308, -1e308, 5e-324, 0.0, -0.0]
+DATES = [
+    pd.Timestamp('2020-03-01'),
+    pd.Timestamp('1677-09-22', tz='UTC'),
+    pd.NaT,
+    datetime.date(1, 1, 1),
+    datetime.datetime(9999, 12, 31, 23),
+    np.datetime64('2020-01-01'),
+    datetime.timedelta(days=3),
+]
+NUMBERS = st.one_of(
+    st.floats(),
+    st.sampled_from(HUGE),
+    st.integers(-(2**63), 2**64),
+    st.sampled_from([10**400, -(10**400), 2**53 + 1, True, np.float32(3), np.int8(-1)]),
+)
+TEXTS = st.one_of(
+    st.text(max_size=4),
+    st.sampled_from(
+        ['', ' ', 'nan', 'None', '?', '1', '1.0', '007', '1e400', '1,4', '14%', 'é', 'Ж']
+    ),
+)
+OTHERS = st.sampled_from(
+    [
+        *(None, pd.NA, np.nan, b'x', 1j, decimal.Decimal('1.50'), decimal.Decimal('NaN')),
+        *(Fraction(1, 3), [1], [[1], [2]], [], (), {'a': 1}, {1}, np.arange(2), torch.ones(2)),
+        *(object, pd.Interval(0, 1), pd.Period('2020'), Card('y', 's')),
+    ]
+)
+CELLS = st.one_of(NUMBERS, TEXTS, OTHERS, st.sampled_from(DATES))
+POOLS = st.one_of(
+    *(st.lists(kind, min_size=1, max_size=6) for kind in (NUMBERS, TEXTS, st.sampled_from(DATES))),
+    st.lists(st.sampled_from(HUGE), min_size=2, max_size=6),
+    st.lists(CELLS, min_size=1, max_size=6),
+)
+NAMES = st.one_of(
+    st.text(max_size=6), st.sampled_from(['y', 's', 'split', 'Größe', 'a=b', '\n', '𝛼'])
+)
+
+
+@st.composite
+def columns_of_people(draw, n):
+    "Columns of n cells, of a few values each, and a good label, group and feature."
+    rng = np.random.default_rng(draw(st.integers(0, 99)))
+    columns = {'a': rng.normal(size=n), 'y': rng.integers(0, 2, n), 's': rng.integers(0, 2, n)}
+    for name in draw(st.lists(NAMES, max_size=3)):
+        pool = draw(POOLS)
+        column = np.empty(n, dtype=object)
+        for k, i in enumerate(rng.integers(0, len(pool), n)):
+            column[k] = pool[i]
+        if draw(st.booleans()):  # only a few odd cells in a column that was good
+            usual = columns['a'] if name not in columns else columns[name]
+            column = [c if k < 3 else v for k, (c, v) in enumerate(zip(column, usual))]
+        columns[name] = list(column)
+    return columns
+
+
+def as_frame(columns):
+    frame = pd.DataFrame({k: pd.Series(v, dtype=object) for k, v in columns.items()})
+    return frame.infer_objects()
+
+
+def as_tensor(values):
+    "A tensor where PyTorch can make one, else what it was."
+    try:
+        return torch.tensor(values)
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        return values
+
+
+def as_graph(columns):
+    x = {k: v for k, v in columns.items() if k not in ('y', 's')}
+    rows = [list(row) for row in zip(*x.values())]
+    return Data(
+        x=as_tensor(rows), y=as_tensor(list(columns['y'])), sens=as_tensor(list(columns['s']))
+    )
+
+
+def is_sound(load):
+    "Loads finite features with labels and groups, or raises an error of the package."
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        try:
+            data = load()
+        except MoEExpertError as error:
+            assert len(str(error)) > 20
+            return False
+    assert data.x.isfinite().all() and (data.x.abs() <= 1).all() and data.x.shape[1]
+    assert set(data.y.unique().tolist()) <= {-1, 0, 1}
+    assert set(data.sens.unique().tolist()) == {0, 1}
+    return True
+
+
+CHECKS = dict(deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+
+
+def check_loading(columns, form, missing, drop):
+    make = {'frame': as_frame, 'graph': as_graph, 'rows': lambda c: as_frame(c).to_dict('records')}
+    said = {} if form == 'graph' else {'label': 'y', 'sensitive': 's', 'privileged': 1}
+    is_sound(lambda: load_dataset(make[form](columns), missing=missing, drop=drop, **said))
+
+
+LOADING = dict(
+    columns=st.sampled_from([0, 1, 2, 60, 60, 60, 60, 60]).flatmap(columns_of_people),
+    form=st.sampled_from(['frame', 'graph', 'rows']),
+    missing=st.sampled_from(['error', 'drop', 'impute']),
+    drop=st.sampled_from([(), ('a',), 'a', [3], None]),
+)
+
+
+@settings(max_examples=120, **CHECKS)
+@given(**LOADING)
+def test_anything_that_is_loaded(columns, form, missing, drop):
+    check_loading(columns, form, missing, drop)
+
+
+@pytest.mark.slow
+@settings(max_examples=1500, **CHECKS)
+@given(**LOADING)
+def test_anything_that_is_loaded_many_times(columns, form, missing, drop):
+    check_loading(columns, form, missing, drop)
+
+
+FIELDS = st.sampled_from(
+    [
+        *(torch.rand(60), torch.rand(60, 2), torch.rand(60, 2, 2), torch.rand(0, 2), torch.eye(60)),
+        *(
+            torch.eye(60).to_sparse(),
+            torch.eye(60).to_sparse_csr(),
+            torch.tensor(3),
+            torch.rand(60) * 1j,
+        ),
+        *(
+            torch.arange(60),
+            torch.arange(60) % 2,
+            torch.arange(60) % 3 - 1,
+            torch.randint(60, (2, 9)),
+        ),
+        *(torch.randint(60, (9, 2)), torch.zeros(2, 0), [0, 1] * 30, [[0, 1]] * 60, [[0], [1, 2]]),
+        *('text', 3, 2.5, b'x', object(), {'a': 1}, None, [], np.array(['a', 'b'] * 30), pd.NA),
+        *(np.ma.masked_array([0, 1] * 30, [True, False] * 30), pd.Series([0.0, 1] * 30), 10**400),
+        *(scipy.sparse.eye_array(60), pl.Series([0, None] * 30), pa.array([1, 0] * 30), range(60)),
+        *(torch.empty(60, 2, device='meta'), torch.full((60, 2), 1e308, dtype=torch.double)),
+    ]
+)
+GRAPH_FIELDS = ('x', 'y', 'sens', 'edge_index', 'adj_t', 'edge_weight', 'edge_attr', 'name')
+GRAPH_FIELDS += ('train_mask', 'val_mask', 'test_mask', 'feature_names')
+
+
+def check_fields(fields):
+    torch.manual_seed(0)
+    made = dict(x=torch.randn(60, 2), y=torch.arange(60) % 2, sens=torch.arange(60) // 2 % 2)
+    data = Data()
+    for name, value in (made | fields).items():
+        if value is not None:
+            data[name] = value
+    is_sound(lambda: load_dataset(data))
+
+
+SOME_FIELDS = st.dictionaries(st.sampled_from(GRAPH_FIELDS), FIELDS, min_size=1, max_size=3)
+
+
+@settings(max_examples=100, **CHECKS)
+@given(SOME_FIELDS)
+def test_any_fields_of_a_graph(fields):
+    check_fields(fields)
+
+
+@pytest.mark.slow
+@settings(max_examples=1000, **CHECKS)
+@given(SOME_FIELDS)
+def test_any_fields_of_a_graph_many_times(fields):
+    check_fields(fields)
+
+
+class Checked(Exception):
+    "The rows passed every check of `fit`."
+
+
+def by_scikit_learn(error):
+    "Is it scikit-learn's own word on X and y?"
+    frames = traceback.extract_tb(error.__traceback__)
+    return isinstance(error, TypeError | ValueError) and any(
+        'sklearn' in f.filename for f in frames
+    )
+
+
+def check_fitting(monkeypatch, X, y, groups, options):
+    "`fit` raises an error of the package or of scikit-learn, or would train on finite features."
+
+    def stop(estimator, given, data, seed):
+        assert data.x.isfinite().all() and set(data.y.tolist()) == {0, 1} == set(data.sens.tolist())
+        raise Checked
+
+    monkeypatch.setattr(classifier, '_fit_mixture', stop)
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        try:
+            FairMoEClassifier(random_state=0, **options).fit(X, y, sensitive_features=groups)
+        except (MoEExpertError, Checked):
+            return
+        except (TypeError, ValueError) as error:
+            if not by_scikit_learn(error):
+                raise
+
+
+CONTAINERS = st.sampled_from(
+    [
+        list,
+        tuple,
+        lambda v: np.array(v, dtype=object),
+        lambda v: pd.Series(list(v), dtype=object).infer_objects(),
+        lambda v: pd.DataFrame({'v': pd.Series(list(v), dtype=object)}),
+        as_tensor,
+    ]
+)
+FITTING = dict(
+    columns=columns_of_people(40),
+    boxes=st.tuples(CONTAINERS, CONTAINERS),
+    options=st.sampled_from(
+        [{}, {'pos_label': 1}, {'privileged': 1}, {'privileged': [1, 'a']}, {'threshold': 0.8}]
+    ),
+    plain=st.booleans(),
+)
+
+
+@settings(max_examples=80, **CHECKS)
+@given(**FITTING)
+def test_anything_that_is_fitted(columns, boxes, options, plain):
+    fit_columns(columns, boxes, options, plain)
+
+
+@pytest.mark.slow
+@settings(max_examples=1000, **CHECKS)
+@given(**FITTING)
+def test_anything_that_is_fitted_many_times(columns, boxes, options, plain):
+    fit_columns(columns, boxes, options, plain)
+
+
+def fit_columns(columns, boxes, options, plain):
+    columns = dict(columns)
+    y, groups = (box(columns.pop(name)) for box, name in zip(boxes, ('y', 's')))
+    X = as_frame(columns)
+    X = as_tensor(X.to_numpy().tolist()) if plain else X
+    with pytest.MonkeyPatch.context() as patch:
+        check_fitting(patch, X, y, groups, options)

@@ -5,6 +5,8 @@ import warnings
 
 import numpy as np
 import pandas as pd
+import polars as pl
+import pyarrow as pa
 import pytest
 import sklearn
 import torch
@@ -25,6 +27,7 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 from torch_geometric.utils import to_undirected
 
 from moe_expert.data.assembly import scale_features
+from moe_expert.data.graph import similarity_graph
 from moe_expert.data.split import standard_split
 from moe_expert.data.synthetic import make_synthetic
 from moe_expert.errors import (
@@ -112,9 +115,36 @@ def test_the_graph_matters_to_fair_procedure_and_backbones_predict_with_one(peop
     with pytest.raises(DataError, match=r'edge_index: column 0 is \[300, 0\].*numbered 0 to 299'):
         clone(fitted).fit(X, y, sensitive_features=s, edge_index=[[300], [0]])
     graph = FairMoEClassifier(backbone='gcn', **QUICK).fit(X, y, edge_index=edges)
-    with_edges, by_similarity = graph.predict_proba(X, edges), graph.predict_proba(X)
-    assert not np.allclose(with_edges, by_similarity)
+    with_edges = graph.predict_proba(X, edges)
     assert np.allclose(with_edges, graph.predict_proba(X, edge_index=edges.numpy()))
+    with pytest.raises(DataError, match='backbone gcn.*fit was given edge_index: give edge_index'):
+        graph.predict_proba(X)
+    linked = clone(graph).fit(X, y)
+    assert not np.allclose(linked.predict_proba(X), linked.predict_proba(X, edges))
+
+
+def test_the_default_graph_is_of_nearest_rows_and_the_rule_comes_on_request(people, monkeypatch):
+    "Which rows are near does not depend on a unit, unless the rule is asked for."
+    X, y, s, _ = people
+    seen = []
+    monkeypatch.setattr(
+        'moe_expert.estimator._fit_mixture', lambda estimator, given, data, seed: seen.append(data)
+    )
+    larger = X * [1000, *[1] * (X.shape[1] - 1)]
+    for table in (X, larger):
+        for options in ({}, {'neighbours': 4}, {'threshold': 0.9}):
+            model = FairMoEClassifier(random_state=0, **options)
+            model.fit(table, y, sensitive_features=s)
+    edges = [data.edge_index for data in seen]
+    assert all(torch.equal(edges[k], edges[k + 3]) for k in (0, 1))
+    assert not torch.equal(edges[2], edges[5]) and seen[1].neighbours == 4
+    degrees = [torch.bincount(e[0], minlength=len(X)) for e in edges]
+    assert degrees[0].min() >= 10 > degrees[1].min() >= 4
+    scaled = scale_features(X.to_numpy(), seen[0].x_min.numpy(), seen[0].x_max.numpy())[0]
+    distance = torch.cdist(*2 * [torch.from_numpy(scaled).double()]).fill_diagonal_(torch.inf)
+    nearest = torch.stack([torch.arange(len(X)), distance.argmin(1)])
+    assert set(map(tuple, nearest.T.tolist())) <= set(map(tuple, edges[1].T.tolist()))
+    assert torch.equal(edges[5], similarity_graph(larger.to_numpy(), 0.9))
 
 
 @pytest.mark.parametrize('backbone', ['gcn', 'sage', 'gin', 'gat'])
@@ -189,7 +219,8 @@ def test_scores_are_about_the_named_class(people, positive):
     'labels, pos_label, positive',
     [
         ([0, 1], None, 1),
-        ([-1, 1], None, 1),
+        ([-1, 1], 1, 1),
+        ([-1, 1], -1, -1),
         ([False, True], None, True),
         ([0.0, 1.0], None, 1.0),
         ([0, 1], 0, 0),
@@ -217,13 +248,48 @@ def test_text_warns_and_other_numbers_are_refused(people, groups):
     with pytest.warns(DataWarning, match="'no' and 'yes'.*'yes' is taken.*pos_label='no'") as told:
         model.fit(X, np.where(y == 1, 'no', 'yes'), **options)
     assert model.pos_label_ == 'yes' and told[0].filename == __file__
-    says = r'y holds 1 and 2, and nothing says .*pos_label=2.*pos_label=1'
-    if groups:
-        with pytest.raises(ArgumentError, match=says):
-            model.fit(X, y + 1, **options)
-    else:  # fairness plays no part, and scikit-learn's checks fit such labels
-        with pytest.warns(DataWarning, match=says):
-            model.fit(X, y + 1)
+    for first, last in ((1, 2), (-1, 1)):
+        numbers = np.where(y == 1, last, first)
+        says = rf'y holds {first} and {last}, and nothing says .*={last}.*pos_label={first}'
+        if groups:
+            with pytest.raises(ArgumentError, match=says):
+                model.fit(X, numbers, **options)
+        else:  # fairness plays no part, and scikit-learn's checks fit such labels
+            with pytest.warns(DataWarning, match=says):
+                model.fit(X, numbers)
+
+
+GAPS = [None, np.nan, pd.NA, pd.NaT, float('nan'), np.float32('nan'), 'nan', 'None', 'NA', '', '?']
+
+
+@pytest.mark.parametrize('what', ['y', 'sensitive_features'])
+@pytest.mark.parametrize(
+    'box',
+    [
+        list,
+        tuple,
+        pd.Series,
+        lambda v: pd.Series(v, index=range(len(v), 0, -1)),
+        lambda v: np.array(v, dtype=object),
+        lambda v: pd.DataFrame({'v': v}),
+        lambda v: pd.Categorical([None if pd.isna(x) else x for x in v]),
+        lambda v: np.array([str(x) for x in v]),
+        lambda v: np.ma.masked_array(['a'] * 3 + v[3:], [i == 3 for i in range(len(v))]),
+        lambda v: pl.Series([None if pd.isna(x) else x for x in v]),
+        lambda v: pa.array([None if pd.isna(x) else x for x in v]),
+        lambda v: pa.chunked_array([[None if pd.isna(x) else x for x in v]]),
+    ],
+)
+def test_a_missing_label_or_group_is_refused_in_every_container(people, box, what):
+    X, y, s, _ = people
+    for gap in GAPS:
+        values = np.where(y == 1, 'a', 'b').tolist()
+        values[3] = gap
+        given = dict(y=np.where(y == 1, 'yes', 'no'), sensitive_features=s) | {what: box(values)}
+        model = FairMoEClassifier(**QUICK | dict(pos_label='yes', n_trials=1, epochs=20))
+        with pytest.raises(ValueError, match='row 3 is missing') as error:
+            model.fit(X, given.pop('y'), **given)
+        assert isinstance(error.value, (ArgumentError, DataError)), gap
 
 
 @pytest.mark.parametrize(

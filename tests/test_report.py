@@ -100,7 +100,7 @@ def test_tables_show_long_texts_and_escape(run):
 def test_notices():
     offline = load_dataset('bail', edition='offline')
     assert [n.title for n in report_people.data_notices(offline)] == ['Offline edition']
-    data = make_synthetic(200, 8, seed=0)
+    data = make_synthetic(400, 8, seed=0)  # enough people to judge leaks by
     data.x[:, 2] = -data.y * 1.0  # a column that says the outcome the other way round
     (note,) = report_people.data_notices(data)
     assert note.title == 'Possible leakage' and data.feature_names[2] in note.text

@@ -30,10 +30,10 @@ if TYPE_CHECKING:
 
 # %% auto #0
 __all__ = ['FLAGGED', 'LOOK', 'FEW', 'MOST', 'NAMED', 'TOPICS', 'folded', 'DataCard', 'column_table', 'columns_text', 'data_card',
-           'rank_auc', 'leakage_audit', 'Evidence', 'Guess', 'Joint', 'gap_table', 'Finding', 'Answers', 'Audit',
-           'audit']
+           'rank_auc', 'leakage_audit', 'Evidence', 'Guess', 'Joint', 'noise_deviation', 'gap_table', 'Finding',
+           'Answers', 'Audit', 'audit']
 
-# %% ../../nbs/16_audit.ipynb #4a6599e8
+# %% ../../nbs/16_audit.ipynb #357d9523
 def folded(
     html: str,  # a table of columns
     n: int,  # its rows
@@ -104,14 +104,14 @@ def _counts(data: Data) -> pd.DataFrame:
             )
     return pd.DataFrame(rows).set_index(['part', 'group'])
 
-# %% ../../nbs/16_audit.ipynb #a66a8073
+# %% ../../nbs/16_audit.ipynb #0cd71fa5
 def _not_counted(data: Data) -> dict[str, int]:
     "How many people have no outcome, and how many are in no part, where there are any."
     unlabelled = int((data.y < 0).sum())
     rest = int((~(data.train_mask | data.val_mask | data.test_mask)).sum())
     return {k: v for k, v in (('unlabelled', unlabelled), ('in_no_part', rest)) if v}
 
-# %% ../../nbs/16_audit.ipynb #15f1154d
+# %% ../../nbs/16_audit.ipynb #20d3305a
 def column_table(
     data: Data,  # as from `load_dataset`
 ) -> pd.DataFrame:  # column, role, kind, rule, features, missing, changed; texts but for counts
@@ -131,7 +131,7 @@ def column_table(
     names = ['column', 'role', 'kind', 'rule', 'features', 'missing', 'changed']
     return pd.DataFrame(rows, columns=names).set_index('column')
 
-# %% ../../nbs/16_audit.ipynb #f8e9402b
+# %% ../../nbs/16_audit.ipynb #65fd190f
 def columns_text(
     table: pd.DataFrame,  # as from `column_table`
     width: int = 100,  # of a line
@@ -173,7 +173,7 @@ def data_card(
     }
     return card
 
-# %% ../../nbs/16_audit.ipynb #26f7f22c
+# %% ../../nbs/16_audit.ipynb #33bbc0d3
 def rank_auc(
     scores: np.ndarray,  # [n] or [n, k]
     positive: np.ndarray,  # [n] bool
@@ -201,13 +201,13 @@ def leakage_audit(
     table['flagged'] = table['auc'] >= threshold
     return table.sort_values('auc', ascending=False, kind='stable')
 
-# %% ../../nbs/16_audit.ipynb #c4dc0b14
+# %% ../../nbs/16_audit.ipynb #b94aa082
 FLAGGED, LOOK = 0.95, 0.85  # AUC from which a column is flagged, or worth a look
 FEW = 30  # validation people of a class: below, a sentence says so
 MOST = 20_000  # people of a part that the audit looks at
 NAMED = 6  # columns that are named together
 
-# %% ../../nbs/16_audit.ipynb #33f3b83d
+# %% ../../nbs/16_audit.ipynb #1ecae08d
 @dataclass(frozen=True)
 class Evidence:
     "Columns and a target, on training and validation nodes."
@@ -226,7 +226,7 @@ class Evidence:
         ones = int(self.target[self.val].sum())
         return ones, len(self.val) - ones
 
-# %% ../../nbs/16_audit.ipynb #6eeb8d87
+# %% ../../nbs/16_audit.ipynb #ef66c452
 def _some(nodes: np.ndarray, most: int) -> np.ndarray:
     "At most `most` of the nodes, at even distances."
     if len(nodes) <= most:
@@ -262,7 +262,7 @@ def _evidence(data: Data, target: str, without: Iterable[str] = ()) -> Evidence:
     target = data[target].cpu().numpy()[nodes] == 1
     return Evidence(*shaped, at, gaps, np.array(category, bool), *rows, target)
 
-# %% ../../nbs/16_audit.ipynb #73abf8a1
+# %% ../../nbs/16_audit.ipynb #761e58ff
 def _alone(e: Evidence, column: str) -> float:
     "Validation AUC of one column."
     gap = e.gaps.get(column)
@@ -277,7 +277,7 @@ def _alone(e: Evidence, column: str) -> float:
     means = (ones + e.target[e.train].mean()) / (people + 1)
     return float(rank_auc(means[code[e.val]], judged))
 
-# %% ../../nbs/16_audit.ipynb #89c111fe
+# %% ../../nbs/16_audit.ipynb #611f892a
 def _singles(e: Evidence) -> pd.DataFrame:
     "By column: the AUC of its values, and of its gaps (NaN without gaps); the best first."
     rows = []
@@ -288,7 +288,7 @@ def _singles(e: Evidence) -> pd.DataFrame:
     table = pd.DataFrame(rows, columns=['column', 'auc', 'gaps']).set_index('column')
     return table.sort_values('auc', ascending=False, kind='stable')
 
-# %% ../../nbs/16_audit.ipynb #1331e81e
+# %% ../../nbs/16_audit.ipynb #af5d2bba
 def _pure_gaps(e: Evidence) -> dict[str, str]:
     "Columns whose gaps, or whose values, go with one side of the target; as a sentence."
     base, found = e.target.mean(), {}
@@ -300,7 +300,7 @@ def _pure_gaps(e: Evidence) -> dict[str, str]:
                     found[column] = f'all {len(target):,} people {who} have {{target}} {side}'
     return found
 
-# %% ../../nbs/16_audit.ipynb #2b539fbb
+# %% ../../nbs/16_audit.ipynb #987edf51
 def _models(category: np.ndarray, n: int) -> dict:
     "The two models; `n` is the number of training people."
     from sklearn.ensemble import HistGradientBoostingClassifier
@@ -316,7 +316,7 @@ def _models(category: np.ndarray, n: int) -> dict:
         ),
     }
 
-# %% ../../nbs/16_audit.ipynb #775246d6
+# %% ../../nbs/16_audit.ipynb #0b5fdba0
 @dataclass(frozen=True)
 class Guess:
     "A fitted model of some columns."
@@ -341,7 +341,7 @@ def _guess(e: Evidence, columns: Sequence[str], most: int = MOST) -> list[Guess]
         guesses.append(Guess(name, auc, model, x, at))
     return sorted(guesses, key=lambda g: -g.auc)
 
-# %% ../../nbs/16_audit.ipynb #f80579ce
+# %% ../../nbs/16_audit.ipynb #c09a901b
 def _binned(e: Evidence, column: str, rows: np.ndarray) -> np.ndarray:
     "[n] bins of a column, or codes of its categories; people with a gap have a bin of their own."
     k = e.at[column][1][0]
@@ -369,12 +369,16 @@ def _cell_auc(cell: np.ndarray, target: np.ndarray, n_train: int) -> float:
     below = np.cumsum(zeros) - zeros
     return float((ones * (below + zeros / 2)).sum() / (ones.sum() * zeros.sum()))
 
-# %% ../../nbs/16_audit.ipynb #47cf5f67
+# %% ../../nbs/16_audit.ipynb #a7611414
 def _best_pair(e: Evidence, columns: Sequence[str], most: int = 5000) -> tuple[float, list[str]]:
-    "The pair of columns that tells most, and its AUC, on at most `most` people of each part."
+    "The pair of columns (or one, by its bins) that tells most, on at most `most` people a part."
     train, val = _some(e.train, most), _some(e.val, most)
     rows, best = np.concatenate([train, val]), (0.5, [])
     bins = {c: _binned(e, c, rows) for c in columns}
+    for c, code in bins.items():
+        best = max(best, (_cell_auc(code, e.target[rows], len(train)), [c]), key=lambda b: b[0])
+    if best[0] >= FLAGGED:
+        return best
     for i, first in enumerate(columns):
         for second in columns[i + 1 :]:
             cell = bins[first] * (bins[second].max() + 1) + bins[second]
@@ -383,7 +387,7 @@ def _best_pair(e: Evidence, columns: Sequence[str], most: int = 5000) -> tuple[f
                 best = auc, [first, second]
     return best
 
-# %% ../../nbs/16_audit.ipynb #cececaa3
+# %% ../../nbs/16_audit.ipynb #70d81931
 def _ranked(e: Evidence, guess: Guess) -> list[str]:
     "The columns of a guess, those first whose shuffling costs most AUC."
     rows = _some(e.val, 2000)
@@ -395,7 +399,7 @@ def _ranked(e: Evidence, guess: Guess) -> list[str]:
         lost[column] = guess.auc - float(rank_auc(guess.model.decision_function(x), y))
     return sorted(lost, key=lambda c: -lost[c])
 
-# %% ../../nbs/16_audit.ipynb #e1dd0504
+# %% ../../nbs/16_audit.ipynb #d40aa545
 def _enough(e: Evidence, ranked: Sequence[str]) -> tuple[list[str], bool]:
     "Few columns that reach the threshold together, and whether they do."
     chosen = []
@@ -411,7 +415,7 @@ def _enough(e: Evidence, ranked: Sequence[str]) -> tuple[list[str], bool]:
             chosen = fewer
     return chosen, True
 
-# %% ../../nbs/16_audit.ipynb #6e9cccd9
+# %% ../../nbs/16_audit.ipynb #33fdcc67
 @dataclass(frozen=True)
 class Joint:
     "Columns that give the target away together."
@@ -429,7 +433,7 @@ def _joints(e: Evidence, columns: Sequence[str], sets: int = 3) -> tuple[list[Gu
     while rest and len(found) < sets:
         auc, pair = _best_pair(e, rest)
         if auc >= FLAGGED and _certain(auc, e, 5):
-            found.append(Joint(pair, auc, 'the pair alone', True))
+            found.append(Joint(pair, auc, 'cross-tabulated', True))
             rest = [c for c in rest if c not in pair]
             continue
         guesses = _guess(e, rest) if found else first
@@ -440,13 +444,24 @@ def _joints(e: Evidence, columns: Sequence[str], sets: int = 3) -> tuple[list[Gu
         rest = [c for c in rest if c not in named] if enough else []
     return first, found
 
-# %% ../../nbs/16_audit.ipynb #27d202c6
+# %% ../../nbs/16_audit.ipynb #381c431f
+def noise_deviation(
+    n1: int,  # people of one class
+    n0: int,  # people of the other one
+) -> float:
+    """Standard deviation of the AUC of noise.
+
+    >>> round(noise_deviation(5, 5), 3)
+    0.191
+    """
+    return float(np.sqrt((n1 + n0 + 1) / (12 * n1 * n0)))
+
+
 def _certain(auc: float, e: Evidence, deviations: float = 4) -> bool:
     "Is an AUC of the validation people more than chance?"
-    n1, n0 = e.counts()
-    return auc - 0.5 >= deviations * np.sqrt((n1 + n0 + 1) / (12 * n1 * n0))
+    return auc - 0.5 >= deviations * noise_deviation(*e.counts())
 
-# %% ../../nbs/16_audit.ipynb #e7fe89dd
+# %% ../../nbs/16_audit.ipynb #64838292
 def _signature(code: np.ndarray) -> bytes:
     "The same bytes for columns that carry the same information."
     values = int(code.max()) + 1
@@ -467,7 +482,7 @@ def _twins(data: Data) -> tuple[list[list[str]], list[str]]:
             same.setdefault(hashlib.sha256(_signature(code)).digest(), []).append(column)
     return [names for names in same.values() if len(names) > 1], constant
 
-# %% ../../nbs/16_audit.ipynb #3c1cc148
+# %% ../../nbs/16_audit.ipynb #bc1c349d
 def gap_table(
     data: Data,  # as from `load_dataset`
 ) -> pd.DataFrame:  # by column with gaps: share of everybody, of each group, and flagged
@@ -484,7 +499,7 @@ def gap_table(
     table = pd.DataFrame(rows, columns=names).set_index('column')
     return table.sort_values('everybody', ascending=False, kind='stable')
 
-# %% ../../nbs/16_audit.ipynb #51514547
+# %% ../../nbs/16_audit.ipynb #c901c221
 @dataclass(frozen=True)
 class Finding:
     "Something that a reader must know about the data."
@@ -505,22 +520,25 @@ def _on_card(name: str) -> str:
     words = ('true', 'false', 'null', 'yes', 'no', 'on', 'off')
     return name if plain and name.lower() not in words else json.dumps(name, ensure_ascii=False)
 
-# %% ../../nbs/16_audit.ipynb #6da26bc8
+# %% ../../nbs/16_audit.ipynb #72d13ccd
 def _cure(data: Data, columns: Sequence[str], kind: str | None = None) -> str:
     "How to leave columns out: on the card of own data, on request for others."
     on_request = f'drop={list(columns)} (--drop {",".join(columns)})'
-    ending = 'leaves it out' if len(columns) == 1 else 'leaves them out'
+    it = 'it' if len(columns) == 1 else 'them'
+    ending = f'leaves {it} out'
+    if data.edition == 'synthetic':
+        return f'{on_request} {ending}.'
     if data.edition != 'own':
-        kept = 'It is' if len(columns) == 1 else 'They are'
-        kept = '' if data.edition == 'synthetic' else f'{kept} kept, as in the benchmark; '
-        return f'{kept}{on_request} {ending}, of the graph too.'
+        stay = 'it stays' if it == 'it' else 'they stay'
+        ending += f' and rebuilds the graph without {it}'
+        return f'{on_request} {ending}; by default {stay}, as in the benchmark.'
     names = [_on_card(c) for c in columns]
     entry = f'drop: [{", ".join(names)}]'
     if kind:
         entry = f'kinds: {{{", ".join(f"{n}: {kind}" for n in names)}}}'
-    return f'{entry} on the card, or {on_request}, {ending}, of the graph too.'
+    return f'{entry} on the card, or {on_request}, {ending}.'
 
-# %% ../../nbs/16_audit.ipynb #3cd112c9
+# %% ../../nbs/16_audit.ipynb #c67e18ea
 @dataclass(frozen=True)
 class Answers:
     "How well columns tell a target, on the validation nodes."
@@ -549,7 +567,7 @@ def _answers(e: Evidence) -> Answers:
     rest = [c for c in e.at if c not in certain and c not in gaps]
     return Answers(singles, certain, gaps, *_joints(e, rest), e.counts())
 
-# %% ../../nbs/16_audit.ipynb #98a1b88f
+# %% ../../nbs/16_audit.ipynb #5b05236f
 def _leak_findings(data: Data, a: Answers) -> list[Finding]:
     "Columns that tell the outcomes apart."
     n, found = f'{sum(a.people):,} validation people', []
@@ -577,13 +595,18 @@ def _joint(j: Joint) -> str:
         return f'All columns together, above all {names}, tell'
     return f'{names} together tell' if len(j.columns) > 1 else f'{names} in bends and steps tells'
 
-# %% ../../nbs/16_audit.ipynb #80e3f984
+# %% ../../nbs/16_audit.ipynb #08ecb41a
 def _look_findings(data: Data, a: Answers) -> list[Finding]:
     "Columns that are worth a look, and a word about few people."
     found = []
+
+    def certain(c):
+        return a.singles.loc[c, ['auc', 'gaps']].max() >= 0.5 + 4 * noise_deviation(*a.people)
+
     near = {c: f'{c} ({auc:.3f})' for c, auc in a.singles['auc'].items() if auc >= LOOK}
     near |= {c: f'{c} (its gaps: {auc:.3f})' for c, auc in a.singles['gaps'].items() if auc >= LOOK}
-    near = {c: v for c, v in near.items() if c not in a.alone and c not in a.gaps}
+    known = {*a.alone, *a.gaps, *(c for j in a.joints for c in j.columns)}
+    near = {c: v for c, v in near.items() if c not in known and certain(c)}
     if near:
         text = f'Look at these, by their AUC on the validation nodes: {", ".join(near.values())}. '
         text += 'Are they known before the outcome? If not: ' + _cure(data, [*near], 'afterwards')
@@ -595,7 +618,7 @@ def _look_findings(data: Data, a: Answers) -> list[Finding]:
         found.append(Finding('few', text))
     return found
 
-# %% ../../nbs/16_audit.ipynb #0deb55de
+# %% ../../nbs/16_audit.ipynb #91a4faee
 def _telling(data: Data, column: str) -> str:
     "A column's name and, of categories, the two that go with the group most."
     places = whole_columns(data).get(column, [])
@@ -627,7 +650,7 @@ def _group_findings(data: Data, held: Sequence[str], a: Answers) -> list[Finding
         found.append(Finding('group', text + plainly + _cure(data, j.columns), (*j.columns,)))
     return found
 
-# %% ../../nbs/16_audit.ipynb #90b7ca1a
+# %% ../../nbs/16_audit.ipynb #c526fc98
 def _sees_group(data: Data, held: Sequence[str], a: Answers) -> str:
     "Do the models see the group? Computed from the features."
     if held:
@@ -637,7 +660,7 @@ def _sees_group(data: Data, held: Sequence[str], a: Answers) -> str:
     alone = f'; the strongest alone: {", ".join(strong)}' if strong else ''
     return f'not directly; all {guess}{alone}'
 
-# %% ../../nbs/16_audit.ipynb #fba85e45
+# %% ../../nbs/16_audit.ipynb #18a655e3
 def _table_findings(data: Data, held: Sequence[str]) -> list[Finding]:
     "Gaps, twins and constant columns, after what the reading has flagged."
     flags = [str(f) for f in getattr(data, 'flags', None) or ()]
@@ -663,7 +686,7 @@ def _table_findings(data: Data, held: Sequence[str]) -> list[Finding]:
             found.append(Finding('columns', text + _cure(data, [c]), (c,)))
     return found
 
-# %% ../../nbs/16_audit.ipynb #2e5a182e
+# %% ../../nbs/16_audit.ipynb #f004803b
 TOPICS = ('leak', 'look', 'few', 'group', 'gaps', 'columns', 'reading')
 
 
@@ -684,7 +707,7 @@ class Audit:
         "All findings as sentences."
         return [f.text for f in self.findings]
 
-# %% ../../nbs/16_audit.ipynb #16a1af25
+# %% ../../nbs/16_audit.ipynb #b43f5956
 def _checks(about: str, a: Answers) -> list[dict]:
     "One row per check of a target."
     best = a.singles['auc'].index[0] if len(a.singles) else ''
@@ -702,7 +725,7 @@ def _checks(about: str, a: Answers) -> list[dict]:
     ones, zeros = a.people
     return [dict(about=about, **dict(zip(names, r)), ones=ones, zeros=zeros) for r in rows]
 
-# %% ../../nbs/16_audit.ipynb #dec5dbee
+# %% ../../nbs/16_audit.ipynb #e4396e7c
 def _answered(data: Data, target: str, without: Sequence[str]) -> Answers | str:
     "The answers about a target, or why there are none."
     e = _evidence(data, target, without)
@@ -711,7 +734,7 @@ def _answered(data: Data, target: str, without: Sequence[str]) -> Answers | str:
             return f'all {part} people have the same {"outcome" if target == "y" else "group"}'
     return _answers(e) if e.at else 'there is no column to guess it from'
 
-# %% ../../nbs/16_audit.ipynb #2345c58c
+# %% ../../nbs/16_audit.ipynb #da03cf3a
 def _all_checks(data: Data) -> Audit:
     "Run all checks."
     held = group_columns(data)
@@ -740,7 +763,7 @@ def _all_checks(data: Data) -> Audit:
     shown = column_table(data), checks, tables['outcome'], tables['group'], gap_table(data)
     return Audit(findings, *shown, sees)
 
-# %% ../../nbs/16_audit.ipynb #5bb6b182
+# %% ../../nbs/16_audit.ipynb #b4c29035
 _KEPT: dict[bytes, Audit] = {}
 
 

@@ -10,10 +10,9 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from functools import cache
+from numbers import Real
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from moe_expert.data.catalogue import (
     SHIPPED_FOLDER,
@@ -36,8 +35,8 @@ def as_list(value) -> list:
     >>> as_list('age'), as_list(('age', 'job'))
     (['age'], ['age', 'job'])
     """
-    if isinstance(value, np.ndarray):
-        value = value.tolist()  # of a 0-d array its value
+    if hasattr(value, 'tolist'):  # an array, a Series, a tensor; of a scalar its value
+        value = value.tolist()
     return list(value) if isinstance(value, list | tuple | set) else [value]
 
 # %% ../../nbs/11_cards.ipynb #04ff7e6a
@@ -118,6 +117,8 @@ def _check_kinds(card: Card) -> None:
             raise DataError(
                 f'{name} must name columns, as texts, not {wrong[0]!r}: put it in quotes'
             )
+    if wrong := [v for v in card.unlabelled if not isinstance(v, str | Real)]:
+        raise DataError(f'unlabelled must list values, texts or numbers, not {wrong[0]!r}')
     if card.table is not None and not isinstance(card.table, str | Path):
         raise DataError(f'table must be the path of a file, not {card.table!r}')
     for name in ('person', 'edges_by'):

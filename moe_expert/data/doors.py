@@ -12,7 +12,6 @@ import warnings
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from copy import copy
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -53,8 +52,8 @@ def _of_tensor(value: Tensor) -> np.ndarray:
     value = value.detach()
     if value.layout != torch.strided:
         value = value.to_dense()
-    if value.is_floating_point():
-        value = value.double()  # NumPy has no bfloat16
+    if value.is_floating_point() and value.dtype not in (torch.float32, torch.float64):
+        value = value.float()  # NumPy has no bfloat16
     return value.cpu().resolve_conj().resolve_neg().numpy()
 
 
@@ -90,7 +89,7 @@ def plain_array(
         )
     try:
         return _of_anything(value)
-    except (TypeError, ValueError, RuntimeError, AttributeError) as e:
+    except (TypeError, ValueError, RuntimeError, AttributeError, OverflowError) as e:
         raise DataError(
             f'{where}, a {type(value).__name__}, cannot be read as an array of values: {e}'
         ) from e
@@ -129,8 +128,9 @@ def _names_of_features(data: Data, d: int, name: str) -> list[str]:
     names = getattr(data, 'feature_names', None)
     if names is None:
         return [f'x{k}' for k in range(d)]
-    if isinstance(names, str) or not isinstance(names, Iterable):
-        raise DataError(f'{name}: feature_names must be a list of {d} names, not {names!r}')
+    names = plain_array(names, f'{name}: feature_names')
+    if names.ndim != 1:
+        raise DataError(f'{name}: feature_names must be a list of {d} names, one for each column')
     names = [str(v) for v in names]
     if len(names) != d:
         raise DataError(
@@ -151,7 +151,10 @@ def _number(value) -> float | None:
 
 
 def _matrix(data: Data, name: str) -> np.ndarray:
-    "[N, d] the features as numbers. `DataError` names shape, or column and row."
+    """[N, d] the features as numbers. `DataError` names shape, or column and row.
+
+    Single precision is kept: a table reads 0.1 of it as 0.1, and so must a graph.
+    """
     x = plain_array(data.x, f'{name}: x')
     if x.ndim != 2 or not x.size:
         cure = {1: ': data.x[:, None] makes one column of it', 3: ': data.x.flatten(1)'}
@@ -164,7 +167,8 @@ def _matrix(data: Data, name: str) -> np.ndarray:
             f'{name}: x holds complex numbers ({x.dtype}): give real and imaginary parts as columns'
         )
     if x.dtype.kind in 'biuf':
-        return x.astype(np.float64)
+        single = x.dtype in (np.float16, np.float32)
+        return x.astype(np.float32 if single else np.float64)
     numbers = np.array([[_number(v) for v in row] for row in x], dtype=object)
     for row, column in np.argwhere(numbers == None):  # noqa: E711, element by element
         value = x[row : row + 1, column].tolist()[0]  # a text of Python, not of NumPy
@@ -288,8 +292,9 @@ def _check_weights(data: Data, name: str) -> None:
     for field in ('edge_weight', 'edge_attr'):
         if getattr(data, field, None) is None:
             continue
-        values = plain_array(getattr(data, field), f'{name}: {field}')
-        if len(values) and (values != values[:1]).any():
+        values = np.atleast_1d(plain_array(getattr(data, field), f'{name}: {field}'))
+        numbers = values.dtype.kind in 'biuf'
+        if not numbers or (len(values) and (values != values[:1]).any()):
             raise DataError(
                 f'{name}: {field} tells edges apart, but the models here know only whether there '
                 f'is an edge: data.{field} = None leaves it out (remove weak edges first)'
@@ -381,7 +386,8 @@ def from_data(
     """
     if getattr(data, 'fingerprint', None) is not None:
         return _unchanged(data, drop, own)
-    name = check_own_name(dataset_name or getattr(data, 'name', None) or 'own')
+    names = (dataset_name, getattr(data, 'name', None), 'own')
+    name = check_own_name(next(v for v in names if v is not None))
     _check_fields(data, own, name)
     frame, entries = _table_of_data(data, drop, own, name)
     return from_frame(frame, split_seed=split_seed, drop=drop, source='a PyG Data', **entries)
@@ -407,49 +413,6 @@ def _is_graph(source) -> bool:
             'people, Data(x=…, y=…, sens=…, edge_index=…)'
         )
     return isinstance(source, Data)
-
-# %% ../../nbs/14_doors.ipynb #af77f0ed
-def _check_same_columns(first: RawTable, second: RawTable, where: str) -> None:
-    "`DataError` for a column that only one of two tables has, or that is numbers in one only."
-    ours, theirs = first.frame, second.frame
-    lacks, extra = (set(a) - set(b) for a, b in ((ours, theirs), (theirs, ours)))
-    if lacks or extra:
-        said = [f'lacks {", ".join(sorted(lacks))}'] * bool(lacks)
-        said += [f'has {", ".join(sorted(extra))} besides'] * bool(extra)
-        raise DataError(
-            f'{where}: test_table {" and ".join(said)}: both files must have the same columns'
-        )
-    for name in ours:
-        texts = [t[name].dtype == object for t in (ours, theirs)]
-        if texts[0] != texts[1] and not any(t[name].isna().all() for t in (ours, theirs)):
-            raise DataError(
-                f'{where}: column {name!r} is texts in one of table and test_table, and numbers or '
-                'dates in the other: write both files in the same format'
-            )
-
-
-def _joined(first: RawTable, second: RawTable, card: Card) -> tuple[RawTable, Card]:
-    "Two tables as one, and the card with the column that tells them apart."
-    if 'column' in card.split:
-        raise DataError(
-            f'{card.name}: test_table and split: {{column: {card.split["column"]}}} both say what '
-            'the test part is: remove one of them'
-        )
-    _check_same_columns(first, second, card.name)
-    column = _unused_name('part', first.frame.columns)
-    parts = (first.frame.assign(**{column: 'train'}), second.frame.assign(**{column: 'test'}))
-    changed = {
-        name: dict(Counter(first.changed.get(name, {})) + Counter(second.changed.get(name, {})))
-        for name in {**first.changed, **second.changed}
-    }
-    table = RawTable(
-        pd.concat(parts, ignore_index=True),
-        np.concatenate([first.rows, first.n_file + second.rows]),
-        first.n_file + second.n_file,
-        changed,
-        {f'{k} (test_table)': v for k, v in second.notes.items()} | first.notes,
-    )
-    return table, replace(card, test_table=None, split={**card.split, 'column': column})
 
 # %% ../../nbs/14_doors.ipynb #3b293852
 def _card_for_path(path: str | os.PathLike, own: Mapping) -> Card:
@@ -484,13 +447,13 @@ def _load_table(
 ) -> Data:
     "The data set of a table, with its test table if it has one."
     late = list(names_to_drop(drop))
-    table = _read(source, card, late, card.name)
+    table, test = _read(source, card, late, card.name), None
     if card.test_table is not None:
-        second = _read(card.test_table, card, late, f'{card.name}: test_table')
-        table, card = _joined(table, second, card)
-    return from_frame(table, card, split_seed=split_seed, drop=drop, source=origin)
+        test = _read(card.test_table, card, late, f'{card.name}: test_table')
+    options = {'split_seed': split_seed, 'drop': drop, 'source': origin}
+    return from_frame(table, card, test=test, **options)
 
-
+# %% ../../nbs/14_doors.ipynb #a8052f3a
 def from_card(
     card: Card,  # names its table
     *,

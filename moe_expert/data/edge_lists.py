@@ -14,6 +14,7 @@ import re
 import warnings
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,6 +35,7 @@ __all__ = ['TEXTS', 'PACKED', 'EDGE_FILES', 'end_text', 'Ends', 'edge_suffix', '
 # %% ../../nbs/04_edge_lists.ipynb #6fcc37f4
 _NUMBER = re.compile(r'[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?')
 _WHOLE = re.compile(r'\+?(-?(?:0|[1-9]\d*))(?:\.0*)?')
+_PART = re.compile(r'\+?(-?(?:0|[1-9]\d*)\.\d*[1-9])0*')
 
 
 def end_text(
@@ -47,6 +49,8 @@ def end_text(
     text = str(value).strip()
     if whole := _WHOLE.fullmatch(text):
         return '0' if whole[1] == '-0' else whole[1]
+    if part := _PART.fullmatch(text):
+        return part[1]
     if _NUMBER.fullmatch(text) and 'e' in text.lower():
         number = float(text)
         if abs(number) < 2**53 and number == int(number):  # larger ones have lost digits
@@ -146,13 +150,14 @@ def _records(
         cells = [[cell.strip() for cell in record] for record in reader]
     except csv.Error as e:
         raise DataError(f'{where}: line {numbers[0]} or after: {e}: check the quotes') from e
-    width = len(cells[-1])
+    width = Counter(map(len, cells)).most_common(1)[0][0]
     wrong = [k for k, record in enumerate(cells) if len(record) != width or width < 2]
     if len(cells) != len(lines) or wrong:
         k = wrong[0] if wrong else 0
-        expected = f'{width} cells, as in the last line,' if width > 1 else 'two ends'
+        many = f'{len(cells[k])} cells, where most have {width}'
+        fault = many if width > 1 else 'which is not two ends'
         raise DataError(
-            f'{where}: line {numbers[k]} is {lines[k]!r}, which is not {expected} '
+            f'{where}: line {numbers[k]} is {lines[k]!r}, {fault} '
             f'({len(wrong)} such lines): write two ends a line, with a blank, comma, semicolon or '
             'tab between'
         )
@@ -319,6 +324,8 @@ def read_ends(
     "Read a file of edges. `DataError` names what is wrong and the line."
     path = Path(path)
     suffix = edge_suffix(path)
+    if not path.is_file():
+        raise DataError(f'{path}: there is no such file')
     if suffix not in ('.npz', '.npy'):
         text = _text_of(path)
         if not text.startswith('%%MatrixMarket'):
@@ -329,6 +336,8 @@ def read_ends(
         if suffix == '.npy':
             return array_ends(np.load(path, allow_pickle=False), str(path))
         matrix = mmread(io.BytesIO(text.encode()))
+    except DataError:
+        raise
     except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as e:
         raise DataError(f'{path}: cannot be read as {suffix}: {e}') from e
     return matrix_ends(scipy.sparse.coo_array(matrix), n, str(path))

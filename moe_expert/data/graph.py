@@ -30,7 +30,7 @@ from ..errors import DataError, DataWarning
 # %% auto #0
 __all__ = ['TIED', 'EXACT_UP_TO', 'edge_keys', 'unique_keys', 'edge_tensor', 'similarity_keys', 'similarity_graph',
            'largest_share', 'nearest_keys', 'nearest_known', 'check_edges', 'EdgeList', 'read_edge_list', 'edge_list',
-           'undirected_graph', 'read_edges']
+           'kept_keys', 'undirected_graph', 'read_edges']
 
 # %% ../../nbs/07_graph.ipynb #d01cfc8f
 def edge_keys(
@@ -73,7 +73,8 @@ def _distance(
     x: np.ndarray, i: np.ndarray, j: np.ndarray, others: np.ndarray | None = None
 ) -> np.ndarray:
     "Distances of rows i of `x` to rows j (of `others`), from differences: the published formula."
-    y, chunk = x if others is None else others, 1 << 18
+    y = x if others is None else others
+    chunk = max(1, (1 << 26) // (8 * x.shape[1]))  # 64 MB of differences
     distance = np.empty(len(i))
     for a in range(0, len(i), chunk):
         b = slice(a, a + chunk)
@@ -246,6 +247,16 @@ def _check_table(x: np.ndarray, least: int = 2) -> None:
             f'{x[row, column]}'
         )
 
+
+def _check_size(x: np.ndarray) -> None:
+    "`DataError` for numbers whose squares overflow."
+    if x.size and np.abs(x).max() > 1e100:
+        row, column = np.unravel_index(np.abs(x).argmax(), x.shape)
+        raise DataError(
+            f'row {row}, column {column} holds {x[row, column]:.3g}, which is too large for '
+            'distances: scale the columns, or leave this one out'
+        )
+
 # %% ../../nbs/07_graph.ipynb #192c9f63
 def similarity_keys(
     x: np.ndarray | Tensor,  # [N, d] raw columns, N >= 2, finite
@@ -260,14 +271,19 @@ def similarity_keys(
     "Edges of the similarity rule as keys. `DataError` for what it cannot take, or too many edges."
     x = np.ascontiguousarray(np.asarray(x), dtype=np.float64)
     _check_table(x)
+    _check_size(x)
     if not 0 < threshold < 1:
         raise DataError(f'threshold must lie between 0 and 1, not {threshold}')
     if method not in ('exact', 'approximate'):
         raise DataError(f"method must be 'exact' or 'approximate', not {method!r}")
     if method == 'approximate':
-        return unique_keys(_approximate_edges(x, threshold, n_neighbors, seed))
-    _check_cliques(x, max_edges)
-    return unique_keys(_exact_edges(x, threshold, block_bytes, max_edges))
+        keys = unique_keys(_approximate_edges(x, threshold, n_neighbors, seed))
+    else:
+        _check_cliques(x, max_edges)
+        keys = unique_keys(_exact_edges(x, threshold, block_bytes, max_edges))
+    if max_edges is not None and len(keys) > max_edges:
+        raise _too_many(f'{len(keys):,} pairs', x, max_edges)
+    return keys
 
 # %% ../../nbs/07_graph.ipynb #f1c2616e
 def similarity_graph(
@@ -309,7 +325,7 @@ class _Rows(NamedTuple):
     z: Tensor  # [M, d] centred
     sq: Tensor  # [M] squared norms of z
     mean: np.ndarray  # [d] that was taken off
-    lot: np.ndarray  # [M] fingerprints
+    lot: np.ndarray  # [M] fingerprints, all different
     columns: np.ndarray  # [d] content of the columns
     size: np.ndarray  # [M] people with the row
     start: np.ndarray  # [M] the first of them in `people`
@@ -324,6 +340,9 @@ def _rows(x: np.ndarray) -> _Rows:
     mean = different.mean(0)
     z = torch.from_numpy(different - mean)
     lot, start = _fingerprints(different, columns), np.cumsum(size) - size
+    _, place, shared = np.unique(lot, return_inverse=True, return_counts=True)
+    ordered = _fingerprints(different, np.arange(x.shape[1], dtype=np.uint64))
+    lot = np.where(shared[place.ravel()] > 1, ordered, lot)
     people = np.argsort(block, kind='stable')
     return _Rows(different, z, (z**2).sum(1), mean, lot, columns, size, start, people)
 
@@ -375,6 +394,7 @@ def _before(group: np.ndarray, size: np.ndarray) -> np.ndarray:
 def _nearest(
     rows: _Rows,
     x: np.ndarray,
+    lots: np.ndarray,
     need: np.ndarray,
     own: np.ndarray | None,
     memory: Tensor,
@@ -391,8 +411,8 @@ def _nearest(
     distance = np.where(tied, radius, distance)
     keep = distance <= radius
     i, j, distance = i[keep], j[keep], distance[keep]
-    lot = _mixed(_fingerprints(x, rows.columns)[i] ^ rows.lot[j])
-    order = np.lexsort((j, lot, distance, i))  # the numbers of different rows follow their content
+    lot = _mixed(lots[i] ^ rows.lot[j])
+    order = np.lexsort((lot, distance, i))
     i, j, lot = i[order], j[order], lot[order]
     take = np.clip(need[i] - _before(i, rows.size[j]), 0, rows.size[j])
     some = take > 0
@@ -433,6 +453,7 @@ def _check_neighbours(x: np.ndarray, k: int, least: int = 2) -> np.ndarray:
     "The table as float64. `DataError` for what has no neighbours."
     x = np.ascontiguousarray(np.asarray(x), dtype=np.float64)
     _check_table(x, least)
+    _check_size(x)
     if isinstance(k, bool) or not isinstance(k, (int, np.integer)) or k < 1:
         raise DataError(f'k, the number of neighbours, must be a whole number from 1, not {k!r}')
     return x
@@ -458,7 +479,7 @@ def nearest_keys(
     """Link everybody to their `k` nearest neighbours, by the three rules above. `DataError`.
 
     >>> nearest_keys(np.array([[0.0], [1], [3], [3.5]]), 1).tolist()
-    [1, 6, 11]
+    [1, 11]
     """
     x = _check_neighbours(x, k)
     n = len(x)
@@ -473,7 +494,9 @@ def nearest_keys(
     memory = torch.empty(step, len(rows.x), dtype=torch.float64)
     for a in range(0, len(seekers), step):
         own = seekers[a : a + step]
-        i, j, take, lot = _nearest(rows, rows.x[own], need[own], own, memory, exact=False)
+        i, j, take, lot = _nearest(
+            rows, rows.x[own], rows.lot[own], need[own], own, memory, exact=False
+        )
         keys.append(edge_keys(*_picked_pairs(rows, own[i], j, take, lot), n))
     return unique_keys(keys)
 
@@ -501,7 +524,8 @@ def nearest_known(
     found = np.empty((len(new), k), dtype=np.int64)
     for a in range(0, len(new), step):
         x = new[a : a + step]
-        _, j, take, _ = _nearest(rows, x, np.full(len(x), k), None, memory, exact=True)
+        lots, need = _fingerprints(x, rows.columns), np.full(len(x), k)
+        _, j, take, _ = _nearest(rows, x, lots, need, None, memory, exact=True)
         first = np.repeat(rows.start[j], take) + _counted(take)
         found[a : a + step] = rows.people[first].reshape(len(x), k)
     return found
@@ -515,11 +539,19 @@ def _as_array(edges, where: str) -> np.ndarray:
         raise DataError(f'{where}: an edge list is an array of row numbers: {e}') from e
 
 
+def _cure(array: np.ndarray, turned: bool) -> str:
+    "What to do about an array of the wrong shape."
+    if turned:
+        return ': transpose it'
+    square = array.ndim == 2 and array.shape[0] == array.shape[1]
+    return ': a matrix of people by people must be sparse (`.to_sparse()`)' if square else ''
+
+
 def _index_pairs(edge_index, where: str) -> np.ndarray:
     "[E, 2] pairs of an edge index. `DataError` if it is not two rows of whole numbers."
     array = _as_array(edge_index, where)
     if array.ndim != 2 or len(array) != 2:
-        turn = ': transpose it' if array.ndim == 2 and array.shape[1] == 2 else ''
+        turn = _cure(array, array.ndim == 2 and array.shape[1] == 2)
         raise DataError(
             f'{where} has shape {tuple(array.shape)}, but must have two rows of row numbers, '
             f'[2, E]{turn}'
@@ -538,7 +570,7 @@ def _listed_pairs(pairs, where: str) -> np.ndarray:
     if array.shape == (0,):
         return array.reshape(0, 2)  # an empty list has no edges
     if array.ndim != 2 or array.shape[1] != 2:
-        turn = ': transpose it' if array.ndim == 2 and len(array) == 2 else ''
+        turn = _cure(array, array.ndim == 2 and len(array) == 2)
         raise DataError(
             f'{where}: an edge list has two columns of row numbers, not shape {array.shape}{turn}'
         )
@@ -632,9 +664,26 @@ def edge_list(
         found = array_ends(pairs, where, pairs=True)
     return _edge_list(found, n, where, ids, candidates, directed)
 
+# %% ../../nbs/07_graph.ipynb #a5397def
+def kept_keys(
+    keys: np.ndarray,  # [E] edges as keys `low * n + high`
+    n: int,  # rows of the file
+    rows: Sequence[int] | np.ndarray,  # [N] the rows that are kept, ascending
+) -> np.ndarray:  # [E'] sorted edges among them as keys `low * N + high`
+    """Edges among the kept rows, which are numbered anew.
+
+    >>> kept_keys(np.array([1, 5]), 3, [1, 2]).tolist()
+    [1]
+    """
+    number = np.full(n, -1)
+    number[np.asarray(rows, dtype=np.int64)] = np.arange(len(rows))
+    low, high = number[keys // n], number[keys % n]
+    both = (low >= 0) & (high >= 0)
+    return low[both] * len(rows) + high[both]
+
 # %% ../../nbs/07_graph.ipynb #a5535654
 def undirected_graph(
-    edge_index,  # [2, E] row numbers: tensor, array or lists; one direction is enough
+    edge_index,  # [2, E] row numbers: tensor, array or lists; one direction is enough; or a matrix
     n: int,  # number of people
     where: str = 'edge_index',  # for the error
 ) -> Tensor:  # [2, E'] both directions, sorted, no self-loops; a tensor stays on its device
@@ -647,6 +696,8 @@ def undirected_graph(
     if not isinstance(edge_index, Tensor):
         return graph
     graph = graph.to(edge_index.device)
+    if is_matrix(edge_index):
+        return graph
     # what is finished is returned itself: what was computed for it once is found again
     finished = type(edge_index) is Tensor and edge_index.dtype == graph.dtype
     return edge_index if finished and torch.equal(edge_index, graph) else graph

@@ -384,6 +384,18 @@ def split_of(y: np.ndarray, read: _Read, card: Card, seed: int) -> _Split:
     return _Split((train, val, test), said, used)
 
 # %% ../../nbs/13_own.ipynb #97ddd69c
+def _outcomes(read: _Read, card: Card) -> np.ndarray:
+    "[N] outcomes in {0, 1}, and −1 for people without one; an empty cell may be one of those."
+    label = read.readings[card.label]
+    known = label.values.notna().to_numpy()
+    if '' not in card.unlabelled or known.all():
+        return outcomes_of(label, card, card.name)
+    y = np.full(len(known), -1)
+    stated = replace(card, unlabelled=tuple(v for v in card.unlabelled if v != ''))
+    y[known] = outcomes_of(at_rows(label, np.flatnonzero(known)), stated, card.name)
+    return y
+
+
 def _recipe_columns(read: _Read, card: Card, coding: Mapping, train: np.ndarray) -> list[dict]:
     "The recipe's columns; `coding` is that of the groups."
     recipes = []
@@ -751,7 +763,7 @@ def from_frame(
     if test is not None:
         raw, card = join_tables(raw, test, card)
     read, seed = read_people(raw, card), _seed(card, split_seed)
-    y = outcomes_of(read.readings[card.label], card, card.name)
+    y = _outcomes(read, card)
     groups = groups_of(read.readings[card.sensitive], card, card.name)
     split = split_of(y, read, card, seed)
     check_positives(y, groups.sens, split.parts, groups.names, card.name)

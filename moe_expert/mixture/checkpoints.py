@@ -16,7 +16,9 @@ from torch_geometric.data import Data
 
 from ..data.catalogue import DATASETS
 from ..data.columns import encode
+from ..data.doors import plain_array
 from ..data.graph import nearest_known, undirected_graph
+from ..data.reading import is_table
 from ..errors import ArtifactError, DataError
 from ..experts.floor import Floor
 from ..experts.initialisation import population_of
@@ -198,19 +200,21 @@ def load_mixture(
 # %% ../../nbs/52_checkpoints.ipynb #e153a008
 def _as_features(people, recipe: dict | None, d: int) -> Tensor:  # [n, d]
     "Features of new people. `DataError` where they do not fit."
-    if isinstance(people, pd.DataFrame):
+    if is_table(people):
         if recipe is None:
             raise DataError(
                 'a table of raw columns needs the recipe of its features: it is in the checkpoint'
             )
         people = encode(people, recipe)
+    plain = isinstance(people, Tensor) and people.layout == torch.strided
     try:
-        x = torch.as_tensor(people)
+        x = people if plain else torch.as_tensor(plain_array(people, 'features'))
     except (TypeError, ValueError, RuntimeError) as err:
         raise DataError(f'features must be an array of numbers [n, {d}]: {err}') from err
-    if x.ndim != 2 or x.shape[1] != d:
+    if x.ndim != 2 or x.shape[1] != d or x.is_complex():
         raise DataError(
             f'the mixture takes {d} features per person, not an array of shape {tuple(x.shape)}'
+            + (f' ({x.dtype})' if x.is_complex() else '')
         )
     if not bool(x.isfinite().all()):
         raise DataError('features must be finite numbers; fill in or remove the rows that are not')

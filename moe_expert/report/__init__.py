@@ -11,7 +11,17 @@ from importlib import import_module
 # %% ../../nbs/70_report.ipynb #9f654297
 ROOMS = {
     'report.look': ('Notice', 'Notices', 'Sentences', 'Table', 'score_meanings', 'table'),
-    'report.people': ('data_facts', 'data_notices', 'group_table', 'leakage_table', 'read_data'),
+    'report.people': (
+        'audit_table',
+        'columns_table',
+        'data_facts',
+        'data_notices',
+        'gaps_table',
+        'group_table',
+        'leakage_table',
+        'proxy_table',
+        'read_data',
+    ),
     'report.search': (
         'parameter_importance',
         'plot_history',

@@ -93,12 +93,19 @@ class Notices(list):
     "A list of notices that a notebook shows in frames; an empty one says that it is empty."
 
     def __repr__(self) -> str:
-        return '\n'.join(f'!! {n.title.upper()}: {n.text}' for n in self) or 'Nothing to flag here.'
+        shown = (f'!! {n.title.upper()}: ' + n.text.replace('\n', '\n   ') for n in self)
+        return '\n'.join(shown) or 'Nothing to flag here.'
 
     def _repr_html_(self) -> str:
-        texts = [f'<b>⚠ {html.escape(n.title)}</b><br>{html.escape(n.text)}' for n in self]
+        texts = [f'<b>⚠ {html.escape(n.title)}</b><br>{_lines(n.text)}' for n in self]
         frames = [f'<div role="alert" style="{FRAME}">{text}</div>' for text in texts]
         return ''.join(frames) or '<p>Nothing to flag here.</p>'
+
+# %% ../../nbs/60_look.ipynb #8fdd86b9
+def _lines(text: str) -> str:
+    "Escaped text; if it has several lines, each is a bullet point."
+    lines = [html.escape(line) for line in text.splitlines()]
+    return lines[0] if len(lines) == 1 else f'<ul>{"".join(f"<li>{x}</li>" for x in lines)}</ul>'
 
 # %% ../../nbs/60_look.ipynb #cccba323
 class Sentences(list):
