@@ -503,3 +503,34 @@ def test_the_draft_of_every_kind_of_column_loads(table):
     assert {'income', 'fee', 'share', 'since', 'debts', 'tests', 'balance', 'job=clerk'} <= names
     assert not {'case_id', 'customer_id', 'country', 'job=Clerk', 'job=unknown'} & names
     assert data.num_nodes == 240
+
+
+@pytest.mark.parametrize('missing', ['drop', 'impute'])
+def test_people_without_a_group_or_an_outcome(missing, tmp_path):
+    frame = made_up()[['debts', 'sex', 'y']]
+    frame.loc[[3, 50], 'sex'], frame.loc[[7, 60, 61], 'sex'] = '', '?'
+    frame.loc[[10, 11], 'y'] = ''
+    draft, entries = drafted(frame, tmp_path, missing=missing)
+    assert entries['rows'] == {'sex': {'not': ['?', '']}} and entries['unlabelled'] == ['']
+    assert 'sex' not in entries['na_values']
+    assert any(q.startswith('rows: may 5 of the people') for q in draft.questions)
+    data = load_own(draft.write(), privileged='m')
+    gone = 5 + (frame.debts == 999).drop([3, 50, 7, 60, 61]).sum() * (missing == 'drop')
+    assert data.num_nodes == 240 - gone and (data.y == -1).sum() in (1, 2)
+
+
+def test_a_mark_may_be_a_group(tmp_path):
+    frame = made_up()[['debts', 'y']].assign(sex=['-', 'x'] * 120)
+    entries = drafted(frame, tmp_path)[1]
+    assert entries['na_values']['sex'] == [] and 'rows' not in entries
+
+
+def test_blocks_of_proposals_that_are_off(tmp_path):
+    "The reasons below such lines are comments too, and without the marks the lines are a card."
+    frame = made_up()[['sex', 'y', 'closed_on']].assign(x=np.arange(240) % 31 / 7)
+    frame = frame.rename(columns={'closed_on': 'the day on which the account was closed for good'})
+    text = drafted(frame, tmp_path)[0].text
+    assert '\n# kinds:\n#   the day on' in text and '\x01' not in text
+    block = text[text.index('# kinds:') : text.index('# -- missing')]
+    assert all(line.startswith('#') for line in block.strip().splitlines())
+    assert block.count('# ') == len(block.strip().splitlines())

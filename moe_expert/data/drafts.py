@@ -91,7 +91,8 @@ def on_card(
     if value is None or isinstance(value, bool):
         return {None: 'null', True: 'true', False: 'false'}[value]
     text = value if isinstance(value, str) else normal_text(value)
-    number = _NUMBER.fullmatch(text) and len(text) <= 15 and not text.startswith('-0')
+    safe = len(text) <= 15 or isinstance(value, float)  # a longer text would lose digits
+    number = _NUMBER.fullmatch(text) and safe and not text.startswith('-0')
     return text if number else name_on_card(text)
 
 # %% ../../nbs/17_drafts.ipynb #30367f35
@@ -147,7 +148,7 @@ def line_text(
     if all(part.off for part in line.value):  # a block without lines would be no mapping
         parts = [replace(part, off=False) for part in line.value]
         lines = line_text(replace(line, value=tuple(parts), off=False))
-        bare = (re.sub('^( *)#', r' ', text) for text in lines)  # of reasons that stand below
+        bare = (re.sub('^( *)#', r'\1 ', text) for text in lines)  # of reasons that stand below
         return [f'{indent}# {text}' for text in bare]
     inner = [text for part in line.value for text in line_text(part, indent + '  ')]
     return [*_with_reason(f'{key}:', line.why, indent), *inner]
@@ -352,9 +353,11 @@ def outcome_part(
     named = [] if positive is None or isinstance(positive, Mapping) else as_list(positive)
     silent = [v for v in silent_values(counts) if v not in map(normal_text, named)]
     empty = int(texts.isna().sum())
-    why = counted(counts) + (f'; {empty:,} empty: these rows are left out' if empty else '')
+    why = counted(counts) + (f'; {empty:,} empty' if empty else '')
     part = Part([Line('label', column, why)], [f'label: {counted(counts, 5)}'])
     part += _sides(column, counts, silent, positive)
+    if empty:
+        silent, counts = [*silent, ''], counts | {'': empty}
     if silent:
         why = f'{rows_with(counts, silent)} without an outcome: they stay in the graph, never count'
         part.lines.append(Line('unlabelled', silent, why))
@@ -848,6 +851,20 @@ def _merged(values: Any, look: Look) -> Any:
     same = _first_active(look.same, {})
     return [same.get(normal_text(v), v) for v in as_list(values)]
 
+# %% ../../nbs/17_drafts.ipynb #68f60767
+def _without_group(group: Look) -> Part:
+    "The line that leaves out rows without a group, which is never imputed."
+    missing = int(group.reading.values.isna().sum())
+    if not missing:
+        return Part()
+    codes = [str(code) for code in _first_active(group.codes, [])]
+    empty = [''] if missing > group.reading.changed.get('missing code', 0) else []
+    group.codes = [line for line in group.codes if line.off]  # the rows that hold them are gone
+    why = f'? {missing:,} row{"s" * (missing != 1)} without a group: left out'
+    entry = {group.name: {'not': codes + empty}}
+    ask = f'rows: may {missing:,} of the people be left out, because they have no group?'
+    return Part([Line('rows', entry, why)], questions=[ask])
+
 # %% ../../nbs/17_drafts.ipynb #2cfa543c
 def _parts(
     raw: RawTable,
@@ -859,6 +876,7 @@ def _parts(
     label, group = (looks[role] for role in roles)
     outcome = outcome_part(label.reading.values, _merged(said['positive'], label))
     groups = groups_part(group.reading.values, _merged(said['privileged'], group))
+    groups += _without_group(group)
     y = _outcomes(label.reading.values, outcome.lines)
     features = [look for name, look in looks.items() if name != roles[0]]
     told = leaks({look.name: look.reading.values for look in features if look.used}, y)
@@ -868,7 +886,7 @@ def _parts(
         'the outcome': outcome,
         'the groups that are compared': groups,
         'the columns': columns,
-        'missing values': _missing_part(list(looks.values()), said['missing']),
+        'missing values': _missing_part([k for k in features if k is not group], said['missing']),
         'what tells the outcome': leaking,
         'the graph and the split': Part([_graph_line()]) + _split_part(features),
         'for the reader of a report': Part([_about()]),
