@@ -268,6 +268,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                         'moe_expert.data.drafts._twins': ('drafts.html#_twins', 'moe_expert/data/drafts.py'),
                                         'moe_expert.data.drafts._with_leaks': ('drafts.html#_with_leaks', 'moe_expert/data/drafts.py'),
                                         'moe_expert.data.drafts._with_reason': ('drafts.html#_with_reason', 'moe_expert/data/drafts.py'),
+                                        'moe_expert.data.drafts._without_group': ( 'drafts.html#_without_group',
+                                                                                   'moe_expert/data/drafts.py'),
                                         'moe_expert.data.drafts._without_twins': ( 'drafts.html#_without_twins',
                                                                                    'moe_expert/data/drafts.py'),
                                         'moe_expert.data.drafts.auc_of': ('drafts.html#auc_of', 'moe_expert/data/drafts.py'),
