@@ -26,6 +26,7 @@ import torch
 from scipy.io import mmread
 from torch import Tensor
 
+from .kinds import normal_text
 from ..errors import DataError, DataWarning
 
 # %% auto #0
@@ -34,8 +35,6 @@ __all__ = ['TEXTS', 'PACKED', 'EDGE_FILES', 'end_text', 'Ends', 'edge_suffix', '
 
 # %% ../../nbs/04_edge_lists.ipynb #6fcc37f4
 _NUMBER = re.compile(r'[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?')
-_WHOLE = re.compile(r'\+?(-?(?:0|[1-9]\d*))(?:\.0*)?')
-_PART = re.compile(r'\+?(-?(?:0|[1-9]\d*)\.\d*[1-9])0*')
 
 
 def end_text(
@@ -46,11 +45,7 @@ def end_text(
     >>> [end_text(v) for v in (12, 12.0, ' 12.0', '1.2e1', '007', 'anna')]
     ['12', '12', '12', '12', '007', 'anna']
     """
-    text = str(value).strip()
-    if whole := _WHOLE.fullmatch(text):
-        return '0' if whole[1] == '-0' else whole[1]
-    if part := _PART.fullmatch(text):
-        return part[1]
+    text = normal_text(value.strip() if isinstance(value, str) else value)
     if _NUMBER.fullmatch(text) and 'e' in text.lower():
         number = float(text)
         if abs(number) < 2**53 and number == int(number):  # larger ones have lost digits

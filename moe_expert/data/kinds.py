@@ -959,7 +959,7 @@ def possible_codes(
     return found
 
 # %% ../../nbs/03_kinds.ipynb #8c3fe8ac
-_BETWEEN = re.compile(r'[\s_./\-‐–]+')
+_BETWEEN = re.compile(r'(?<=\w)[\s_./\-‐–]+(?=\w)|[\s.]+$')  # 'A-' is not 'A'
 
 
 def spelling_variants(

@@ -61,6 +61,8 @@ from ..errors import DataError, DataWarning, did_you_mean
 # %% ../../nbs/13_own.ipynb #b69afcc6
 def merged_card(card: Card | Mapping | None, own: Mapping, drop: str | Iterable[str]) -> Card:
     "The card with the entries of the call. `DataError` for an entry that cannot be."
+    if not isinstance(card, Card | Mapping | None):
+        raise DataError(f'own data: a card is a Card or a mapping of its entries, not {card!r}')
     entries = dict(card or {}) if not isinstance(card, Card) else {}
     if isinstance(card, Card):
         entries = {f.name: getattr(card, f.name) for f in fields(Card)}
@@ -348,7 +350,7 @@ def _check_persons(part: np.ndarray, person: np.ndarray, read: _Read, card: Card
             f'accept it with kinds: {{{card.person}: id}} in place of person'
         )
 
-
+# %% ../../nbs/13_own.ipynb #37d88f6a
 @dataclass(frozen=True)
 class _Split:
     "Which rows are in which part, and why."
@@ -615,7 +617,8 @@ def _notes(read: _Read, card: Card, columns: Sequence[Mapping], found: Mapping) 
         'columns left out': ', '.join(left_out) or 'none',
     }
     notes |= read.raw.notes
-    return notes | {f'about: {k}': ' '.join(str(v).split()) for k, v in card.about.items()}
+    told = {k: ' '.join(str(v).split()) for k, v in card.about.items() if v not in (None, '')}
+    return notes | {f'about: {k}': v for k, v in told.items()}
 
 # %% ../../nbs/13_own.ipynb #a7342900
 def _own_fingerprint(data: Data, card: Card, said: str | None) -> str:

@@ -5,7 +5,6 @@
 # %% ../../nbs/06_tables.ipynb #70e6ba2b
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,12 +13,10 @@ import numpy as np
 import pandas as pd
 
 from .catalogue import DatasetSpec
-from .reading import TABLES, table_suffix
 from ..errors import DataError, did_you_mean
 
 # %% auto #0
-__all__ = ['Table', 'check_varies', 'check_unique', 'check_table', 'names_to_drop', 'check_drop', 'drop_features', 'read_csv',
-           'read_table']
+__all__ = ['Table', 'check_varies', 'check_unique', 'check_table', 'names_to_drop', 'check_drop', 'drop_features', 'read_csv']
 
 # %% ../../nbs/06_tables.ipynb #7202f983
 @dataclass(frozen=True)
@@ -167,29 +164,3 @@ def read_csv(path: Path, **kwargs) -> pd.DataFrame:
         return pd.read_csv(path, **kwargs)
     except (ValueError, OSError) as e:  # pandas' parser and encoding errors are ValueErrors
         raise DataError(f'{path} cannot be read as a table: {e}') from e
-
-# %% ../../nbs/06_tables.ipynb #ee30fab2
-def read_table(
-    path: str | os.PathLike,  # .csv, .tsv (also .gz, .bz2, .xz, .zip), .parquet, .pq
-) -> pd.DataFrame:
-    "Read a table. `DataError` if it cannot be read, or if a package is missing for it."
-    path = Path(path).expanduser()
-    if not path.is_file():
-        raise DataError(f'the table {path} does not exist: paths on a card start at the card')
-    kind = table_suffix(path)
-    if kind in ('.csv', '.tsv'):
-        return read_csv(path, sep='\t' if kind == '.tsv' else ',')
-    if kind not in ('.parquet', '.pq'):
-        raise DataError(f'{path} is no table that can be read: {", ".join(TABLES)}')
-    return _read_parquet(path)
-
-# %% ../../nbs/06_tables.ipynb #2a8bc177
-def _read_parquet(path: Path) -> pd.DataFrame:
-    try:
-        return pd.read_parquet(path)
-    except ImportError as e:
-        raise DataError(
-            f'{path}: Parquet files need the package pyarrow: pip install "moe_expert[parquet]"'
-        ) from e
-    except (ValueError, OSError) as e:  # pyarrow's errors are ValueErrors and OSErrors
-        raise DataError(f'{path} cannot be read as Parquet: {e}') from e
