@@ -24,6 +24,7 @@ from moe_expert.data.assembly import (
     group_note,
     whole_columns,
 )
+from .catalogue import DATASETS
 
 if TYPE_CHECKING:
     from torch_geometric.data import Data
@@ -526,7 +527,7 @@ def _cure(data: Data, columns: Sequence[str], kind: str | None = None) -> str:
     on_request = f'drop={list(columns)} (--drop {",".join(columns)})'
     it = 'it' if len(columns) == 1 else 'them'
     ending = f'leaves {it} out'
-    if data.edition == 'synthetic':
+    if data.edition != 'own' and data.name not in DATASETS:  # made, or a shipped card
         return f'{on_request} {ending}.'
     if data.edition != 'own':
         stay = 'it stays' if it == 'it' else 'they stay'
