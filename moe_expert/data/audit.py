@@ -681,10 +681,10 @@ def _table_findings(data: Data, held: Sequence[str]) -> list[Finding]:
         if not set(names) <= set(held) and not said('same', *names) and not said('equal', *names):
             text = f'{_and(names)} carry the same information twice. {_cure(data, names[1:])}'
             found.append(Finding('columns', text, tuple(names)))
-    for c in constant:
-        if not said('constant', c):
-            text = f'{c} has one value among training and validation people, which says nothing. '
-            found.append(Finding('columns', text + _cure(data, [c]), (c,)))
+    if silent := [c for c in constant if not said('constant', c)]:
+        have = f'{_and(silent)} {"has" if len(silent) == 1 else "have"} one value'
+        text = f'{have} among training and validation people, which says nothing. '
+        found.append(Finding('columns', text + _cure(data, silent), tuple(silent)))
     return found
 
 # %% ../../nbs/16_audit.ipynb #f004803b
