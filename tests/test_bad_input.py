@@ -252,7 +252,8 @@ def harmed(draw):
             st.sampled_from([list(range(80)), [0, 1, 2, 3] * 20, ['x', 'y', 'z', 'w'] * 20])
         )
     elif how == 'empty column':
-        frame['age'] = None
+        frame = frame.assign(age=None, job=None)[['age', 'job', 'sex', 'paid']]
+        more['sensitive_as_feature'] = False  # nothing is left to learn from
     elif how == 'infinite':
         frame.loc[3, 'age'] = draw(st.sampled_from([np.inf, -np.inf]))
     elif how == 'drop':

@@ -370,8 +370,8 @@ def test_wrong_entries_of_the_reader(entries, said):
 def test_endings(write):
     assert [table_suffix(Path(f'a{t}.gz')) for t in TABLES] == list(TABLES)
     assert all(is_path(f'people{t}') and is_path(f'people{t}.gz') for t in TABLES)
-    path = write('a,b\n1,2\n', 't.test')
-    assert from_line(refused(lambda: read_table(path), '.test')) == {'separator': ','}
+    path = write('a,b\n1,2\n', 't.tst')
+    assert from_line(refused(lambda: read_table(path), '.tst')) == {'separator': ','}
     assert propose_reader(path)[0] == {'separator': ','}
     assert held(read_table(path, {'separator': ','})) == {'a': ['1'], 'b': ['2']}
     refused(lambda: read_table(path.parent / 'no.csv'), 'does not exist')

@@ -68,8 +68,11 @@ def _of_anything(value) -> np.ndarray:
         hidden = np.ma.getmaskarray(value)
         return np.where(hidden, None, value.data.astype(object)) if hidden.any() else value.data
     if isinstance(value, list | tuple):
-        value = np.asarray(value, dtype=object)
-        return pd.Series(value).infer_objects().to_numpy() if value.ndim == 1 else value
+        cells = np.asarray(value, dtype=object)
+        if cells.ndim == 1:
+            return pd.Series(cells).infer_objects().to_numpy()
+        numbers = np.asarray(value)  # texts beside numbers would become texts
+        return numbers if numbers.dtype.kind in 'biufc' else cells
     return np.asarray(value)
 
 # %% ../../nbs/14_doors.ipynb #ea543192
