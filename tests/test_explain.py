@@ -164,6 +164,7 @@ def direct_problem_in_blocks(x, p1, block=128):
     return gram[:-1, :-1], gram[:-1, -1]
 
 
+@pytest.mark.slow
 def test_the_hub_of_bail(data_dir):
     data = load_dataset('bail', data_dir=data_dir, edition='full')
     hub = int(torch.bincount(data.edge_index[1]).argmax())

@@ -171,6 +171,7 @@ def test_no_method_depends_on_test_labels(shared, tmp_path):
             assert torch.equal(a.probabilities(*args), b.probabilities(*args)), name
 
 
+@pytest.mark.slow
 def test_stage_3_of_a_setting_is_the_trainers(tiny, tmp_path, monkeypatch):
     "The trainer tries the same ways and finds the same winner, whose row has a different name."
     ways = tuple(

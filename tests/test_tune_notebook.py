@@ -89,6 +89,7 @@ def test_papermill_in_an_uninstalled_clone(clone):
     assert 'expert4' in str(outputs(clone / 'wrong.ipynb'))
 
 
+@pytest.mark.slow
 def test_nbconvert_in_the_folder_of_the_notebook(clone):
     notebook = clone / 'nbs' / 'tune.ipynb'
     text = notebook.read_text()

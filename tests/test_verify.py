@@ -487,6 +487,7 @@ def test_no_manifest_inside_the_folder_or_of_files_that_differ(folder, tmp_path,
 # --- rubbish --------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_rubbish_in_any_file_is_a_difference(folder):
     ends = (*KINDS, 'expert1_best.pt', 'gate_best.pt', 'moe_finetuned.pt', 'pareto_best.pt')
     rubbishes = cycle([b'', b'{', b'[]', b'{}', b'\xff\xfe', b'[' * 100_000])

@@ -60,6 +60,12 @@ SUBSTITUTIONS = [  # (language, pattern, replacement, why)
         'jupyter lab --version',
         'does not end by itself; .ci/browser opens it',
     ),
+    (
+        'bash',
+        r'^(moe-expert card (\S+) .*)$',
+        r"[ -f \2 ] || printf 'age,race,approve\\n3,a,yes\\n5,b,no\\n4,a,no\\n6,b,yes\\n' > \2; \1",
+        'the reader has a table already',
+    ),
     ('bash', r'^xdg-open (\S+)$', r'test -s \1', 'there is no desktop here'),
     (
         'both',
