@@ -410,7 +410,7 @@ def _ask(proposed: list[str], where: str) -> DataError:
         'numbers'
     )
 
-# %% ../../nbs/04_edge_lists.ipynb #02e06dd9
+# %% ../../nbs/04_edge_lists.ipynb #9d2aca88
 def _is_named_header(found: Ends, pairs: np.ndarray) -> bool:
     "Is the first line words that name nobody, where all others name people by ids with digits?"
     if found.lines is None or 'header' in found.notes or len(pairs) < 2:
@@ -420,7 +420,7 @@ def _is_named_header(found: Ends, pairs: np.ndarray) -> bool:
         digits[1:].all() and not digits[0].any()
     )
 
-
+# %% ../../nbs/04_edge_lists.ipynb #02e06dd9
 def row_pairs(
     found: Ends,
     n: int,  # rows of the table
