@@ -11,6 +11,7 @@ from numbers import Number
 
 import numpy as np
 import pandas as pd
+import scipy.sparse
 import torch
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils import check_random_state
@@ -110,14 +111,45 @@ class FairMoEClassifier(ClassifierMixin, BaseEstimator):
         chosen = self.predict_proba(X, edge_index)[:, column] >= 0.5
         return self.classes_[np.where(chosen, column, 1 - column)]
 
+# %% ../nbs/75_estimator.ipynb #cc7f0720
+def _first_bad(X) -> str:
+    "Where the first value stands that is no finite number, as the end of a message."
+    if getattr(X, 'ndim', 0) != 2 or 'complex' in str(getattr(X, 'dtype', '')):
+        return ''
+    frame = pd.DataFrame(X)
+    numbers = frame.apply(pd.to_numeric, errors='coerce').to_numpy(dtype=float)
+    for row, column in np.argwhere(~np.isfinite(numbers))[:1]:
+        value = frame.iloc[row : row + 1, column].tolist()[0]
+        return (
+            f' (column {frame.columns[column]!r}, row {row}: {value!r}): fill it in, encode it as '
+            'numbers, or leave the column out'
+        )
+    return ''
+
+
+def _check_form(X) -> None:
+    "`DataError` for what is no table of rows and columns, in words that scikit-learn asks for."
+    if scipy.sparse.issparse(X):
+        raise DataError('X is sparse, but must be dense: pass X.toarray()')
+    if getattr(X, 'ndim', 2) == 1:
+        raise DataError(
+            'Expected 2D array, got 1D array instead. Reshape your data: X.reshape(-1, 1) if it is '
+            'one column, X.reshape(1, -1) if it is one row'
+        )
+
 # %% ../nbs/75_estimator.ipynb #037b7da2
 def _validated(estimator: FairMoEClassifier, X, *y, **options):
     "As scikit-learn's `validate_data`, for tensors too. `DataError` for too large numbers."
     X = plain_array(X, 'X') if isinstance(X, torch.Tensor) else X
+    _check_form(X)
     try:
         return validate_data(estimator, X, *y, dtype=np.float64, **options)
     except OverflowError as e:
         raise DataError(f'X holds a whole number that is too large for a float: {e}') from e
+    except ValueError as e:
+        where = _first_bad(X)
+        said = str(e).splitlines()[0].rstrip('.') if where else str(e)
+        raise DataError(said + where) from e
 
 
 def _fit(estimator: FairMoEClassifier, X, y, sensitive_features, edge_index) -> FairMoEClassifier:

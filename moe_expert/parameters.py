@@ -1138,6 +1138,9 @@ def hinted(
     for name in (w.removeprefix('--no-').removeprefix('--') for w in words):
         if name in PARAMETERS and door not in PARAMETERS[name].doors:
             return unknown(door, name)
+    plain = [n for n in names(door) if options(door)[n].positional]
+    if any(w.removeprefix('--') in plain for w in words):
+        return f'{message}: it is given without its name, {door} VALUE'
     known = [f'--{n}' for n in names(door)]
     guess = next((g for w in words if (g := did_you_mean(w, known, 0.7))), '')
     return f'{message}.{guess}' if guess else message

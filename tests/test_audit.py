@@ -153,6 +153,24 @@ def test_columns_whose_sum_is_the_outcome():
     assert set(columns) == {'c1', 'c2', 'c3'}
 
 
+@pytest.mark.parametrize('spread', [10, 100, 1000])
+def test_a_small_difference_of_two_columns_is_the_outcome(spread):
+    y, before = noise().y.numpy(), spread * rng().standard_normal(N)
+    after = before + (2 * y - 1) * rng(1).uniform(0.5, 1.5, N)
+    data = planted(c1=before / spread / 4, c2=after / spread / 4)
+    assert audit(data).leaks['auc'].max() < 0.85
+    (columns,) = found(data, 'leak')
+    assert set(columns) == {'c1', 'c2'}
+
+
+def test_gaps_that_are_the_group_are_in_the_sentence_too():
+    data = noise()
+    gap = data.sens == 1
+    data.x[gap, 0], data.gaps = 0.0, {'c0': gap}
+    data.feature_names, data.x = data.feature_names[:-1], data.x[:, :-1]
+    assert 'guess it with AUC 1.00' in audit(data).sees_group
+
+
 def test_a_column_whose_extremes_are_the_outcome():
     y, z = noise().y.numpy(), rng().uniform(0.1, 1, N)
     data = planted(c3=np.where(y == 1, 1 + z, z) * rng(1).choice([-1, 1], N))

@@ -599,3 +599,8 @@ def test_sparse_edges_by_row(name, loaded, public):
 def test_the_second_header_of_student_is_no_pupil(loaded):
     data, people, said = loaded('student')
     assert len(people) == 395 and any('row 0 repeats the header' in w for w in said)
+
+
+def test_data_dir_must_be_a_path():
+    with pytest.raises(DataError, match='data_dir must be the path of a folder, not 5'):
+        load_dataset('heart', data_dir=5)

@@ -66,6 +66,11 @@ def test_exit_codes(argv, code, said, capsys):
             'moe-expert tune: error: unrecognized arguments: --n_trial 3. Did you mean',
         ),
         (
+            ['verify', '--cache_dir', 'weights'],
+            'moe-expert verify: error: unrecognized arguments: --cache_dir weights: it is '
+            'given without its name',
+        ),
+        (
             ['report', '--expert', 'expert4'],
             "moe-expert report: error: argument --expert: invalid choice: 'expert4'",
         ),

@@ -595,6 +595,8 @@ def test_the_classifier_links_new_rows_to_those_of_fit(backbone, options):
         ([{'a': 1}], 'needs the recipe'),
         ('people.csv', 'array of numbers'),
         (None, 'array'),
+        ({'a': 1}, 'a list of one dict each'),
+        (torch.zeros(0, 6), 'no new people'),
     ],
 )
 def test_new_people_who_do_not_fit(people, message):

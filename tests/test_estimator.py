@@ -8,6 +8,7 @@ import pandas as pd
 import polars as pl
 import pyarrow as pa
 import pytest
+import scipy.sparse
 import sklearn
 import torch
 from conftest import same_edges
@@ -384,3 +385,21 @@ def test_more_groups_by_a_rule(people):
         X, y, sensitive_features=groups
     )
     assert model.group_names_ == ('b', 'a or c')
+
+
+@pytest.mark.parametrize(
+    'change, message',
+    [
+        (lambda X: np.full(X.shape, 'a', dtype=object), r"column 0, row 0: 'a'"),
+        (
+            lambda X: pd.DataFrame(X, columns=[*'abcdef'][: X.shape[1]]).replace(X[3, 1], np.inf),
+            "column 'b', row 3: inf",
+        ),
+        (lambda X: X[:, 0], r'X.reshape\(-1, 1\) if it is one column'),
+        (lambda X: scipy.sparse.csr_array(X), r'X.toarray\(\)'),
+    ],
+)
+def test_features_that_are_no_numbers_are_named(change, message):
+    X = np.random.default_rng(0).normal(size=(40, 3))
+    with pytest.raises(DataError, match=message):
+        FairMoEClassifier().fit(change(X), np.arange(40) % 2, sensitive_features=np.arange(40) % 3)

@@ -5,6 +5,7 @@ import warnings
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 from torch_geometric.utils import to_networkx
 
 from moe_expert.data.own import from_frame
@@ -195,6 +196,58 @@ def test_a_given_split_must_not_tear_persons_apart(people):
         from_frame(people, **SAID, person='who', split={'column': 'part'})
 
 
+@pytest.mark.parametrize('first', [10**18, 10**16, 1])
+def test_long_ids_of_persons_are_not_rounded(people, tmp_path, first):
+    people['who'] = [str(first + k // 4) for k in range(200)]
+    people.to_csv(tmp_path / 'people.csv', index=False)
+    long = load_dataset(tmp_path / 'people.csv', **SAID, person='who')
+    short = from_frame(people.assign(who=[f'p{k // 4}' for k in range(200)]), **SAID, person='who')
+    assert long.fingerprint == short.fingerprint
+
+
+@pytest.mark.parametrize('text', ['NA', '?'])
+def test_people_without_an_id_are_not_one_person(people, text):
+    people['who'] = [text if k % 9 == 0 else f'p{k // 4}' for k in range(200)]
+    with pytest.raises(DataError, match='in 23 rows .first in row 0.*na_values: .who: '):
+        from_frame(people, **SAID, person='who')
+    assert from_frame(people, **SAID, person='who', na_values={'who': []}).num_nodes == 200
+    stated = dict(na_values={'who': [text]}, missing='drop')
+    assert from_frame(people, **SAID, person='who', **stated).num_nodes == 177
+
+
+@pytest.mark.parametrize(
+    'values, cure',
+    [
+        (['0', '0', '1'], {'0': 'train', '1': 'test'}),
+        ([False, False, True], {'0': 'train', '1': 'test'}),
+        (['TR', 'TR', 'TE'], {'TE': 'test', 'TR': 'train'}),
+        (['train', 'dev', 'test'], {'dev': 'validation'}),
+        (['train', 'NA', 'test'], {'NA': 'none'}),
+    ],
+)
+def test_values_of_a_split_column_can_be_translated(people, values, cure):
+    people['part'] = np.resize(np.array(values, dtype=object), 200)
+    said = SAID | dict(split={'column': 'part'})
+    with pytest.raises(DataError, match='for example same: ') as error:
+        from_frame(people, **said)
+    assert yaml.safe_load(str(error.value).split('same: ')[1]) == {'part': cure}
+    data = from_frame(people, **said, same={'part': cure})
+    assert data.test_mask.nonzero().flatten().tolist() == list(range(2, 200, 3))
+
+
+@pytest.mark.parametrize('part, lacking', [('train', 'test'), ('test', 'training')])
+def test_a_given_part_without_anybody(people, part, lacking):
+    with pytest.raises(DataError, match=f'nobody .* {lacking} part: the column part must say'):
+        from_frame(people.assign(part=part), **SAID, split={'column': 'part'})
+
+
+def test_what_a_given_part_lacks_is_not_cured_by_a_seed(people):
+    people['part'] = np.where(people.index < 120, 'train', 'test')
+    people = people[(people.part == 'train') | (people.sex == 'f')]
+    with pytest.raises(DataError, match='test part .*as given.*: change the given split'):
+        from_frame(people, **SAID, split={'column': 'part'})
+
+
 def test_validation_comes_from_the_training_part(people, tmp_path):
     people['part'] = np.where(people.index < 120, 'train', 'test')
     said = SAID | dict(split={'column': 'part', 'validation': 0.3, 'seed': 4})
@@ -224,8 +277,23 @@ def test_rows_in_no_part_are_named(people):
 def test_two_files_must_have_the_same_columns(people, tmp_path):
     people.to_csv(tmp_path / 'a.csv', index=False)
     people.rename(columns={'job': 'work'}).to_csv(tmp_path / 'b.csv', index=False)
-    with pytest.raises(DataError, match='test_table.*job, work'):
+    with pytest.raises(DataError, match=r'test_table.*job, work .*drop: \[job, work\]'):
         load_dataset(tmp_path / 'a.csv', **SAID, test_table='b.csv')
+    both = load_dataset(tmp_path / 'a.csv', **SAID, test_table='b.csv', drop=['job', 'work'])
+    assert both.feature_names == ['income', 'sex'] and both.num_nodes == 400
+    people.drop(columns='y').to_csv(tmp_path / 'b.csv', index=False)
+    with pytest.raises(DataError, match='y in one of them only: add what lacks$'):
+        load_dataset(tmp_path / 'a.csv', **SAID, test_table='b.csv')
+
+
+def test_rows_of_the_second_file_are_named_as_in_it(people):
+    wrong = people.astype({'income': object})
+    wrong.loc[7, 'income'] = 'much'
+    with pytest.raises(DataError, match='row 207.*row 207 is row 7 of test_table'):
+        load_dataset(people, **SAID, test_table=wrong)
+    with pytest.raises(DataError, match='row 7') as error:
+        load_dataset(wrong, **SAID, test_table=people)
+    assert 'test_table' not in str(error.value)
 
 
 # ---- edges
@@ -254,6 +322,21 @@ def test_edges_name_people_by_id(people, tmp_path):
     assert {frozenset(kept[list(e)]) for e in some.edge_index.T.tolist()} == {
         e for e in expected if e <= set(kept)
     }
+
+
+def test_words_above_ids_are_a_header(people, tmp_path):
+    people['who'] = [f'p{k:03d}' for k in range(200)]
+    said = SAID | dict(edges_by='who', edges=tmp_path / 'friends.csv')
+    lines = ['p000,p001', 'p001,p002', 'p005,p000']
+    graphs = []
+    for header in ([], ['who,friend']):
+        (tmp_path / 'friends.csv').write_text('\n'.join([*header, *lines]))
+        graphs.append(from_frame(people, **said))
+    assert graphs[0].edge_index.equal(graphs[1].edge_index) and graphs[0].num_edges == 6
+    assert 'header: line 1: who, friend' in graphs[1].notes['graph from']
+    (tmp_path / 'friends.csv').write_text('\n'.join(['p777,p888', *lines]))
+    with pytest.raises(DataError, match='line 1 names p777'):
+        from_frame(people, **said)
 
 
 def test_the_rule_is_refused_before_it_grows():

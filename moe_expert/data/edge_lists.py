@@ -410,6 +410,16 @@ def _ask(proposed: list[str], where: str) -> DataError:
         'numbers'
     )
 
+# %% ../../nbs/04_edge_lists.ipynb #9d2aca88
+def _is_named_header(found: Ends, pairs: np.ndarray) -> bool:
+    "Is the first line words that name nobody, where all others name people by ids with digits?"
+    if found.lines is None or 'header' in found.notes or len(pairs) < 2:
+        return False
+    digits = np.array([[any(map(str.isdigit, str(v))) for v in pair] for pair in found.ends])
+    return bool((pairs[0] < 0).all() and (pairs[1:] >= 0).all()) and bool(
+        digits[1:].all() and not digits[0].any()
+    )
+
 # %% ../../nbs/04_edge_lists.ipynb #02e06dd9
 def row_pairs(
     found: Ends,
@@ -429,6 +439,9 @@ def row_pairs(
     code, different = _codes(found.ends)
     rows = _by_row(different, n) if ids is None else _by_id(different, ids, where)
     pairs = rows[code] if len(code) else np.empty((0, 2), dtype=np.int64)
+    if ids is not None and _is_named_header(found, pairs):
+        found.notes['header'] = f'line {found.lines[0]}: {", ".join(found.ends[0])}'
+        pairs = pairs[1:]
     bad = np.flatnonzero((pairs < 0).any(1))
     proposed = _proposed(different, rows, candidates or {}) if ids is None and len(code) else []
     if len(bad) and ids is None:

@@ -6,8 +6,10 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -47,14 +49,21 @@ from moe_expert.data.graph import (
 from moe_expert.data.kinds import (
     LEFT_OUT,
     MAX_CATEGORIES,
+    MISSING_TEXTS,
     Reading,
+    card_text,
     make_kind,
     normal_text,
     normal_texts,
     read_column,
 )
 from .reading import RawTable, make_reader, raw_table
-from .split import check_positives, split_persons, validation_from_training
+from moe_expert.data.split import (
+    check_positives,
+    check_split,
+    split_persons,
+    validation_from_training,
+)
 from .tables import Table, check_unique, names_to_drop
 from ..errors import DataError, DataWarning, did_you_mean
 
@@ -225,7 +234,9 @@ _USED = ('label', 'group', 'part', 'person', 'feature')  # roles of columns that
 def _readings(raw: RawTable, roles: Mapping[str, str], card: Card) -> dict[str, Reading]:
     "Every column that is used, read by its kind."
     reader, readings = make_reader(card.reader), {}
-    kinds = {c: 'category' for c in card.categorical} | dict(card.kinds)
+    # ids and parts are texts: as numbers, ids of 17 and more digits would become the same
+    kinds = {c: 'category' for c in (*card.categorical, card.split.get('column')) if c}
+    kinds |= dict(card.kinds) | ({} if card.person is None else {card.person: 'category'})
     for name in raw.frame.columns:
         used = roles[name] in _USED
         if not used and name not in card.report_by:
@@ -313,7 +324,17 @@ def read_people(raw: RawTable, card: Card) -> _Read:
     return _Read(stay, roles, raw.rows[keep], raw, frame, gaps, missing)
 
 # %% ../../nbs/13_own.ipynb #ad9aff3f
-PARTS = {'train': 0, 'training': 0, 'val': 1, 'valid': 1, 'validation': 1, 'test': 2, 'none': 3}
+PARTS = {'train': 0, 'training': 0, 'val': 1, 'valid': 1, 'validation': 1, 'test': 2, 'testing': 2}
+PARTS['none'] = 3
+
+
+def _likely_part(text: str) -> str:
+    "What a value of a split column may mean, for the proposal in the error."
+    if text in MISSING_TEXTS:
+        return 'none'
+    by_start = {'te': 'test', 'ho': 'test', 'va': 'validation', 'de': 'validation'}
+    by_start |= {'ev': 'validation', '1': 'test', '2': 'validation'}
+    return by_start.get(text.lower()[:2], 'train')
 
 
 def _given_parts(read: _Read, card: Card) -> np.ndarray:
@@ -322,10 +343,13 @@ def _given_parts(read: _Read, card: Card) -> np.ndarray:
     texts = reading.values.fillna('none').astype(str).str.lower()
     wrong = np.flatnonzero(~texts.isin(PARTS))
     if len(wrong):
+        odd = sorted({normal_text(v) for v in reading.values.iloc[wrong]})[:4]
+        lines = card_text({reading.name: {v: _likely_part(v) for v in odd}})
         raise DataError(
             f'{card.name}: split column {reading.name!r}, row {read.rows[wrong[0]]} holds '
-            f'{reading.values.iloc[wrong[0]]!r} ({len(wrong)} such rows): it must be train, '
-            'validation or test, or none for rows in no part'
+            f'{normal_text(reading.values.iloc[wrong[0]])!r} ({len(wrong)} such rows): it must be '
+            'train, validation or test, or none for rows in no part; say which is which, for '
+            f'example same: {lines}'
         )
     return texts.map(PARTS).to_numpy()
 
@@ -334,7 +358,17 @@ def _persons(read: _Read, card: Card) -> np.ndarray:
     "[N] whose row it is, as whole numbers; each row is a person if the card names no id."
     if card.person is None:
         return np.arange(len(read.rows))
-    return pd.factorize(read.readings[card.person].values.astype(str))[0]
+    ids = read.readings[card.person].values
+    stated = isinstance(card.na_values, Mapping) and card.person in card.na_values
+    if not stated and (unclear := sorted(set(ids) & set(MISSING_TEXTS))):
+        found = np.flatnonzero(ids == unclear[0])
+        raise DataError(
+            f'{card.name}: the person {card.person!r} says {unclear[0]!r} in {len(found)} rows '
+            f'(first in row {read.rows[found[0]]}), as if they were one person: na_values: '
+            f'{card_text({card.person: unclear})} if that means not known, or na_values: '
+            f'{card_text({card.person: []})} if it is an id'
+        )
+    return pd.factorize(ids.astype(str))[0]
 
 # %% ../../nbs/13_own.ipynb #adf096a5
 def _check_persons(part: np.ndarray, person: np.ndarray, read: _Read, card: Card) -> None:
@@ -635,17 +669,20 @@ def join_tables(raw: RawTable, test: RawTable, card: Card) -> tuple[RawTable, Ca
     "A table and its test part as one table, and the card that reads the split from it."
     if 'column' in card.split:
         raise DataError(f'{card.name}: split: give a column or test_table, not both')
-    names = list(raw.frame.columns)
-    if set(names) != set(test.frame.columns):
-        odd = sorted(set(names) ^ set(test.frame.columns))
+    names = list(dict.fromkeys([*raw.frame.columns, *test.frame.columns]))
+    odd = set(raw.frame.columns) ^ set(test.frame.columns)
+    if odd := [c for c in names if c in odd and c not in card.drop]:
+        needed = {card.label, card.sensitive, card.person} & set(odd)
+        cure = '' if needed else f', or leave it out, drop: {card_text(odd)}'
         raise DataError(
             f'{card.name}: test_table: the two files differ in their columns: {", ".join(odd[:8])} '
-            'are in one of them only'
+            f'in one of them only: add what lacks{cure}'
         )
     part = 'part of the split'
     while part in names:
         part += '_'
-    frames = [raw.frame.assign(**{part: 'train'}), test.frame[names].assign(**{part: 'test'})]
+    parts = ((raw, 'train'), (test, 'test'))
+    frames = [t.frame.reindex(columns=names).assign(**{part: said}) for t, said in parts]
     both = {c: dict(raw.changed.get(c, {})) for c in names}
     for c, counts in test.changed.items():
         both[c] = {k: both[c].get(k, 0) + counts.get(k, 0) for k in {*both[c], *counts}}
@@ -723,6 +760,37 @@ def _packed(
     data.column_report = column_report(read, card, columns, _clipped(table.features, data))
     return data
 
+# %% ../../nbs/13_own.ipynb #32de9cf2
+@contextmanager
+def _test_rows_named(n: int) -> Iterator[None]:
+    "Says of each row from `n` on that an error names, which row of test_table it is."
+    try:
+        yield
+    except DataError as e:
+        found = re.findall(r'\brows? (\d+)(?: and (\d+))?', str(e))
+        later = sorted({int(k) for pair in found for k in pair if k and int(k) >= n})
+        if not later:
+            raise
+        said = ', '.join(f'row {k} is row {k - n} of test_table' for k in later)
+        raise DataError(f'{e} ({said})') from e
+
+
+def _check_parts(y: np.ndarray, groups: Groups, split: _Split, card: Card) -> None:
+    "`DataError` for parts without people, and for what a given part lacks, whatever the seed."
+    train, val, test = split.parts
+    column = card.split.get('column')
+    cure = 'supply more records, or larger fractions'
+    if column is not None:
+        cure = f'the column {column} must say train and test (validation is taken from train)'
+        names = {'label': card.label, 'sens': card.sensitive}
+        given = np.concatenate([train, val])
+    for part, rows in zip(('training', 'validation', 'test'), split.parts):
+        if not len(rows):
+            raise DataError(f'{card.name}: nobody with an outcome is in the {part} part: {cure}')
+    if column is not None:
+        check_split(y, groups.sens, (given, given, test), names, None)
+    check_positives(y, groups.sens, split.parts, groups.names, card.name)
+
 # %% ../../nbs/13_own.ipynb #d1e500fd
 def _seed(card: Card, split_seed: int | None) -> int:
     "Seed of the split: the call's, the card's, or 20."
@@ -743,12 +811,14 @@ def from_frame(
     card = merged_card(card, own, drop)
     raw = frame if isinstance(frame, RawTable) else raw_table(frame, card.name, drop=card.drop)
     if test is not None:
-        raw, card = join_tables(raw, test, card)
+        n, (raw, card) = raw.n_file, join_tables(raw, test, card)
+        with _test_rows_named(n):
+            return from_frame(raw, card, split_seed=split_seed, source=source)
     read, seed = read_people(raw, card), _seed(card, split_seed)
     y = _outcomes(read, card)
     groups = groups_of(read.readings[card.sensitive], card, card.name)
     split = split_of(y, read, card, seed)
-    check_positives(y, groups.sens, split.parts, groups.names, card.name)
+    _check_parts(y, groups, split, card)
     columns = _recipe_columns(read, card, groups.coding, split.parts[0])
     table = Table(*_encoded(read, columns, card.name), y, groups.sens)
     graph = graph_of(table, card, read, raw, split.parts[0])

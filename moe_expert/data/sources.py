@@ -74,6 +74,8 @@ def _user_folder(
     if data_dir is None:
         folder = os.environ.get('MOE_EXPERT_DATA') or None
         return folder and Path(folder).expanduser(), 'MOE_EXPERT_DATA'
+    if not isinstance(data_dir, str | os.PathLike):
+        raise DataError(f'data_dir must be the path of a folder, not {data_dir!r}')
     folder = Path(data_dir).expanduser()
     if not folder.is_dir():
         raise DataError(

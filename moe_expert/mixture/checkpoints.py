@@ -210,12 +210,18 @@ def _as_features(people, recipe: dict | None, d: int) -> Tensor:  # [n, d]
     try:
         x = people if plain else torch.as_tensor(plain_array(people, 'features'))
     except (TypeError, ValueError, RuntimeError) as err:
-        raise DataError(f'features must be an array of numbers [n, {d}]: {err}') from err
+        raise DataError(
+            f'new people are a table of raw columns (a DataFrame, or a list of one dict each), or '
+            f'an array of numbers [n, {d}], not a {type(people).__name__}'
+            + (f': {err}' if isinstance(err, DataError) else '')
+        ) from err
     if x.ndim != 2 or x.shape[1] != d or x.is_complex():
         raise DataError(
             f'the mixture takes {d} features per person, not an array of shape {tuple(x.shape)}'
             + (f' ({x.dtype})' if x.is_complex() else '')
         )
+    if not len(x):
+        raise DataError('there are no new people: the table has no rows')
     if not bool(x.isfinite().all()):
         raise DataError('features must be finite numbers; fill in or remove the rows that are not')
     return x
