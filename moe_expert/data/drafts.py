@@ -605,6 +605,15 @@ def _kind_line(p: Proposal, refused: str) -> Line | None:
     ask = '? ' if ask == '?: ' else ask
     return Line(p.name, entry, ask * asked + why, off=p.question and not refused)
 
+# %% ../../nbs/17_drafts.ipynb #0e8e476a
+def _read_as(column: pd.Series, line: Line, said: Mapping) -> tuple[Line, Reading]:
+    "The column as the line says; left out if it cannot be read so."
+    try:
+        return line, read_column(column, kind=make_kind(line.value), **said)
+    except DataError as e:
+        line = replace(line, value='drop', why=f'? {e}')
+        return line, read_column(column, kind=make_kind('drop'), **said)
+
 # %% ../../nbs/17_drafts.ipynb #152ac0bc
 def look_at(
     column: pd.Series,  # as a `RawTable` holds it, named
@@ -631,7 +640,7 @@ def look_at(
         reading, refused = None, str(e)
     amount = isinstance(p.kind, dict) and p.kind['kind'] == 'number'
     line = _kind_line(p, refused) if role == 'feature' else None
-    if role != 'feature' and amount:  # numbers with marks, which a range is to split
+    if role != 'feature' and amount:  # a range is to split them
         line = replace(_kind_line(p, refused), off=False)
     if reading is not None and not p.question and isinstance(p.kind, dict) and role == 'feature':
         line = None  # the reader says so for all columns
@@ -642,15 +651,6 @@ def look_at(
     look = Look(name, reading, line, codes, same, list(p.notes))
     look.distinct, look.filled = texts.nunique(), int(texts.notna().sum())
     return look
-
-
-def _read_as(column: pd.Series, line: Line, said: Mapping) -> tuple[Line, Reading]:
-    "The column as the line says; left out if it cannot be read so."
-    try:
-        return line, read_column(column, kind=make_kind(line.value), **said)
-    except DataError as e:
-        line = replace(line, value='drop', why=f'? {e}')
-        return line, read_column(column, kind=make_kind('drop'), **said)
 
 # %% ../../nbs/17_drafts.ipynb #89afbc43
 def _pattern(values: pd.Series) -> bytes:

@@ -1000,8 +1000,8 @@ _ID_NAME = re.compile(
     flags=re.IGNORECASE,
 )
 _AMOUNT_NAME = re.compile(  # of numbers, also where another word of the name is that of an id
-    r'loan|order|account|.*(?:amount|balance|income|salary|price|cost|value|sum|total|count|limit|age|'
-    r'house[\s_.\-]?(?:number|no|nr))',
+    r'loan|order|account|.*(?:amount|balance|income|salary|price|cost|value|sum|'
+    r'total|count|limit|age|house[\s_.\-]?(?:number|no|nr))',
     flags=re.IGNORECASE,
 )
 _ID_CAMEL = re.compile(r'.*[a-z0-9](?:Id|ID|No|Nr|Nbr)')
@@ -1192,19 +1192,7 @@ def _decide(work: _Work, kind: Kind | None, role: str) -> tuple[str, str, np.nda
             raise DataError(_too_many(work, n))
     return 'category', f'texts of {n} different values', None, {}
 
-# %% ../../nbs/03_kinds.ipynb #8d281866
-def _params(work: _Work, kind: str, found: Mapping) -> dict:
-    "How new people's cells are read, as plain data."
-    codes, style = work.codes, work.style
-    params = {'kind': kind, 'codes': None if codes is None else sorted(codes), **found}
-    params |= {'same': work.same} if work.same else {}
-    params |= {'truth': True} if work.truth else {}
-    if kind == 'number' and style != _Style():
-        params |= {'decimal': style.decimal, 'thousands': style.thousands}
-        params |= {'marks': list(style.marks), 'zeros': style.zeros}
-    return params
-
-
+# %% ../../nbs/03_kinds.ipynb #c4357965
 _PLACEHOLDERS = ('0001-01-01', '1800-01-01', '1899-12-30', '1899-12-31', '1900-01-01', '1970-01-01')
 
 
@@ -1219,6 +1207,18 @@ def _date_flags(work: _Work, format: str | None) -> list[str]:
                 f'known: na_values: {card_text({cells.name: [cells.texts[k]]})}'
             )
     return sorted(flags)[:5]
+
+# %% ../../nbs/03_kinds.ipynb #8d281866
+def _params(work: _Work, kind: str, found: Mapping) -> dict:
+    "How new people's cells are read, as plain data."
+    codes, style = work.codes, work.style
+    params = {'kind': kind, 'codes': None if codes is None else sorted(codes), **found}
+    params |= {'same': work.same} if work.same else {}
+    params |= {'truth': True} if work.truth else {}
+    if kind == 'number' and style != _Style():
+        params |= {'decimal': style.decimal, 'thousands': style.thousands}
+        params |= {'marks': list(style.marks), 'zeros': style.zeros}
+    return params
 
 
 def _text_column(column: pd.Series, work: _Work, kind: Kind | None, role: str) -> Reading:
@@ -1391,7 +1391,7 @@ class Proposal:
     same: dict[str, str] = field(default_factory=dict)  # spelling → the value that it may mean
     notes: tuple[str, ...] = ()  # what else is striking
 
-# %% ../../nbs/03_kinds.ipynb #a7cd003a
+# %% ../../nbs/03_kinds.ipynb #c3f98693
 def _propose_id(
     name: str, texts: int, rows: int, whole: bool, numeric: bool
 ) -> tuple[str, bool] | None:
@@ -1399,15 +1399,14 @@ def _propose_id(
     share = texts / max(rows, 1)
     listed = f'{texts} different values in {rows} rows'
     if is_id_name(name) and (whole or not numeric):
-        if share >= 0.5 and texts > 2 and numeric and _AMOUNT_NAME.fullmatch(name):
-            return f'its name may say so, and it has {listed}; or is it an amount?', True
         if share >= 0.5 and texts > 2:
-            return f'its name says so, and it has {listed}', False
+            amount = numeric and bool(_AMOUNT_NAME.fullmatch(name))
+            return f'its name says so, and it has {listed}{"; or amounts?" * amount}', amount
         if texts > max(MAX_CATEGORIES, 0.1 * rows):
             return f'its name says so, and it has {listed}: does it name people?', True
     return None
 
-
+# %% ../../nbs/03_kinds.ipynb #a7cd003a
 def _propose_kind(work: _Work, numbers: np.ndarray | None, rows: int, found: tuple) -> dict:
     "Fields of the proposal: kind, why, question, others."
     name, live = work.cells.name, work.live
@@ -1448,7 +1447,7 @@ def _propose_found(work: _Work, find: _Find) -> dict:
     unclear = bool(find.problem) or find.what == 'dates'
     return {'kind': entries[0], 'why': why, 'question': unclear, 'others': tuple(entries[1:])}
 
-# %% ../../nbs/03_kinds.ipynb #761db30a
+# %% ../../nbs/03_kinds.ipynb #3cfeedcd
 def _missing_texts(work: _Work, others: Iterable[int]) -> dict[str, str]:
     "Texts that may mean not known, with count and reason."
     cells, found, others = work.cells, {}, set(others)
@@ -1468,7 +1467,7 @@ def _codes_beside(work: _Work, find: _Find) -> dict[str, str]:
     outliers = possible_codes(work.cells.spread(numbers, np.nan))
     return {str(c): f'{rows_text(n)}; {why}' for c, (n, why) in outliers.items()}
 
-
+# %% ../../nbs/03_kinds.ipynb #761db30a
 def looks_like(
     column: pd.Series,  # [N] as a `RawTable` holds it, named
 ) -> Proposal:

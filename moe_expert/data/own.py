@@ -134,12 +134,7 @@ def column_roles(
         )
     return roles
 
-# %% ../../nbs/13_own.ipynb #6b931a83
-def _is_range(condition: Any) -> bool:
-    "Is this {min: …}, {max: …} or both?"
-    return isinstance(condition, Mapping) and bool(condition) and set(condition) <= {'min', 'max'}
-
-
+# %% ../../nbs/13_own.ipynb #9a592c30
 def _codes(card: Card, column: str) -> list | None:
     "The codes of a column for what is not known; None: the card says nothing of it."
     by_column = isinstance(card.na_values, Mapping)
@@ -169,6 +164,11 @@ def _one_of(column: pd.Series, values: Any, card: Card, where: str) -> np.ndarra
             f'holds {listed}' + ' …' * (len(known) > 12)
         )
     return texts.isin(wanted).to_numpy(dtype=bool)
+
+# %% ../../nbs/13_own.ipynb #6b931a83
+def _is_range(condition: Any) -> bool:
+    "Is this {min: …}, {max: …} or both?"
+    return isinstance(condition, Mapping) and bool(condition) and set(condition) <= {'min', 'max'}
 
 
 def _numbers(column: pd.Series, card: Card, where: str) -> pd.Series:
@@ -727,7 +727,7 @@ def _found(
         'split': said,
     }
 
-# %% ../../nbs/13_own.ipynb #c909a148
+# %% ../../nbs/13_own.ipynb #b0ece79e
 def _role_flags(reading: Reading, card: Card) -> list[str]:
     "What is striking about the label or the groups, but for values that the card names."
     name, label = reading.name, reading.name == card.label
@@ -748,7 +748,7 @@ def _role_flags(reading: Reading, card: Card) -> list[str]:
             )
     return flags
 
-
+# %% ../../nbs/13_own.ipynb #c909a148
 def _flags(read: _Read, graph: _Graph, card: Card) -> list[str]:
     "What is striking about the table: sentences, each with its cure."
     used = [r for c, r in read.readings.items() if read.roles[c] in _USED]
