@@ -534,3 +534,52 @@ def test_blocks_of_proposals_that_are_off(tmp_path):
     block = text[text.index('# kinds:') : text.index('# -- missing')]
     assert all(line.startswith('#') for line in block.strip().splitlines())
     assert block.count('# ') == len(block.strip().splitlines())
+
+
+def test_counts_are_of_the_rows_that_the_card_keeps(tmp_path):
+    rng, n = np.random.default_rng(4), 300
+    frame = pd.DataFrame(
+        {
+            'age': np.where(rng.random(n) < 0.1, 999, rng.integers(18, 70, n)),
+            'sex': rng.choice(['f', 'm', '?'], n, p=[0.5, 0.3, 0.2]),
+            'y': rng.integers(0, 2, n),
+        }
+    )
+    frame.to_csv(tmp_path / 't.csv', index=False)
+    card = write_card(tmp_path / 't.csv', label='y', sensitive='sex', privileged='m')
+    text, kept = card.read_text(), frame[frame.sex != '?']
+    assert f'# Counts are of the {len(kept)} rows that have a group.' in text
+    assert f'Missing: age ({(kept.age == 999).sum()})' in text
+    assert f'positive: 1  # {kept.y.sum()} rows count as 1' in text
+    card.write_text(text.replace('# missing: impute', 'missing: impute'))
+    data = load_own(card)
+    assert (data.num_nodes, int(data.y.sum())) == (len(kept), int(kept.y.sum()))
+    assert int(data.gaps['age'].sum()) == (kept.age == 999).sum()
+
+
+def test_a_label_of_amounts_gets_its_kind(tmp_path):
+    pay = np.random.default_rng(4).random(200) * 9000
+    frame = pd.DataFrame({'a': pay[::-1], 'g': ['v', 'w'] * 100, 'y': [f'{v:,.1f}' for v in pay]})
+    frame.to_csv(tmp_path / 't.csv', index=False)
+    card = write_card(
+        tmp_path / 't.csv', label='y', sensitive='g', privileged='w', positive={'min': 4000}
+    )
+    assert 'y: {kind: number, thousands: ","}' in card.read_text()
+    assert load_own(card).y.sum() == (pay.round(1) >= 4000).sum()
+
+
+@pytest.mark.parametrize('name', ['loan', 'order', 'id_amount', 'account'])
+def test_numbers_whose_name_may_be_that_of_an_amount_stay(name, tmp_path):
+    frame = pd.DataFrame({name: np.arange(80) * 50, 'g': ['v', 'w'] * 40, 'y': [0, 0, 1, 1] * 20})
+    frame.to_csv(tmp_path / 't.csv', index=False)
+    card = write_card(tmp_path / 't.csv', label='y', sensitive='g', privileged='w')
+    assert f'#   {name}: id' in card.read_text() and name in load_own(card).feature_names
+
+
+def test_codes_beside_a_word_for_not_known(tmp_path):
+    ages = ['unknown', '-1', *map(str, range(20, 60))] * 5
+    n = len(ages)
+    frame = pd.DataFrame({'age': ages, 'g': ['v', 'w'] * (n // 2), 'y': np.arange(n) // 2 % 2})
+    frame.to_csv(tmp_path / 't.csv', index=False)
+    card = write_card(tmp_path / 't.csv', label='y', sensitive='g', privileged='w')
+    assert 'age: [unknown, -1]' in card.read_text()

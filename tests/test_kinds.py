@@ -39,6 +39,7 @@ from moe_expert.data.kinds import (
     normal_texts,
     read_again,
     read_column,
+    spelling_variants,
 )
 from moe_expert.errors import DataError, DataWarning
 
@@ -1014,3 +1015,25 @@ def test_long_columns_are_read_at_once():
     with warnings.catch_warnings():
         warnings.simplefilter('error')
         assert looks_like(written).kind is None
+
+
+@pytest.mark.parametrize('format', ['%Y-%m', '%m/%Y', '%b-%Y', '%b-%y'])
+def test_months_are_dates(format):
+    months = pd.date_range('2018-01-01', periods=30, freq='31D').strftime(format)
+    with pytest.raises(DataError, match=re.escape(f'format: "{format}"')):
+        read_column(pd.Series(months, name='issued', dtype=object))
+    school = pd.Series(['2017-18', '2018-19'] * 9, name='year')
+    assert read_column(school).kind == 'category'
+
+
+def test_dates_that_mean_none_are_pointed_out():
+    days = pd.date_range('2018-01-01', periods=30).strftime('%Y-%m-%d').tolist()
+    column = pd.Series([*days, '9999-12-31', '1900-01-01'], name='since')
+    flags = read_column(column, kind=make_kind('date')).flags
+    assert [f.split(' (')[0] for f in flags] == ['since: 1900-01-01', 'since: 9999-12-31']
+    assert not read_column(pd.Series(days, name='since'), kind=make_kind('date')).flags
+
+
+def test_codes_with_and_without_zeros_may_be_one_value():
+    assert spelling_variants({'01': 90, '02': 80, '1': 2}) == {'1': '01'}
+    assert spelling_variants({'10': 9, '1': 2, '0': 3}) == {}

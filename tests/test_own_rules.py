@@ -374,3 +374,84 @@ def test_a_code_that_never_occurs_is_pointed_out(people):
     with warnings.catch_warnings():
         warnings.simplefilter('error')
         from_frame(people, **SAID, na_values={'job': []})
+
+
+# ---- what a stranger writes
+
+
+def test_rows_read_a_column_as_the_rest_of_the_card_does(people):
+    pay = np.random.default_rng(5).integers(500, 9000, len(people))
+    age = np.where(np.arange(len(people)) % 9 == 0, 'unknown', 20 + np.arange(len(people)) % 50)
+    frame = people.assign(
+        pay=[f'{v:,}'.replace(',', '.') for v in pay],
+        age=age,
+        job=np.where(np.arange(len(people)) % 2, 'Cook', people.job),
+        own=np.where(people.income > 20, 'true', 'false'),
+    )
+    said = SAID | dict(kinds={'pay': {'kind': 'number', 'thousands': '.'}}, missing='drop')
+    said |= dict(na_values={'age': ['unknown']}, same={'job': {'Cook': 'cook'}})
+    known = age != 'unknown'
+    for rows, expected in (
+        ({'pay': {'min': 2000}}, (pay >= 2000) & known),
+        ({'age': {'max': 40}}, pd.to_numeric(frame.age, errors='coerce') <= 40),
+        ({'job': ['cook']}, frame.job.isin(['Cook', 'cook']) & known),
+        ({'own': [True]}, (frame.own == 'true') & known),
+    ):
+        assert from_frame(frame, **said, rows=rows).num_nodes == int(expected.sum()), rows
+    with pytest.raises(DataError, match='min and max compare numbers'):
+        from_frame(frame, **(said | {'kinds': {'pay': 'date'}}), rows={'pay': {'min': 1}})
+
+
+def test_the_line_for_a_missing_group_works_when_followed(people):
+    frame = people.assign(sex=people.sex.where(np.arange(len(people)) % 7 > 0, '?'))
+    said = SAID | dict(na_values={'sex': ['?']})
+    for missing in ('error', 'impute'):
+        with pytest.raises(DataError, match=r'row 0 is missing .*rows: \{sex: \{not: \["\?"\]\}\}'):
+            from_frame(frame, **said, missing=missing)
+        data = from_frame(frame, **said, missing=missing, rows={'sex': {'not': ['?']}})
+        assert data.num_nodes == (frame.sex != '?').sum()
+
+
+def test_codes_in_a_range_of_label_or_group_are_pointed_out(people):
+    score = np.where(np.arange(len(people)) % 9 == 0, -1, np.arange(len(people)) % 21)
+    frame, said = people.assign(y=score), SAID | dict(positive={'min': 10})
+    found = [f for f in from_frame(frame, **said).flags if 'unlabelled: [-1]' in f]
+    assert len(found) == 1 and f'{(score == -1).sum()} rows' in found[0]
+    assert not [f for f in from_frame(frame, **said, unlabelled=[-1]).flags if f.startswith('y: ')]
+    age = np.where(np.arange(len(people)) % 9 == 0, 999, 18 + np.arange(len(people)) % 60)
+    said = dict(label='y', sensitive='age', privileged={'min': 25})
+    flags = from_frame(people.assign(age=age), **said).flags
+    assert any('age: 999' in f and 'rows: {age: {not: [999]}}' in f for f in flags)
+
+
+def test_a_column_that_is_constant_in_the_rows_that_stay(people):
+    five = ['' if k < 5 else '5' for k in range(len(people))]
+    data = from_frame(people.assign(five=five), **SAID, missing='drop')
+    (entry,) = [c for c in data.column_report if c['column'] == 'five']
+    assert 'five' not in data.feature_names and entry['kind'] == 'constant'
+    assert data.num_nodes == len(people) - 5
+
+
+def test_label_and_group_cannot_be_left_out_by_kinds(people):
+    for column, kind in (('y', 'weight'), ('sex', 'id'), ('y', 'drop')):
+        with pytest.raises(DataError, match=f'kinds: {column}: {kind} leaves a column out'):
+            from_frame(people, **SAID, kinds={column: kind})
+
+
+def test_proposals_for_a_label_can_be_followed(people):
+    zeros = people.assign(y=np.where(people.y == 1, '01', '00'))
+    with pytest.raises(DataError, match=r'positive: \["01"\], negative: \["00"\]'):
+        from_frame(zeros, **SAID)
+    nines = people.assign(y=np.where(np.arange(len(people)) % 5 == 0, 9, people.y))
+    with pytest.raises(DataError, match=r'negative: \[0\], unlabelled: \[9\]'):
+        from_frame(nines, **SAID, positive=1)
+    pay = people.assign(y=[f'$ {v:,.1f}' for v in 100 * people.income])
+    kind = {'kind': 'number', 'thousands': ',', 'marks': ['$']}
+    with pytest.raises(DataError, match='a range needs numbers.*kinds: .y: .kind: number'):
+        from_frame(pay, **SAID, positive={'min': 2000})
+    data = from_frame(pay, **SAID, positive={'min': 2000}, kinds={'y': kind})
+    assert data.y.sum() == (100 * people.income >= 2000).sum()
+    days = people.assign(y=pd.date_range('2020', periods=len(people)).strftime('%Y-%m-%d'))
+    with pytest.raises(DataError, match='at most 50 values') as e:
+        from_frame(days, **SAID)
+    assert len(str(e.value)) < 1000

@@ -1018,3 +1018,20 @@ def test_reader_is_read_from_yaml():
     entries = yaml.safe_load('{separator: ";", decimal: ",", columns: [a, b], header: false}')
     assert make_reader(entries) == Reader(';', ',', columns=('a', 'b'), header=False)
     assert make_reader(json.loads('{}')) == Reader() == make_reader(None)
+
+
+@pytest.mark.parametrize('encoding', ['utf-16-le', 'utf-16-be'])
+@pytest.mark.parametrize('name', ['Müller', 'Smith'])
+def test_utf_16_without_a_mark_gets_a_cure_that_works(encoding, name, tmp_path):
+    path = tmp_path / 't.csv'
+    path.write_text(f'age,name\n31,{name}\n', encoding=encoding)
+    for reader in ({}, {'encoding': 'latin-1'}, {'encoding': 'utf-16'}):
+        with pytest.raises(DataError, match=f'encoding: {encoding}'):
+            read_table(path, reader)
+    assert read_table(path, {'encoding': encoding}).frame.name.tolist() == [name]
+
+
+def test_twins_with_a_role_cannot_be_dropped():
+    frame = pd.DataFrame([[1, 2, 3]], columns=['a', 'g', 'g'])
+    with pytest.raises(DataError, match='rename one of them$'):
+        raw_table(frame, wanted=('g',))

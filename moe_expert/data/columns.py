@@ -26,6 +26,7 @@ from moe_expert.data.kinds import (
     card_text,
     counts_as_text,
     is_missing,
+    looks_like,
     normal_text,
     normal_texts,
     plain_number,
@@ -148,9 +149,12 @@ def _as_numbers(values: pd.Series, rows: np.ndarray | None, where: str) -> np.nd
     numbers = values.map(table).to_numpy(dtype=float, na_value=np.nan)
     bad = np.flatnonzero(np.isnan(numbers) | np.isinf(numbers))
     if len(bad):
+        kind = looks_like(values).kind
+        marks = isinstance(kind, Mapping) and kind['kind'] == 'number'
+        cure = f': kinds: {card_text({str(values.name): kind})}' if marks else ''
         raise DataError(
             f'{where}: a range needs numbers, but {values.name!r}, row {rows[bad[0]]} holds '
-            f'{values.iloc[bad[0]]!r} ({rows_text(len(bad))} like it)'
+            f'{values.iloc[bad[0]]!r} ({rows_text(len(bad))} like it){cure}'
         )
     return numbers
 
@@ -166,11 +170,12 @@ def _in_range(values: pd.Series, rule: Mapping, rows: np.ndarray | None, where: 
 
 # %% ../../nbs/12_columns.ipynb #76c21463
 def _no_label(known: Sequence[str], taken: Iterable[str]) -> list[str]:
-    "Values that look like the absence of a label: −1 beside other numbers, and words for unknown."
+    "Values that look like the absence of a label: −1 beside other numbers, 9 beside 0 and 1."
     taken, found = set(taken), []
     numbers = [v for v in map(plain_number, known) if v is not None]
     for text in known:
         lowest = text == '-1' and len(known) > 2 and min(numbers) == -1
+        lowest |= text in ('9', '99', '999') and set(known) - {text} in ({'0', '1'}, {'1', '2'})
         if text not in taken and (lowest or text.strip().lower() in MISSING_WORDS):
             found.append(text)
     return found
@@ -199,7 +204,9 @@ def _ask_for_sides(reading: Reading, ones: list[str], zeros: list[str], problem:
     "The message for a label whose sides are not named: all values, and complete lines."
     texts = _texts(reading)
     counts = {v: int(n) for v, n in sorted(texts.value_counts().items())}
-    listed = f'the label {reading.name!r} has {len(counts)} values, {counts_as_text(texts, 50)}'
+    listed = f'the label {reading.name!r} has {len(counts)} values, {counts_as_text(texts, 20)}'
+    if len(counts) > MAX_CATEGORIES and any(plain_number(v) is None for v in counts):
+        return f'{listed}, {problem}: {_many(texts)}'
     if len(counts) > 20 and all(plain_number(v) is not None for v in counts):
         return f'{listed}, {problem}: give a range, as in positive: {{min: …}}'
     sides = _propose_sides(counts, ones, zeros)
@@ -212,10 +219,19 @@ def _ask_for_sides(reading: Reading, ones: list[str], zeros: list[str], problem:
     return f'{listed}, {problem}: name both sides{example} {lines}{hint}'
 
 
+def _many(texts: pd.Series) -> str:
+    "What to do about a label of many texts: a range of what they mean, or a table with fewer."
+    kind = looks_like(texts).kind
+    if isinstance(kind, Mapping) and kind['kind'] == 'number':
+        entry = card_text({str(texts.name): kind})
+        return f'give a range, as in positive: {{min: …}}, with kinds: {entry}'
+    return f'a label has at most {MAX_CATEGORIES} values: make a column of two values in the table'
+
+
 def _as_entry(text: str) -> str | int:
     "A value as it is shortest on a card: whole numbers need no quotes."
     whole = len(text) < 16 and text.isascii() and text.removeprefix('-').isdecimal()
-    return int(text) if whole and normal_text(text) == text else text
+    return int(text) if whole and str(int(text)) == text else text
 
 # %% ../../nbs/12_columns.ipynb #b5b1f27e
 def _sides(reading: Reading, card: Card, where: str) -> tuple[list[str], list[str]]:
@@ -413,7 +429,9 @@ def _listed(values) -> list:
     if isinstance(values, np.ndarray):
         values = values.tolist()
     if isinstance(values, str | bytes | Mapping) or not isinstance(values, Iterable):
-        raise DataError(f'sensitive_features must be one value per person, not {values!r}')
+        raise DataError(
+            f'sensitive_features must be one value per person, not a {type(values).__name__}'
+        )
     values = list(values)
     if any(isinstance(v, list | tuple | dict | np.ndarray) for v in values):
         parts = [list(v.values()) if isinstance(v, dict) else np.ravel(v).tolist() for v in values]
@@ -453,6 +471,12 @@ def reduce_groups(
         raise DataError(
             f'sensitive_features: row {missing[0]} is missing{said} ({rows_text(len(missing))} '
             'without a group): leave these people out, or give them a group of their own'
+        )
+    wild = [k for k, v in enumerate(values) if isinstance(v, float) and np.isinf(v)]
+    if wild:
+        raise DataError(
+            f'sensitive_features: row {wild[0]} is {values[wild[0]]}, which is no group '
+            f'({rows_text(len(wild))} like it): correct it, or leave these people out'
         )
     column = pd.Series(values, name='sensitive_features', dtype=object)
     reading = read_column(column, role='group', where='fit')

@@ -374,7 +374,7 @@ def groups_part(
     if len(counts) < 2:
         raise DataError(f'sensitive: {column!r} holds {counted(counts) or "no value"}: one group')
     empty = int(texts.isna().sum())
-    why = counted(counts) + (f'; {empty:,} empty: these rows are left out' if empty else '')
+    why = counted(counts) + (f'; {empty:,} without a group are left out' if empty else '')
     part = Part([Line('sensitive', column, why)], [f'groups: {counted(counts, 5)}'])
     rest = 'group 1; everybody else is group 0'
     if isinstance(privileged, Mapping):
@@ -605,6 +605,15 @@ def _kind_line(p: Proposal, refused: str) -> Line | None:
     ask = '? ' if ask == '?: ' else ask
     return Line(p.name, entry, ask * asked + why, off=p.question and not refused)
 
+# %% ../../nbs/17_drafts.ipynb #0e8e476a
+def _read_as(column: pd.Series, line: Line, said: Mapping) -> tuple[Line, Reading]:
+    "The column as the line says; left out if it cannot be read so."
+    try:
+        return line, read_column(column, kind=make_kind(line.value), **said)
+    except DataError as e:
+        line = replace(line, value='drop', why=f'? {e}')
+        return line, read_column(column, kind=make_kind('drop'), **said)
+
 # %% ../../nbs/17_drafts.ipynb #152ac0bc
 def look_at(
     column: pd.Series,  # as a `RawTable` holds it, named
@@ -629,8 +638,11 @@ def look_at(
         reading, refused = read_column(column, **said), ''
     except DataError as e:
         reading, refused = None, str(e)
+    amount = isinstance(p.kind, dict) and p.kind['kind'] == 'number'
     line = _kind_line(p, refused) if role == 'feature' else None
-    if reading is not None and not p.question and isinstance(p.kind, dict):
+    if role != 'feature' and amount:  # a range is to split them
+        line = replace(_kind_line(p, refused), off=False)
+    if reading is not None and not p.question and isinstance(p.kind, dict) and role == 'feature':
         line = None  # the reader says so for all columns
     if line is None and refused:
         line = Line(name, 'drop', f'? {refused}')
@@ -639,15 +651,6 @@ def look_at(
     look = Look(name, reading, line, codes, same, list(p.notes))
     look.distinct, look.filled = texts.nunique(), int(texts.notna().sum())
     return look
-
-
-def _read_as(column: pd.Series, line: Line, said: Mapping) -> tuple[Line, Reading]:
-    "The column as the line says; left out if it cannot be read so."
-    try:
-        return line, read_column(column, kind=make_kind(line.value), **said)
-    except DataError as e:
-        line = replace(line, value='drop', why=f'? {e}')
-        return line, read_column(column, kind=make_kind('drop'), **said)
 
 # %% ../../nbs/17_drafts.ipynb #89afbc43
 def _pattern(values: pd.Series) -> bytes:
@@ -836,11 +839,14 @@ def _about() -> Line:
 
 def _head(table: Path, raw: RawTable) -> list[str]:
     "The first comments."
+    n, used = raw.n_file, len(raw.frame)
+    counts = [f'# Counts are of the {used:,} rows that have a group.'] * (used < n)
     return [
         f'# Draft of a card: {raw.n_file:,} rows and {raw.frame.shape[1]} columns of '
         f'{_printable(table.name)}. Read it from top to bottom.',
         '# Lines that begin with "#" are off: questions, and proposals that only you can judge. A',
         '# "?" marks what may be wrong. All entries: docs/data_card_template.yaml',
+        *counts,
     ]
 
 
@@ -852,6 +858,12 @@ def _merged(values: Any, look: Look) -> Any:
     return [same.get(normal_text(v), v) for v in as_list(values)]
 
 # %% ../../nbs/17_drafts.ipynb #68f60767
+def _with_group(raw: RawTable, group: Look) -> RawTable:
+    "The rows that have a group: the card keeps no others, and the draft counts no others."
+    keep = group.reading.values.notna().to_numpy()
+    return replace(raw, frame=raw.frame[keep].reset_index(drop=True), rows=raw.rows[keep])
+
+
 def _without_group(group: Look) -> Part:
     "The line that leaves out rows without a group, which is never imputed."
     missing = int(group.reading.values.isna().sum())
@@ -859,7 +871,6 @@ def _without_group(group: Look) -> Part:
         return Part()
     codes = [str(code) for code in _first_active(group.codes, [])]
     empty = [''] if missing > group.reading.changed.get('missing code', 0) else []
-    group.codes = [line for line in group.codes if line.off]  # the rows that hold them are gone
     why = f'? {missing:,} row{"s" * (missing != 1)} without a group: left out'
     entry = {group.name: {'not': codes + empty}}
     ask = f'rows: may {missing:,} of the people be left out, because they have no group?'
@@ -869,15 +880,15 @@ def _without_group(group: Look) -> Part:
 def _parts(
     raw: RawTable,
     looks: Mapping[str, Look],
+    groups: Part,
     roles: tuple[str, str],  # label and sensitive column
     said: Mapping,  # positive, privileged and missing of the call
 ) -> dict[str, Part]:  # title → part, as they stand in the file
     "All parts of the draft but the first."
     label, group = (looks[role] for role in roles)
-    outcome = outcome_part(label.reading.values, _merged(said['positive'], label))
-    groups = groups_part(group.reading.values, _merged(said['privileged'], group))
-    groups += _without_group(group)
-    y = _outcomes(label.reading.values, outcome.lines)
+    values = normal_texts(label.reading.values)
+    outcome = outcome_part(values, _merged(said['positive'], label))
+    y = _outcomes(values, outcome.lines)
     features = [look for name, look in looks.items() if name != roles[0]]
     told = leaks({look.name: look.reading.values for look in features if look.used}, y)
     leaking = Part(_leaks_text(told, int((y >= 0).sum()))) + _with_leaks(features, told)
@@ -914,11 +925,15 @@ def draft_card(
     card = make_card(roles | dict(name=name or _name_for(table), missing=missing or 'error'))
     raw, reader, file = _read(table, (label, sensitive))
     first = [Line('name', card.name), Line('table', os.path.relpath(table, path.parent))]
+    group = look_at(raw.frame[sensitive], reader, 'group')
+    groups = groups_part(normal_texts(group.reading.values), _merged(privileged, group))
+    groups += _without_group(group)
+    raw = _with_group(raw, group)
     file.lines = [*_head(table, raw), *first, *file.lines]
     places = {label: 'label', sensitive: 'group'}
     looks = {c: look_at(raw.frame[c], reader, places.get(c, 'feature')) for c in raw.frame}
-    said = dict(positive=positive, privileged=privileged, missing=missing)
-    parts = {'': file} | _parts(raw, looks, (label, sensitive), said)
+    said = dict(positive=positive, missing=missing)
+    parts = {'': file} | _parts(raw, looks, groups, (label, sensitive), said)
     text = _text([(title, part.lines) for title, part in parts.items()])
     found = tuple(f for part in parts.values() for f in part.found)
     return Draft(path, text, found, tuple(q for part in parts.values() for q in part.questions))

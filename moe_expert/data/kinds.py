@@ -597,6 +597,7 @@ _DAYS = (
     *('%m-%d-%Y', '%d.%m.%y', '%d/%m/%y', '%m/%d/%y', '%d-%m-%y', '%m-%d-%y', '%d %b %Y'),
     *('%d-%b-%Y', '%d-%b-%y', '%d %b %y', '%d. %b %Y', '%b %d, %Y', '%b %d %Y'),
 )
+_MONTHS_ONLY = ('%Y-%m', '%Y/%m', '%m/%Y', '%m-%Y', '%b-%Y', '%b %Y', '%b-%y')
 _TIMES = (
     *('', ' %H:%M', ' %H:%M:%S', ' %H:%M:%S.%f', 'T%H:%M', 'T%H:%M:%S', 'T%H:%M:%S.%f'),
     *('T%H:%M:%S%z', 'T%H:%M:%S.%f%z', ' %H:%M:%S%z', ' %I:%M %p', ' %I:%M:%S %p'),
@@ -606,7 +607,8 @@ _TIMES = (
 @lru_cache(maxsize=1)
 def _date_patterns() -> dict[str, re.Pattern]:
     "The formats that are recognised, and their patterns."
-    return {d + t: _date_pattern(d + t) for d in _DAYS for t in _TIMES}
+    formats = [d + t for d in _DAYS for t in _TIMES] + [*_MONTHS_ONLY]
+    return {f: _date_pattern(f) for f in formats}
 
 
 def _find_dates(texts: Sequence[str]) -> _Find | None:
@@ -623,6 +625,8 @@ def _find_dates(texts: Sequence[str]) -> _Find | None:
         f: [k for k in np.flatnonzero(s) if _days(texts[k], f) is None] for f, s in shape.items()
     }
     fits = [f for f in wrong if not wrong[f]]
+    if not fits and all(f in _MONTHS_ONLY for f in wrong):
+        return None  # such as the school year 2018-19
     if not fits:
         nearest = min(wrong, key=lambda f: len(wrong[f]))
         problem = f'do not exist as {nearest}'
@@ -896,7 +900,8 @@ def _ask_for_kind(work: _Work, find: _Find, ask: np.ndarray, others: np.ndarray)
         but = f' but for {listed} (first in row {cells.row(others[0])})'
         codes = f'na_values: {card_text({name: texts})}'
         cure = f'{cure} with {codes}' if cure else codes
-    last = card_text({name: 'drop' if find.what == 'dates' else 'category'})
+    whole = find.what == 'dates' and not any(e['format'] in _MONTHS_ONLY for e in entries)
+    last = card_text({name: 'drop' if whole else 'category'})
     kind = 'numbers with marks' if entries and find.what == 'numbers' else find.what
     cure = cure or 'correct them'
     return f'{cells.where} holds {kind}{problem} ({where}){but}: {cure}, or kinds: {last}'
@@ -976,7 +981,9 @@ def spelling_variants(
     for value in sorted(counts, key=lambda v: (v[-1:] in ' .', -counts[v], v)):
         letters = unicodedata.normalize('NFKD', value).casefold()
         key = _BETWEEN.sub('', ''.join(c for c in letters if not unicodedata.combining(c)))
-        if key and not re.fullmatch(r'[-+0-9.,]*', value):
+        digits = re.fullmatch('[0-9]+', value)  # '01' and '1' may be one code
+        if digits or (key and not re.fullmatch(r'[-+0-9.,]*', value)):
+            key = value.lstrip('0') or '0' if digits else key
             alike.setdefault(key, []).append(value)
     return {v: values[0] for values in alike.values() for v in values[1:]}
 
@@ -990,6 +997,11 @@ _ID_NAME = re.compile(
     rf'(?:.*[\s_.\-])?(?:{_ID_WORDS})|(?:id|uuid|guid)[\s_.\-].*|'
     rf'.*(?:number|uuid|passport|ssn)|'
     rf'(?:{_ID_PEOPLE})(?:id|no|nr|num)|(?:{_ID_PEOPLE})',
+    flags=re.IGNORECASE,
+)
+_AMOUNT_NAME = re.compile(  # of numbers, also where another word of the name is that of an id
+    r'loan|order|account|.*(?:amount|balance|income|salary|price|cost|value|sum|'
+    r'total|count|limit|age|house[\s_.\-]?(?:number|no|nr))',
     flags=re.IGNORECASE,
 )
 _ID_CAMEL = re.compile(r'.*[a-z0-9](?:Id|ID|No|Nr|Nbr)')
@@ -1180,6 +1192,22 @@ def _decide(work: _Work, kind: Kind | None, role: str) -> tuple[str, str, np.nda
             raise DataError(_too_many(work, n))
     return 'category', f'texts of {n} different values', None, {}
 
+# %% ../../nbs/03_kinds.ipynb #c4357965
+_PLACEHOLDERS = ('0001-01-01', '1800-01-01', '1899-12-30', '1899-12-31', '1900-01-01', '1970-01-01')
+
+
+def _date_flags(work: _Work, format: str | None) -> list[str]:
+    "Dates that may mean not known: what programs write for none, and years from 2200 on."
+    cells, flags = work.cells, []
+    for k in work.live:
+        day = _iso(_any_days(cells.texts[k], [format] if format else _ISO))[:10]
+        if len(work.live) > 2 and (day in _PLACEHOLDERS or day >= '2200'):
+            flags.append(
+                f'{cells.name}: {cells.texts[k]} ({rows_text(cells.counts[k])}) may mean not '
+                f'known: na_values: {card_text({cells.name: [cells.texts[k]]})}'
+            )
+    return sorted(flags)[:5]
+
 # %% ../../nbs/03_kinds.ipynb #8d281866
 def _params(work: _Work, kind: str, found: Mapping) -> dict:
     "How new people's cells are read, as plain data."
@@ -1205,6 +1233,8 @@ def _text_column(column: pd.Series, work: _Work, kind: Kind | None, role: str) -
     flags = []
     if kind is None and role == 'feature' and name == 'number':
         flags = _number_flags(cells.name, spread, [cells.texts[k] for k in work.live])
+    elif name == 'date' and role == 'feature':
+        flags = _date_flags(work, found['format'])
     elif name == 'category' and role != 'other':
         flags = _category_flags(work)
     kept = spread if values is not None else spread.astype(object)
@@ -1361,7 +1391,7 @@ class Proposal:
     same: dict[str, str] = field(default_factory=dict)  # spelling → the value that it may mean
     notes: tuple[str, ...] = ()  # what else is striking
 
-# %% ../../nbs/03_kinds.ipynb #a7cd003a
+# %% ../../nbs/03_kinds.ipynb #c3f98693
 def _propose_id(
     name: str, texts: int, rows: int, whole: bool, numeric: bool
 ) -> tuple[str, bool] | None:
@@ -1370,12 +1400,13 @@ def _propose_id(
     listed = f'{texts} different values in {rows} rows'
     if is_id_name(name) and (whole or not numeric):
         if share >= 0.5 and texts > 2:
-            return f'its name says so, and it has {listed}', False
+            amount = numeric and bool(_AMOUNT_NAME.fullmatch(name))
+            return f'its name says so, and it has {listed}{"; or amounts?" * amount}', amount
         if texts > max(MAX_CATEGORIES, 0.1 * rows):
             return f'its name says so, and it has {listed}: does it name people?', True
     return None
 
-
+# %% ../../nbs/03_kinds.ipynb #a7cd003a
 def _propose_kind(work: _Work, numbers: np.ndarray | None, rows: int, found: tuple) -> dict:
     "Fields of the proposal: kind, why, question, others."
     name, live = work.cells.name, work.live
@@ -1416,7 +1447,7 @@ def _propose_found(work: _Work, find: _Find) -> dict:
     unclear = bool(find.problem) or find.what == 'dates'
     return {'kind': entries[0], 'why': why, 'question': unclear, 'others': tuple(entries[1:])}
 
-# %% ../../nbs/03_kinds.ipynb #761db30a
+# %% ../../nbs/03_kinds.ipynb #3cfeedcd
 def _missing_texts(work: _Work, others: Iterable[int]) -> dict[str, str]:
     "Texts that may mean not known, with count and reason."
     cells, found, others = work.cells, {}, set(others)
@@ -1428,6 +1459,15 @@ def _missing_texts(work: _Work, others: Iterable[int]) -> dict[str, str]:
     return dict(sorted(found.items()))
 
 
+def _codes_beside(work: _Work, find: _Find) -> dict[str, str]:
+    "Numbers that may mean not known, in a column of plain numbers but for a text or two."
+    if find.entries != ({'kind': 'number'},):
+        return {}
+    numbers = np.where(work.gap, np.nan, _numbers(work, work.style))
+    outliers = possible_codes(work.cells.spread(numbers, np.nan))
+    return {str(c): f'{rows_text(n)}; {why}' for c, (n, why) in outliers.items()}
+
+# %% ../../nbs/03_kinds.ipynb #761db30a
 def looks_like(
     column: pd.Series,  # [N] as a `RawTable` holds it, named
 ) -> Proposal:
@@ -1456,7 +1496,9 @@ def looks_like(
         codes |= {str(c): f'{rows_text(n)}; {why}' for c, (n, why) in outliers.items()}
         texts = sorted(work.cells.texts[k] for k in work.live)
         notes = tuple(f for f in _number_flags(name, values, texts) if 'not known' not in f)
-    elif numbers is None and not isinstance(fields.get('kind'), dict) and len(work.live) <= 1000:
+    elif found[2] is not None and len(found[2]) and found[0].what == 'numbers':
+        codes |= _codes_beside(work, found[0])
+    if numbers is None and not isinstance(fields.get('kind'), dict) and len(work.live) <= 1000:
         counts = {work.canon[k]: int(work.cells.counts[k]) for k in work.live}
         same = spelling_variants(counts)
     return Proposal(name, **fields, codes=codes, sure=sure, same=same, notes=notes)

@@ -292,6 +292,12 @@ def _encoding(path: Path, head: bytes, reader: Reader) -> str:
 def _wrong_byte(path: Path, encoding: str) -> DataError:
     "The error for a file that is not written in an encoding: byte, line, and a likely encoding."
     with _opened(path) as raw:
+        head = raw.peek(4096)[:4096]
+        if encoding == 'utf-16' or (b'\0' in head and encoding[:3] != 'utf-16'):
+            return DataError(
+                f'{path} is not written in {encoding}, but perhaps in UTF-16 without a byte order '
+                f'mark: {_card_line({"encoding": _likely(head)})}'
+            )
         # lines of two or four bytes a character cannot be told apart as bytes
         for number, line in enumerate(() if encoding[:6] in ('utf-16', 'utf-32') else raw, 1):
             try:
@@ -307,7 +313,9 @@ def _wrong_byte(path: Path, encoding: str) -> DataError:
 
 
 def _likely(raw: bytes) -> str:
-    "latin-1, or cp1252 where bytes are control characters in latin-1 and letters in cp1252."
+    "UTF-16 without a mark, cp1252 where its letters are control characters, or latin-1."
+    if b'\0' in raw:
+        return 'utf-16-le' if raw[1::2].count(0) >= raw[::2].count(0) else 'utf-16-be'
     return 'cp1252' if re.search(rb'[\x80-\x9f]', raw) else 'latin-1'
 
 # %% ../../nbs/02_reading.ipynb #cc80f006
@@ -320,10 +328,13 @@ def _lines(path: Path, reader: Reader) -> Iterator[str]:
             with io.TextIOWrapper(raw, encoding, newline='') as text:
                 for number, line in enumerate(text, 1):
                     if '\0' in line:
+                        raw_line, cure = line.encode(encoding), 'remove it'
+                        if 3 * line.count('\0') > len(line):
+                            wanted = {'encoding': _likely(raw_line)}
+                            cure = f'name the encoding: {_card_line(wanted)}'
                         raise DataError(
                             f'{path}: line {number} holds a NUL byte, so it is no text in '
-                            f'{encoding}: remove it, or name the encoding: '
-                            'reader: {encoding: utf-16}'
+                            f'{encoding}: {cure}'
                         )
                     yield line
         except UnicodeError as e:
@@ -675,13 +686,17 @@ def _without(grid: _Grid, names: list[str], left_out: Mapping[int, tuple[str, st
     )
 
 # %% ../../nbs/02_reading.ipynb #1b47b6cb
-def _without_twins(grid: _Grid, where: str, drop: Iterable[str]) -> _Grid:
+def _without_twins(
+    grid: _Grid, where: str, drop: Iterable[str], wanted: Iterable[str] = ()
+) -> _Grid:
     "`DataError` if two columns have the same name; where `drop` names it, one of them stays."
     twins = sorted({n for n in grid.names if grid.names.count(n) > 1})
     if wrong := [n for n in twins if n not in drop]:
         count = grid.names.count(wrong[0])
         if _NUMBER.fullmatch(wrong[0]):
             cure = 'if the first line holds values, reader: {header: false, columns: […]}'
+        elif wrong[0] in wanted:
+            cure = 'rename one of them'
         else:
             cure = f'rename them, or leave them out with drop: [{", ".join(map(_yaml, wrong))}]'
         raise DataError(f'{where}: {count} columns have the same name, {wrong[0]!r}: {cure}')
@@ -868,7 +883,7 @@ def _settled(grid: _Grid, where: str, drop: Iterable[str], wanted: Sequence[str]
     if not len(grid.rows):
         raise DataError(f'{where} has a header and no rows: {_shown(grid.names)}')
     grid = _without_nameless(grid, where, {*drop, *wanted})
-    grid = _without_twins(grid, where, drop)
+    grid = _without_twins(grid, where, drop, wanted)
     if not grid.names:
         raise DataError(f'{where} has no column with a name: name them in the first line')
     columns = [
