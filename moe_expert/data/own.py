@@ -46,6 +46,8 @@ from moe_expert.data.graph import (
     read_edge_list,
     similarity_keys,
 )
+
+# %% ../../nbs/13_own.ipynb #60478779
 from moe_expert.data.kinds import (
     LEFT_OUT,
     MAX_CATEGORIES,
@@ -55,7 +57,10 @@ from moe_expert.data.kinds import (
     make_kind,
     normal_text,
     normal_texts,
+    plain_number,
+    possible_codes,
     read_column,
+    rows_text,
 )
 from .reading import RawTable, make_reader, raw_table
 from moe_expert.data.split import (
@@ -122,6 +127,11 @@ def column_roles(
     kinds = {c: make_kind(entry, f'{where}: kinds: {c}').kind for c, entry in card.kinds.items()}
     kinds |= {c: 'drop' for c in card.drop}
     roles = {c: _LEFT_OUT.get(kinds.get(c), 'feature') for c in columns}
+    for name, what in ((card.label, 'the label'), (card.sensitive, 'the sensitive attribute')):
+        if roles.get(name) != 'feature':
+            raise DataError(
+                f'{where}: kinds: {name}: {kinds[name]} leaves a column out, but {name!r} is {what}'
+            )
     roles |= {card.label: 'label', card.sensitive: 'group'}
     special = {'part': card.split.get('column'), 'person': card.person}
     roles |= {c: role for role, c in special.items() if c is not None}
@@ -134,17 +144,29 @@ def column_roles(
         )
     return roles
 
-# %% ../../nbs/13_own.ipynb #6b931a83
-def _is_range(condition: Any) -> bool:
-    "Is this {min: …}, {max: …} or both?"
-    return isinstance(condition, Mapping) and bool(condition) and set(condition) <= {'min', 'max'}
+# %% ../../nbs/13_own.ipynb #9a592c30
+def _codes(card: Card, column: str) -> list | None:
+    "The codes of a column for what is not known; None: the card says nothing of it."
+    by_column = isinstance(card.na_values, Mapping)
+    codes = card.na_values.get(column) if by_column else as_list(card.na_values) or None
+    return None if codes is None else as_list(codes)
 
 
-def _one_of(column: pd.Series, values: Any, where: str) -> np.ndarray:
+def _truth(text: str) -> str:
+    "A truth value as it is compared: 1 or 0."
+    return {'true': '1', 'false': '0'}.get(text.lower(), text)
+
+
+def _one_of(column: pd.Series, values: Any, card: Card, where: str) -> np.ndarray:
     "[N] rows that hold one of the values. `DataError` for a value that never occurs."
-    texts = normal_texts(column).fillna('')
+    same = {normal_text(a): normal_text(b) for a, b in card.same.get(column.name, {}).items()}
+    texts = normal_texts(column).fillna('').map(lambda t: same.get(t, t))
     wanted = [normal_text(v) if v is not None else '' for v in as_list(values)]
+    wanted = [same.get(w, w) for w in wanted]
     known = set(texts)
+    if {t.lower() for t in known} <= {'true', 'false', '1', '0', ''}:
+        texts, wanted = texts.map(_truth), [_truth(w) for w in wanted]
+        known = set(texts)
     if absent := [w for w in wanted if w not in known]:
         listed = ', '.join(map(repr, sorted(known)[:12]))
         raise DataError(
@@ -153,21 +175,39 @@ def _one_of(column: pd.Series, values: Any, where: str) -> np.ndarray:
         )
     return texts.isin(wanted).to_numpy(dtype=bool)
 
+# %% ../../nbs/13_own.ipynb #6b931a83
+def _is_range(condition: Any) -> bool:
+    "Is this {min: …}, {max: …} or both?"
+    return isinstance(condition, Mapping) and bool(condition) and set(condition) <= {'min', 'max'}
 
-def _holds(column: pd.Series, condition: Any, where: str) -> np.ndarray:
+
+def _numbers(column: pd.Series, card: Card, where: str) -> pd.Series:
+    "[N] the numbers of a column, read as the rest of the card says; NaN where not known."
+    kind, reader = make_kind(card.kinds.get(column.name, 'number'), where), make_reader(card.reader)
+    if kind.kind == 'date':
+        raise DataError(
+            f'{where}: min and max compare numbers, and kinds makes {column.name!r} a date: list '
+            'the dates to keep, or {not: […]}'
+        )
+    said = dict(codes=_codes(card, column.name), same=card.same.get(column.name, {}))
+    said |= dict(decimal=reader.decimal, thousands=reader.thousands, where=where, role='other')
+    kind = kind if kind.kind == 'number' else make_kind('number', where)
+    return read_column(column, kind=kind, **said).values
+
+
+def _holds(column: pd.Series, condition: Any, card: Card, where: str) -> np.ndarray:
     "[N] rows for which a condition of the card's entry `rows` holds."
     if not isinstance(condition, Mapping):
-        return _one_of(column, condition, where)
+        return _one_of(column, condition, card, where)
     if set(condition) == {'not'}:
-        return ~_one_of(column, condition['not'], where)
+        return ~_one_of(column, condition['not'], card, where)
     ends = [v for v in condition.values() if isinstance(v, int | float) and not isinstance(v, bool)]
     if not _is_range(condition) or len(ends) < len(condition):
         raise DataError(
             f'{where}: a condition is a value, a list of values, {{not: […]}}, or '
             f'{{min: number, max: number}}, not {condition!r}'
         )
-    kind = make_kind('number', where)
-    values = read_column(column, kind=kind, where=where, role='other').values
+    values = _numbers(column, card, where)
     return values.between(condition.get('min', -np.inf), condition.get('max', np.inf)).to_numpy()
 
 # %% ../../nbs/13_own.ipynb #3318fb35
@@ -175,7 +215,7 @@ def chosen_rows(raw: RawTable, card: Card) -> RawTable:
     "The rows that the card's `rows` means. `DataError` if a condition cannot be, or none is left."
     keep = np.ones(len(raw.frame), dtype=bool)
     for name, condition in card.rows.items():
-        keep &= _holds(raw.frame[name], condition, f'{card.name}: rows: {name}')
+        keep &= _holds(raw.frame[name], condition, card, f'{card.name}: rows: {name}')
     if keep.all():
         return raw
     if not keep.any():
@@ -203,13 +243,6 @@ class _Read:
         return [c for c, r in self.roles.items() if r == role]
 
 # %% ../../nbs/13_own.ipynb #38b49013
-def _codes(card: Card, column: str) -> list | None:
-    "The codes of a column for what is not known; None: the card says nothing of it."
-    by_column = isinstance(card.na_values, Mapping)
-    codes = card.na_values.get(column) if by_column else as_list(card.na_values) or None
-    return None if codes is None else as_list(codes)
-
-
 def _warn_unseen(readings: Mapping[str, Reading], card: Card) -> None:
     "A warning for a code that never occurs: it may be mistyped."
     stated, seen = {}, {c: set(r.seen) for c, r in readings.items()}
@@ -275,10 +308,13 @@ def _check_must(raw: RawTable, gaps: Mapping[str, np.ndarray], card: Card, must:
     }
     for name in must:
         if (gap := gaps.get(name)) is not None and gap.any():
+            texts = sorted(set(normal_texts(raw.frame[name][gap]).fillna('')))
             raise DataError(
                 f'{card.name}: column {name!r}, row {raw.rows[gap.argmax()]} is missing '
-                f'({int(gap.sum())} such rows), and is never imputed: leave these rows out, rows: '
-                f'{{{name}: {{not: [""]}}}}' + (f', or {cure[name]}' if name in cure else '')
+                f'({int(gap.sum())} such rows), and is never imputed: leave these rows out, '
+                'missing: drop or rows: '
+                f'{card_text({name: {"not": texts}})}'
+                + (f', or {cure[name]}' if name in cure else '')
             )
 
 # %% ../../nbs/13_own.ipynb #8b7dc096
@@ -289,11 +325,12 @@ def _kept_rows(raw: RawTable, readings: Mapping[str, Reading], card: Card, must:
     missing = {c: int(gap.sum()) for c, gap in gaps.items()}
     if not gaps:
         return np.ones(n, dtype=bool), gaps, missing
+    if card.missing != 'drop':
+        _check_must(raw, gaps, card, must)
     if card.missing == 'error':
         name = next(iter(gaps))
         _refuse_gaps(raw, missing, gaps[name], name, where)
     if card.missing == 'impute':
-        _check_must(raw, gaps, card, must)
         return np.ones(n, dtype=bool), gaps, missing
     keep = ~np.logical_or.reduce(list(gaps.values()))
     if not keep.any():
@@ -317,9 +354,14 @@ def read_people(raw: RawTable, card: Card) -> _Read:
     counted = {c: r for c, r in used.items() if c not in optional}
     must = [c for c, role in roles.items() if role in ('label', 'group', 'person')]
     keep, gaps, missing = _kept_rows(raw, counted, card, must)
-    gaps = {c: gap[keep] for c, gap in gaps.items() if roles[c] == 'feature' and gap[keep].any()}
     places = np.flatnonzero(keep)
     stay = {c: at_rows(r, places) for c, r in readings.items()}
+    for c, r in stay.items():  # rows that lack a value may hold all other values of a column
+        free = roles[c] == 'feature' and c not in card.kinds and c not in card.categorical
+        if free and r.values.nunique(dropna=False) == 1:
+            roles[c] = f'{normal_text(r.values.iloc[0])!r} in every row that stays'
+            stay[c] = replace(r, kind='constant')
+    gaps = {c: gap[keep] for c, gap in gaps.items() if roles[c] == 'feature' and gap[keep].any()}
     frame = raw.frame.iloc[places].reset_index(drop=True)
     return _Read(stay, roles, raw.rows[keep], raw, frame, gaps, missing)
 
@@ -723,11 +765,35 @@ def _found(
         'split': said,
     }
 
+# %% ../../nbs/13_own.ipynb #b0ece79e
+def _role_flags(reading: Reading, card: Card) -> list[str]:
+    "What is striking about the label or the groups, but for values that the card names."
+    name, label = reading.name, reading.name == card.label
+    said = (card.positive, card.negative, card.unlabelled) if label else (card.privileged,)
+    said = [as_list(v) for v in said if v is not None and not isinstance(v, Mapping)]
+    named = {normal_text(v) for values in said for v in values}
+    flags = [f for f in reading.flags if not any(f.startswith(f'{name}: {v!r} (') for v in named)]
+    texts = normal_texts(reading.values)
+    numbers = texts.map(plain_number, na_action='ignore').to_numpy(dtype=float, na_value=np.nan)
+    for code, (n, why) in possible_codes(numbers).items():
+        if str(code) not in named:
+            counts = 'an outcome' if label else 'a group'
+            entry = f'unlabelled: {card_text([code])}'
+            entry = entry if label else f'rows: {card_text({name: {"not": [code]}})}'
+            flags.append(
+                f'{name}: {code} ({rows_text(n)}) counts as {counts}, but may mean not known, as '
+                f'{why}: {entry}'
+            )
+    return flags
+
 # %% ../../nbs/13_own.ipynb #c909a148
-def _flags(read: _Read, graph: _Graph) -> list[str]:
+def _flags(read: _Read, graph: _Graph, card: Card) -> list[str]:
     "What is striking about the table: sentences, each with its cure."
     used = [r for c, r in read.readings.items() if read.roles[c] in _USED]
-    return [*(f for r in used for f in r.flags), *_equal_columns(read), *graph.flags]
+    flags = [
+        _role_flags(r, card) if read.roles[r.name] in ('label', 'group') else r.flags for r in used
+    ]
+    return [*(f for found in flags for f in found), *_equal_columns(read), *graph.flags]
 
 
 def _packed(
@@ -755,7 +821,7 @@ def _packed(
         neighbours=graph.neighbours,
         other_groups={c: _groups_to_report(read.readings[c], card.name) for c in card.report_by},
         gaps={c: torch.from_numpy(gap) for c, gap in read.gaps.items()},
-        flags=_flags(read, graph),
+        flags=_flags(read, graph, card),
     )
     data.column_report = column_report(read, card, columns, _clipped(table.features, data))
     return data
