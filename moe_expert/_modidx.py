@@ -443,6 +443,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                        'moe_expert.data.kinds._escaped': ('kinds.html#_escaped', 'moe_expert/data/kinds.py'),
                                        'moe_expert.data.kinds._find_dates': ('kinds.html#_find_dates', 'moe_expert/data/kinds.py'),
                                        'moe_expert.data.kinds._find_numbers': ('kinds.html#_find_numbers', 'moe_expert/data/kinds.py'),
+                                       'moe_expert.data.kinds._find_words': ('kinds.html#_find_words', 'moe_expert/data/kinds.py'),
                                        'moe_expert.data.kinds._float_text': ('kinds.html#_float_text', 'moe_expert/data/kinds.py'),
                                        'moe_expert.data.kinds._is_number_typed': ( 'kinds.html#_is_number_typed',
                                                                                    'moe_expert/data/kinds.py'),

@@ -1037,3 +1037,33 @@ def test_dates_that_mean_none_are_pointed_out():
 def test_codes_with_and_without_zeros_may_be_one_value():
     assert spelling_variants({'01': 90, '02': 80, '1': 2}) == {'1': '01'}
     assert spelling_variants({'10': 9, '1': 2, '0': 3}) == {}
+
+
+@pytest.mark.parametrize(
+    'texts, entry, values',
+    [
+        (['36 months', '60 months', '1 month'], {'marks': ['month', 'months']}, [36, 60, 1]),
+        (['73k', '41k', '8k'], {'marks': ['k']}, [73, 41, 8]),
+        (['1,5 kg', '2,25 kg', '3 kg'], {'decimal': ',', 'marks': ['kg']}, [1.5, 2.25, 3]),
+    ],
+)
+def test_numbers_with_a_unit_in_words_are_asked_about(texts, entry, values):
+    column = pd.Series(texts * 4, name='term')
+    with pytest.raises(DataError, match=r'kinds: \{term: \{kind: number, .*category'):
+        read_column(column)
+    assert looks_like(column).kind == {'kind': 'number'} | entry
+    read = read_column(column, kind=make_kind({'kind': 'number'} | entry))
+    assert read.values.tolist() == values * 4 and read.changed == {'marks removed': 12}
+
+
+@pytest.mark.parametrize(
+    'texts',
+    [
+        ['10th', '11th', '12th'],
+        ['5A', '7A', '9A'],
+        ['1 child', '2 children'],
+        ['3 kg', '4 lb', '5 kg'],
+    ],
+)
+def test_what_only_begins_with_a_number_is_a_category(texts):
+    assert read_column(pd.Series(texts * 4, name='level')).kind == 'category'

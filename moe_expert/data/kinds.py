@@ -591,6 +591,28 @@ def _clash(table: Mapping) -> tuple[int, int]:
             return int(read[0]), int(k)
     return int(read[0]), int(read[-1])
 
+# %% ../../nbs/03_kinds.ipynb #04a01560
+_WITH_WORD = re.compile(r'\s*[-+]?[0-9][0-9.,]*(\s*)([^\W\d_]{1,12})\.?\s*')
+_ORDINALS = ('st', 'nd', 'rd', 'th')
+
+
+def _find_words(texts: Sequence[str]) -> _Find | None:
+    "Numbers with a unit in words, if all texts are such and share it; None otherwise."
+    found = [_WITH_WORD.fullmatch(t) for t in texts]
+    if len(texts) < 3 or not all(found):
+        return None
+    words = {m[2] for m in found}
+    single = {w.casefold() if len(w) == 1 else w.casefold().removesuffix('s') for w in words}
+    letters = len(max(words, key=len)) == 1 and not all(m[1] for m in found)
+    code = letters and not words <= set('kKM')
+    if len(single) > 1 or single & set(_ORDINALS) or code:
+        return None
+    bare = _find_numbers([t.replace(m[2], '').strip(' .') for m, t in zip(found, texts)])
+    if bare is None or not bare.which.all():
+        return None
+    marks = sorted({m[2] + '.' * t.strip().endswith('.') for m, t in zip(found, texts)})
+    return replace(bare, entries=tuple(e | {'marks': marks} for e in bare.entries))
+
 # %% ../../nbs/03_kinds.ipynb #14bbe47e
 _DAYS = (
     *('%Y-%m-%d', '%d.%m.%Y', '%d/%m/%Y', '%m/%d/%Y', '%Y/%m/%d', '%Y.%m.%d', '%d-%m-%Y'),
@@ -874,7 +896,7 @@ def _recognised(work: _Work) -> tuple[_Find | None, np.ndarray, np.ndarray]:
     "What a text column seems to be; the texts that were looked at; those that do not fit."
     ask = np.setdiff1d(work.live, _standard(work, work.live))
     texts = [work.cells.texts[k] for k in ask]
-    for look in (_find_dates, _find_numbers):
+    for look in (_find_dates, _find_numbers, _find_words):
         if (find := look(texts)) is None:
             continue
         others = ask[~find.which]
