@@ -132,3 +132,11 @@ def fails_in_one_line(capsys, tmp_path):
         assert main([*few, '--cache_dir', str(tmp_path / 'file')]) == 1
 
     return call
+
+
+# What a process prints to tell its own peak memory in MiB. Its `ru_maxrss` would not do: it counts
+# the process that started it, too.
+PRINT_PEAK = """
+import re
+print(int(re.search(r'VmHWM:\\s*(\\d+)', open('/proc/self/status').read())[1]) / 1024)
+"""

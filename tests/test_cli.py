@@ -67,8 +67,7 @@ def test_exit_codes(argv, code, said, capsys):
         ),
         (
             ['verify', '--cache_dir', 'weights'],
-            'moe-expert verify: error: unrecognized arguments: --cache_dir weights: it is '
-            'given without its name',
+            ': it is given without its name, verify VALUE',
         ),
         (
             ['report', '--expert', 'expert4'],
