@@ -110,11 +110,12 @@ def _text_of(path: Path) -> str:
         raise DataError(f'{path}: cannot be read: {e}') from e
 
 
-def _lines(text: str) -> tuple[np.ndarray, list[str]]:
-    "Numbers of the lines that say something, and the lines."
+def _lines(text: str) -> tuple[np.ndarray, list[str], int]:
+    "Numbers of the lines that say something, the lines, and how many are comments."
     lines = [line.strip() for line in text.split('\n')]
     kept = [k for k, line in enumerate(lines) if line and line[0] not in '#%']
-    return np.array(kept, dtype=np.int64) + 1, [lines[k] for k in kept]
+    comments = sum(map(bool, lines)) - len(kept)
+    return np.array(kept, dtype=np.int64) + 1, [lines[k] for k in kept], comments
 
 # %% ../../nbs/04_edge_lists.ipynb #3ec0d274
 _SEPARATORS = {'\t': 'tab', ',': 'comma', ';': 'semicolon'}
@@ -204,10 +205,12 @@ def _check_extra(cells: list[list[str]], names: list[str], where: str) -> dict[s
 # %% ../../nbs/04_edge_lists.ipynb #9c5d236f
 def _listed_text(text: str, where: str) -> Ends:
     "Edges of a text. `DataError` for what is no list of pairs."
-    numbers, lines = _lines(text)
+    numbers, lines, comments = _lines(text)
     if not lines:
-        raise DataError(f'{where}: holds no edges: leave the entry out, or supply the list')
-    cells, notes, names = _records(numbers, lines, where), {}, []
+        said = f' ({comments} lines begin with # or %: comments)' if comments else ''
+        raise DataError(f'{where}: holds no edges{said}: leave the entry out, or supply the list')
+    cells, names = _records(numbers, lines, where), []
+    notes = {'comment lines': str(comments)} if comments else {}
     shorter = _without_index(cells)
     if len(shorter[0]) < len(cells[0]):
         cells, notes['first column'] = shorter, 'counts the lines; not used'
