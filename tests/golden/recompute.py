@@ -133,7 +133,7 @@ def own_people(n=240):
     return table
 
 
-def own_table():
+def own_table(**graph):
     card = {
         'label': 'approved',
         'positive': 'yes',
@@ -142,7 +142,12 @@ def own_table():
         'missing': 'impute',
         'dataset_name': 'golden',
     }
-    return all_stages(own_people(), n_trials=4, epochs=200, gate_trials=3, **card)
+    graph = graph or {'threshold': 0.8}  # the similarity rule, as in the first editions
+    return all_stages(own_people(), n_trials=4, epochs=200, gate_trials=3, **card, **graph)
+
+
+def own_table_by_default():
+    return own_table(neighbours=10)
 
 
 def graph_backbone(backbone):
@@ -181,7 +186,7 @@ def estimator():
         table[['age', 'income']].fillna(1000).to_numpy(),
         (table['approved'] == 'yes').to_numpy().astype(int),
     )
-    fair = FairMoEClassifier(n_trials=2, epochs=200, random_state=0).fit(
+    fair = FairMoEClassifier(n_trials=2, epochs=200, random_state=0, threshold=0.8).fit(
         X,
         y,
         sensitive_features=table['gender'],
@@ -236,6 +241,7 @@ SECTIONS = {
     'german': lambda: benchmark('german'),
     'math': lambda: benchmark('math'),
     'own table': own_table,
+    'own table, nearest neighbours': own_table_by_default,
     'gcn': lambda: graph_backbone('gcn'),
     'gat': lambda: graph_backbone('gat'),
     'nine ways': nine_ways,
