@@ -117,7 +117,10 @@ def _first_bad(X) -> str:
     if getattr(X, 'ndim', 0) != 2 or 'complex' in str(getattr(X, 'dtype', '')):
         return ''
     frame = pd.DataFrame(X)
-    numbers = frame.apply(pd.to_numeric, errors='coerce').to_numpy(dtype=float)
+    try:
+        numbers = frame.apply(pd.to_numeric, errors='coerce').to_numpy(dtype=float)
+    except (TypeError, OverflowError):  # a cell that is a list, or a number of hundreds of digits
+        return ''
     for row, column in np.argwhere(~np.isfinite(numbers))[:1]:
         value = frame.iloc[row : row + 1, column].tolist()[0]
         return (

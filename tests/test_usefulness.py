@@ -290,7 +290,7 @@ def test_nothing_speaks_against_experts_that_learned_and_a_search_that_found(tmp
     margin = 1.6 * x[:, 0] + 1.2 * x[:, 1] + 2.0 * np.abs(x[:, 2]) - 2.6
     paid = (margin + 0.5 * rng.logistic(size=n) > 0).astype(int)
     people = pd.DataFrame(x, columns=list('abcd')).assign(group=group, paid=paid)
-    said = dict(dataset_name='good', label='paid', sensitive='group', privileged=1)
+    said = dict(dataset_name='good', label='paid', sensitive='group', privileged=1, threshold=0.8)
     data = load_dataset(people, **said)
     tuner = ExpertTuner(data, cache_dir=tmp_path, epochs=300)
     results = tuner.tune_all_experts(12)

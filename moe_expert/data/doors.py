@@ -228,7 +228,13 @@ def _one_per_person(data: Data, field: str, n: int, gaps: bool, name: str) -> np
 # %% ../../nbs/14_doors.ipynb #63c42b97
 def _check_labels(y: np.ndarray, own: Mapping, name: str) -> None:
     "`DataError` for labels other than 0 and 1 where the call does not say what they mean."
-    counts = Counter(y[~pd.isna(y)].tolist())
+    values = y[~pd.isna(y)].tolist()
+    odd = [k for k, v in enumerate(y.tolist()) if isinstance(v, list | dict | set | np.ndarray)]
+    if odd:
+        raise DataError(
+            f'{name}: y, row {odd[0]} holds a {type(y[odd[0]]).__name__}: give one value per person'
+        )
+    counts = Counter(values)
     unlabelled = as_list(own.get('unlabelled', ()))
     rest = [v for v in counts if v not in unlabelled]
     if 'positive' in own or all(v in (0, 1) for v in rest):
