@@ -667,7 +667,7 @@ def test_a_graph_in_a_sparse_matrix_is_not_ignored():
 
 
 def test_a_drafted_card_fits_its_table(people, tmp_path):
-    people.assign(id=range(240), letter=[f'{k} words' for k in range(240)]).to_csv(
+    people.assign(id=range(240), letter=[f'words, {k} of them' for k in range(240)]).to_csv(
         tmp_path / 'people.csv', index=False
     )
     path = write_card(tmp_path / 'people.csv', **SAID, missing='impute')
