@@ -5,9 +5,12 @@ import warnings
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 import yaml
+from torch_geometric.data import Data
 from torch_geometric.utils import to_networkx
 
+from moe_expert.data import own
 from moe_expert.data.own import from_frame
 from moe_expert.datasets import load_dataset
 from moe_expert.errors import DataError, DataWarning
@@ -337,6 +340,34 @@ def test_words_above_ids_are_a_header(people, tmp_path):
     (tmp_path / 'friends.csv').write_text('\n'.join(['p777,p888', *lines]))
     with pytest.raises(DataError, match='line 1 names p777'):
         from_frame(people, **said)
+
+
+def test_the_nodes_of_a_graph_are_its_rows_whatever_its_columns_hold():
+    n = 200
+    x = torch.stack([torch.randperm(n, generator=torch.manual_seed(0)), torch.arange(n) ** 2], 1)
+    ring = torch.stack([torch.arange(n), torch.arange(n).roll(1)])
+    groups = dict(y=torch.arange(n) % 2, sens=torch.arange(n) // 2 % 2)
+    data = load_dataset(Data(x=x.double(), edge_index=ring, **groups), dataset_name='ring')
+    assert {frozenset(e) for e in data.edge_index.T.tolist()} == {
+        frozenset(e) for e in ring.T.tolist()
+    }
+
+
+def test_columns_that_name_nobody_are_not_searched(people, monkeypatch):
+    "A measurement differs in all rows too; as texts, a large table of them took hours."
+    people['height'] = np.random.default_rng(0).normal(size=200)
+    people['who'] = np.random.default_rng(1).permutation(200)
+    seen, search = [], own.edge_list
+
+    def watched(edges, **said):
+        seen.extend(said['candidates'])
+        return search(edges, **said)
+
+    monkeypatch.setattr(own, 'edge_list', watched)
+    with pytest.raises(DataError, match='edges_by: who'):
+        from_frame(people, **SAID, edges=[[0, 199]])
+    assert seen == ['who']
+    assert from_frame(people, **SAID, edges=[[0, 199]], edges_by='row').num_edges == 2
 
 
 def test_the_rule_is_refused_before_it_grows():

@@ -371,7 +371,7 @@ def _table_of_data(
     entries |= {'dataset_name': name, 'label': label, 'sensitive': group}
     edges = _edges_of_data(data, n, name, own.get('directed'))
     if edges is not None:
-        entries['edges'] = edges
+        entries |= {'edges': edges, 'edges_by': 'row'}  # a graph names its nodes by number
     parts, split = _parts_of_masks(data, n, name), own.get('split', {})
     if parts is not None:
         frame[column] = parts

@@ -349,9 +349,21 @@ def _codes(ends: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return code.reshape(-1, 2), different
 
 
+def _named(ids: Sequence) -> pd.Index:
+    "The text of each row's id; None for a row that has none."
+    return pd.Index([None if i is None else end_text(i) for i in ids], dtype=object)
+
+
+def _rows_of(different: np.ndarray, named: pd.Index) -> np.ndarray:
+    "Row of each different end, -1 for nobody; no two rows share an id."
+    rows = np.flatnonzero(named.notna())
+    place = named[rows].get_indexer(different)
+    return np.where(place < 0, -1, rows[place]) if len(rows) else np.full(len(different), -1)
+
+
 def _by_id(different: np.ndarray, ids: Sequence, where: str) -> np.ndarray:
     "Row of each different end, -1 for nobody. `DataError` if two people share an id."
-    named = pd.Index([None if i is None else end_text(i) for i in ids], dtype=object)
+    named = _named(ids)
     twice = named[named.duplicated() & named.notna()]
     if len(twice):
         rows = np.flatnonzero(named == twice[0])
@@ -359,9 +371,7 @@ def _by_id(different: np.ndarray, ids: Sequence, where: str) -> np.ndarray:
             f'{where}: the id {twice[0]} is that of the rows {rows[0]} and {rows[1]} '
             f'({len(twice)} such): edges can name people only by a column of different values'
         )
-    rows = np.flatnonzero(named.notna())
-    place = named[rows].get_indexer(different)
-    return np.where(place < 0, -1, rows[place]) if len(rows) else np.full(len(different), -1)
+    return _rows_of(different, named)
 
 
 def _by_row(different: np.ndarray, n: int) -> np.ndarray:
@@ -376,12 +386,10 @@ def _proposed(
     "Columns of different values that hold all ends, and give them other rows than `rows`."
     found = []
     for name, ids in candidates.items():
-        named = pd.Index([None if i is None else end_text(i) for i in ids], dtype=object)
-        named = named.where(named.notna(), None)
-        if not named[named.notna()].is_unique or not np.isin(different, named.dropna()).all():
-            continue
-        if not np.array_equal(_by_id(different, ids, name), rows):
-            found.append(name)
+        named = _named(ids)
+        if named[named.notna()].is_unique and set(different) <= set(named):
+            if not np.array_equal(_rows_of(different, named), rows):
+                found.append(name)
     return found
 
 # %% ../../nbs/04_edge_lists.ipynb #7caee236

@@ -520,11 +520,13 @@ def _rule_graph(
 
 # %% ../../nbs/13_own.ipynb #962364b0
 def _unique_columns(raw: RawTable) -> dict[str, pd.Series]:
-    "Columns whose values could name people: all are there, and all differ."
-    texts = {
-        c: raw.frame[c] for c in raw.frame if raw.frame[c].is_unique and raw.frame[c].notna().all()
-    }
-    return {c: normal_texts(column) for c, column in texts.items()}
+    "Columns whose values could name people: texts or whole numbers, all there, and all different."
+    found = {}
+    for name, column in raw.frame.items():
+        whole = column.dtype.kind != 'f' or (column == np.floor(column)).all()
+        if whole and column.is_unique and column.notna().all():
+            found[name] = normal_texts(column)
+    return found
 
 
 def _listed_graph(card: Card, whole: RawTable) -> tuple[np.ndarray, str, list[str]]:
@@ -658,17 +660,25 @@ def column_report(
     return report
 
 # %% ../../nbs/13_own.ipynb #80b28cbe
+def _alike(frame: pd.DataFrame) -> list[list[str]]:
+    "Sets of columns with the same value in every row."
+    sets = {}
+    for name, column in frame.items():
+        texts = normal_texts(column).fillna('')
+        key = pd.util.hash_pandas_object(texts, index=False).to_numpy().tobytes()
+        sets.setdefault(hashlib.sha256(key).digest(), []).append(name)
+    return [names for names in sets.values() if len(names) > 1]
+
+
 def _equal_columns(read: _Read) -> list[str]:
     "Columns with the same value in every row, at least one of them a feature."
-    features, twins = set(read.of('feature')), {}
-    for name in read.raw.frame.columns:
-        texts = normal_texts(read.raw.frame[name]).fillna('')
-        key = pd.util.hash_pandas_object(texts, index=False).to_numpy().tobytes()
-        twins.setdefault(hashlib.sha256(key).digest(), []).append(name)
+    frame, features = read.raw.frame, set(read.of('feature'))
+    # most columns differ in the first rows: texts of all rows are made for the others alone
+    sets = [names for some in _alike(frame.head(200)) for names in _alike(frame[some])]
     return [
         f'{" and ".join(names)} are equal in every row: drop: [{", ".join(names[1:])}]'
-        for names in twins.values()
-        if len(names) > 1 and features & set(names)
+        for names in sets
+        if features & set(names)
     ]
 
 # %% ../../nbs/13_own.ipynb #c7e01dd8
