@@ -193,8 +193,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                          'moe_expert.data.columns.label_rule': ('columns.html#label_rule', 'moe_expert/data/columns.py'),
                                          'moe_expert.data.columns.outcomes_of': ('columns.html#outcomes_of', 'moe_expert/data/columns.py'),
                                          'moe_expert.data.columns.reduce_groups': ( 'columns.html#reduce_groups',
-                                                                                    'moe_expert/data/columns.py'),
-                                         'moe_expert.data.columns.treat_missing': ( 'columns.html#treat_missing',
                                                                                     'moe_expert/data/columns.py')},
             'moe_expert.data.doors': { 'moe_expert.data.doors._card_for_path': ('doors.html#_card_for_path', 'moe_expert/data/doors.py'),
                                        'moe_expert.data.doors._check_fields': ('doors.html#_check_fields', 'moe_expert/data/doors.py'),

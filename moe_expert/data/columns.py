@@ -43,35 +43,8 @@ if TYPE_CHECKING:
     from torch_geometric.data import Data
 
 # %% auto #0
-__all__ = ['treat_missing', 'at_rows', 'outcomes_of', 'label_rule', 'Groups', 'groups_of', 'reduce_groups', 'column_recipe',
-           'feature_names', 'encode_raw', 'encode']
-
-# %% ../../nbs/12_columns.ipynb #479a0565
-def treat_missing(
-    frame: pd.DataFrame,  # the values of the columns that are used
-    card: Card,
-    must: Sequence[str],  # columns that are never imputed
-    where: str,  # for the error
-    rows: Sequence[int] | None = None,  # [N] row numbers in the file; None: 0, 1, …
-) -> tuple[np.ndarray, dict[str, int]]:
-    "Places of the rows that stay, and the number of missing values by column."
-    counts = {name: int(n) for name, n in frame.isna().sum().items() if n}
-    if not counts:
-        return np.arange(len(frame)), counts
-    listed = ', '.join(f'{k}: {n}' for k, n in counts.items())
-    if card.missing == 'error':
-        name = next(iter(counts))
-        row = int(np.flatnonzero(frame[name].isna())[0])
-        row = row if rows is None else int(rows[row])
-        raise DataError(
-            f'{where}: {sum(counts.values())} values are missing ({listed}); the first one is in '
-            f'column {name!r}, row {row}. Choose what to do, missing: drop (the rows) or missing: '
-            'impute, or drop the columns'
-        )
-    keep = ~(frame if card.missing == 'drop' else frame[list(must)]).isna().any(axis=1)
-    if not keep.any():
-        raise DataError(f'{where}: every row lacks a value ({listed}): drop the emptiest columns')
-    return np.flatnonzero(keep), counts
+__all__ = ['at_rows', 'outcomes_of', 'label_rule', 'Groups', 'groups_of', 'reduce_groups', 'column_recipe', 'feature_names',
+           'encode_raw', 'encode']
 
 # %% ../../nbs/12_columns.ipynb #64d79ab9
 def _texts(reading: Reading) -> pd.Series:
