@@ -29,6 +29,7 @@ from moe_expert.data.kinds import (
     looks_like,
     normal_text,
     normal_texts,
+    numbers_of,
     plain_number,
     read_again,
     read_column,
@@ -118,8 +119,7 @@ def _as_numbers(values: pd.Series, rows: np.ndarray | None, where: str) -> np.nd
     if values.dtype != object:
         return values.to_numpy(dtype=float)
     rows = np.arange(len(values)) if rows is None else rows
-    table = {t: plain_number(t) for t in values.dropna().unique()}
-    numbers = values.map(table).to_numpy(dtype=float, na_value=np.nan)
+    numbers = numbers_of(values)
     bad = np.flatnonzero(np.isnan(numbers) | np.isinf(numbers))
     if len(bad):
         kind = looks_like(values).kind

@@ -29,6 +29,8 @@ from moe_expert.data.kinds import (
     make_kind,
     normal_text,
     normal_texts,
+    numbers_of,
+    plain_number,
     read_column,
 )
 from .reading import RawTable, Reader, make_reader, propose_reader, read_table
@@ -189,8 +191,8 @@ def number_of(
     >>> number_of('2.5'), number_of('two')
     (2.5, nan)
     """
-    plain = _NUMBER.fullmatch(re.sub('[eE][-+]?[0-9]+$', '', text))
-    return float(text) if plain else float('nan')
+    number = plain_number(text)
+    return float('nan') if number is None else number
 
 
 def value_counts(
@@ -756,10 +758,10 @@ def _outcomes(texts: pd.Series, lines: Sequence[Line]) -> np.ndarray:
     said = {line.key: line.value for line in lines}
     silent = texts.isna() | texts.isin(as_list(said.get('unlabelled', [])))
     if isinstance(said['positive'], Mapping):
-        numbers = texts.map(number_of, na_action='ignore').astype(float)
+        numbers = numbers_of(texts)
         low, high = (said['positive'].get(end, np.nan) for end in ('min', 'max'))
         ones = ~(numbers < low) & ~(numbers > high)
-        silent |= numbers.isna()
+        silent |= np.isnan(numbers)
     else:
         ones = texts.isin(as_list(said['positive']))
     return np.where(silent, -1, ones.astype(int))
@@ -860,8 +862,7 @@ def _merged(values: Any, look: Look) -> Any:
 # %% ../../nbs/17_drafts.ipynb #68f60767
 def _with_group(raw: RawTable, group: Look) -> RawTable:
     "The rows that have a group: the card keeps no others, and the draft counts no others."
-    keep = group.reading.values.notna().to_numpy()
-    return replace(raw, frame=raw.frame[keep].reset_index(drop=True), rows=raw.rows[keep])
+    return raw.at(group.reading.values.notna().to_numpy())
 
 
 def _without_group(group: Look) -> Part:

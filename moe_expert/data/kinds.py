@@ -21,8 +21,8 @@ from ..errors import DataError, did_you_mean
 
 # %% auto #0
 __all__ = ['KINDS', 'LEFT_OUT', 'MAX_CATEGORIES', 'MISSING_TEXTS', 'MISSING_WORDS', 'normal_text', 'is_missing', 'normal_texts',
-           'counts_as_text', 'rows_text', 'card_text', 'Kind', 'make_kind', 'plain_number', 'Reading', 'possible_codes',
-           'spelling_variants', 'is_id_name', 'read_column', 'read_again', 'Proposal', 'looks_like']
+           'counts_as_text', 'rows_text', 'card_text', 'Kind', 'make_kind', 'plain_number', 'numbers_of', 'Reading',
+           'possible_codes', 'spelling_variants', 'is_id_name', 'read_column', 'read_again', 'Proposal', 'looks_like']
 
 # %% ../../nbs/03_kinds.ipynb #ba119b13
 _PLAIN = re.compile(r'[+-]?(0|[1-9][0-9]*)?(\.[0-9]*)?')
@@ -370,6 +370,18 @@ def plain_number(
     (-1.5, None, None)
     """
     return _Style().number(text)
+
+
+def numbers_of(
+    texts: pd.Series,  # canonical texts, or None
+) -> np.ndarray:  # [N] float64
+    """The numbers of a column of plain texts; NaN for other texts and where nothing is there.
+
+    >>> numbers_of(pd.Series(['2.5', 'two', None, '2.5'])).tolist()
+    [2.5, nan, nan, 2.5]
+    """
+    table = {text: plain_number(text) for text in texts.dropna().unique()}
+    return texts.map(table).to_numpy(dtype=float, na_value=np.nan)
 
 # %% ../../nbs/03_kinds.ipynb #c5df41ef
 _MONTHS = (

@@ -23,10 +23,16 @@ if TYPE_CHECKING:
 
 # %% auto #0
 __all__ = ['PARTS', 'merged_card', 'check_named_columns', 'column_roles', 'chosen_rows', 'read_people', 'split_of', 'graph_of',
-           'column_report', 'join_tables', 'from_frame']
+           'join_tables', 'from_frame']
 
 # %% ../../nbs/13_own.ipynb #f29144fc
-from .assembly import assemble, feature_range, group_note, scale_features
+from moe_expert.data.assembly import (
+    assemble,
+    feature_range,
+    group_note,
+    scale_features,
+    whole_columns,
+)
 from .cards import Card, as_list, make_card, split_fractions
 from .catalogue import DatasetSpec
 from moe_expert.data.columns import (
@@ -57,7 +63,7 @@ from moe_expert.data.kinds import (
     make_kind,
     normal_text,
     normal_texts,
-    plain_number,
+    numbers_of,
     possible_codes,
     read_column,
     rows_text,
@@ -222,8 +228,7 @@ def chosen_rows(raw: RawTable, card: Card) -> RawTable:
         raise DataError(f'{card.name}: rows: no row fulfils {dict(card.rows)}')
     said = '; '.join(f'{name}: {condition}' for name, condition in card.rows.items())
     note = f'{int(keep.sum())} of {len(keep)} rows, those with {said}'
-    frame = raw.frame[keep].reset_index(drop=True)
-    return replace(raw, frame=frame, rows=raw.rows[keep], notes=raw.notes | {'rows': note})
+    return replace(raw.at(keep), notes=raw.notes | {'rows': note})
 
 # %% ../../nbs/13_own.ipynb #556c8c8c
 @dataclass(frozen=True)
@@ -494,12 +499,6 @@ def _encoded(read: _Read, columns: Sequence[Mapping], where: str) -> tuple[np.nd
     return encode_raw(read.frame, columns, where), names
 
 # %% ../../nbs/13_own.ipynb #0b30e9f7
-def _scaled_graph(scaled: np.ndarray, card: Card) -> tuple[np.ndarray, str, list[str]]:
-    "Keys of the default graph, and its rule as a sentence."
-    sentence = f'{card.neighbours} nearest neighbours on the scaled features'
-    return nearest_keys(scaled, card.neighbours), sentence, []
-
-
 def _rule_graph(
     features: np.ndarray, scaled: np.ndarray, names: Sequence[str], card: Card
 ) -> tuple[np.ndarray, str, list[str]]:
@@ -529,7 +528,7 @@ def _unique_columns(raw: RawTable) -> dict[str, pd.Series]:
     return found
 
 
-def _listed_graph(card: Card, whole: RawTable) -> tuple[np.ndarray, str, list[str]]:
+def _listed_graph(card: Card, whole: RawTable) -> tuple[np.ndarray, str]:
     "Keys from the card's edge list in row numbers of the file, and its origin as a sentence."
     ids = None
     if card.edges_by not in (None, 'row'):
@@ -555,7 +554,7 @@ def _listed_graph(card: Card, whole: RawTable) -> tuple[np.ndarray, str, list[st
     else:
         origin, found = 'given', edge_list(card.edges, **said)
     notes = [f'{what}: {count}' for what, count in found.notes.items()]
-    return found.keys, '; '.join([origin, *notes]), []
+    return found.keys, '; '.join([origin, *notes])
 
 # %% ../../nbs/13_own.ipynb #0c80f654
 @dataclass(frozen=True)
@@ -571,14 +570,15 @@ class _Graph:
 def graph_of(table: Table, card: Card, read: _Read, whole: RawTable, train: np.ndarray) -> _Graph:
     "The graph that the card means. `DataError` for an edge list that does not fit."
     if card.edges is not None:
-        listed, origin, flags = _listed_graph(card, whole)
+        listed, origin = _listed_graph(card, whole)
         key = kept_keys(listed, whole.n_file, read.rows)
         lost = len(listed) - len(key)
         origin += f'; {lost} edges of left-out rows' if lost else ''
-        return _Graph(key, origin, None, flags)
+        return _Graph(key, origin, None, [])
     x, _ = scale_features(table.features, *feature_range(table.features, train, card.scale_on))
     if card.threshold is None and card.similarity is None:
-        return _Graph(*_scaled_graph(x, card)[:2], card.neighbours, [])
+        origin = f'{card.neighbours} nearest neighbours on the scaled features'
+        return _Graph(nearest_keys(x, card.neighbours), origin, card.neighbours, [])
     key, origin, flags = _rule_graph(table.features, x, table.names, card)
     return _Graph(key, origin, None, flags)
 
@@ -631,17 +631,13 @@ def _changes(read: _Read, card: Card, name: str) -> dict[str, int]:
     return {what: n for what, n in changed.items() if n}
 
 
-def column_report(
-    read: _Read, card: Card, columns: Sequence[Mapping], clipped: np.ndarray
-) -> list[dict]:
+def _report_of(read: _Read, card: Card, data: Data, clipped: np.ndarray) -> list[dict]:
     "One entry per column of the file: role, kind, rule, features, missing and changed cells."
-    widths = {c['name']: len(feature_names([c])) for c in columns}
-    starts = dict(zip(widths, np.cumsum([0, *widths.values()])))
-    report = []
+    report, whole = [], whole_columns(data)
     for name, role in read.roles.items():
-        reading, width = read.readings.get(name), widths.get(name, 0)
+        reading, places = read.readings.get(name), whole.get(name, [])
         changed = _changes(read, card, name)
-        if width and (n := int(clipped[starts[name] : starts[name] + width].sum())):
+        if n := int(clipped[places].sum()):
             changed['clipped'] = n
         left_out = role not in _USED
         known = reading is not None and not left_out
@@ -652,7 +648,7 @@ def column_report(
                 'role': 'left out' if left_out else role,
                 'kind': reading.kind if known or (reading and reading.kind in LEFT_OUT) else kind,
                 'why': role if left_out else reading.why,
-                'features': width,
+                'features': len(places),
                 'missing': read.missing.get(name, 0),
                 'changed': changed,
             }
@@ -783,8 +779,7 @@ def _role_flags(reading: Reading, card: Card) -> list[str]:
     said = [as_list(v) for v in said if v is not None and not isinstance(v, Mapping)]
     named = {normal_text(v) for values in said for v in values}
     flags = [f for f in reading.flags if not any(f.startswith(f'{name}: {v!r} (') for v in named)]
-    texts = normal_texts(reading.values)
-    numbers = texts.map(plain_number, na_action='ignore').to_numpy(dtype=float, na_value=np.nan)
+    numbers = numbers_of(normal_texts(reading.values))
     for code, (n, why) in possible_codes(numbers).items():
         if str(code) not in named:
             counts = 'an outcome' if label else 'a group'
@@ -833,7 +828,7 @@ def _packed(
         gaps={c: torch.from_numpy(gap) for c, gap in read.gaps.items()},
         flags=_flags(read, graph, card),
     )
-    data.column_report = column_report(read, card, columns, _clipped(table.features, data))
+    data.column_report = _report_of(read, card, data, _clipped(table.features, data))
     return data
 
 # %% ../../nbs/13_own.ipynb #32de9cf2

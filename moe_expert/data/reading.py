@@ -16,7 +16,7 @@ import warnings
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -168,6 +168,11 @@ class RawTable:
     n_file: int  # rows of the file
     changed: dict[str, dict[str, int]] = field(default_factory=dict)  # column → {'trimmed': 3}
     notes: dict[str, str] = field(default_factory=dict)  # what was left out, and why
+
+    def at(self, keep: np.ndarray) -> RawTable:  # [N] bool: the rows that stay
+        "Some of the rows; they keep their numbers in the file."
+        frame = self.frame[keep].reset_index(drop=True)
+        return replace(self, frame=frame, rows=self.rows[keep])
 
 # %% ../../nbs/02_reading.ipynb #f38d623f
 @dataclass
