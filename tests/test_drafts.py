@@ -21,10 +21,10 @@ from moe_expert.data.drafts import (
     likely_positive,
     on_card,
     outcome_part,
-    quoted,
     shares,
     silent_values,
 )
+from moe_expert.data.reading import quoted
 from moe_expert.errors import DataError
 from moe_expert.own_data import load_own, write_card
 

@@ -6,8 +6,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
-import re
 import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -25,6 +23,7 @@ from moe_expert.data.assembly import (
     whole_columns,
 )
 from .catalogue import DATASETS
+from .reading import card_text
 
 if TYPE_CHECKING:
     from torch_geometric.data import Data
@@ -190,9 +189,12 @@ def rank_auc(
     return (rankdata(scores, axis=0)[positive].sum(0) - n1 * (n1 + 1) / 2) / (n0 * n1)
 
 # %% ../../nbs/16_audit.ipynb #e2ee6266
+FLAGGED, LOOK = 0.95, 0.85  # AUC from which a column is flagged, or worth a look
+
+
 def leakage_audit(
     data: Data,  # as from `load_dataset`
-    threshold: float = 0.95,  # features at or above are flagged
+    threshold: float = FLAGGED,  # features at or above are flagged
 ) -> pd.DataFrame:  # by feature: auc in [0.5, 1], direction (+1: larger means y=1), flagged; sorted
     "How well each feature alone tells the classes apart on the validation nodes."
     x, y = data.x[data.val_mask].numpy(), data.y[data.val_mask].numpy() == 1
@@ -203,7 +205,6 @@ def leakage_audit(
     return table.sort_values('auc', ascending=False, kind='stable')
 
 # %% ../../nbs/16_audit.ipynb #b94aa082
-FLAGGED, LOOK = 0.95, 0.85  # AUC from which a column is flagged, or worth a look
 FEW = 30  # validation people of a class: below, a sentence says so
 MOST = 20_000  # people of a part that the audit looks at
 NAMED = 6  # columns that are named together
@@ -531,13 +532,6 @@ def _and(names: Sequence[str]) -> str:
     "Names as a list in words."
     return ' and '.join(filter(None, [', '.join(names[:-1]), names[-1]]))
 
-
-def _on_card(name: str) -> str:
-    "A name as a card writes it, in quotes where YAML needs them."
-    plain = re.fullmatch(r'[A-Za-z_][\w .-]*[\w.-]|[A-Za-z_]', name)
-    words = ('true', 'false', 'null', 'yes', 'no', 'on', 'off')
-    return name if plain and name.lower() not in words else json.dumps(name, ensure_ascii=False)
-
 # %% ../../nbs/16_audit.ipynb #72d13ccd
 def _cure(data: Data, columns: Sequence[str], kind: str | None = None) -> str:
     "How to leave columns out: on the card of own data, on request for others."
@@ -550,10 +544,9 @@ def _cure(data: Data, columns: Sequence[str], kind: str | None = None) -> str:
         stay = 'it stays' if it == 'it' else 'they stay'
         ending += f' and rebuilds the graph without {it}'
         return f'{on_request} {ending}; by default {stay}, as in the benchmark.'
-    names = [_on_card(c) for c in columns]
-    entry = f'drop: [{", ".join(names)}]'
+    entry = f'drop: {card_text(list(columns))}'
     if kind:
-        entry = f'kinds: {{{", ".join(f"{n}: {kind}" for n in names)}}}'
+        entry = f'kinds: {card_text(dict.fromkeys(columns, kind))}'
     return f'{entry} on the card, or {on_request}, {ending}.'
 
 # %% ../../nbs/16_audit.ipynb #c67e18ea

@@ -23,7 +23,6 @@ from moe_expert.data.kinds import (
     MISSING_TEXTS,
     MISSING_WORDS,
     Reading,
-    card_text,
     counts_as_text,
     is_missing,
     looks_like,
@@ -36,7 +35,7 @@ from moe_expert.data.kinds import (
     rows_text,
     spelling_variants,
 )
-from .reading import raw_table
+from .reading import card_text, raw_table
 from .tables import check_varies
 from ..errors import DataError, DataWarning
 

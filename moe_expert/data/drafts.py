@@ -5,7 +5,6 @@
 # %% ../../nbs/17_drafts.ipynb #2011b6bd
 from __future__ import annotations
 
-import json
 import os
 import re
 import textwrap
@@ -17,7 +16,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from .audit import rank_auc
+from .audit import FLAGGED, rank_auc
 from .cards import as_list, check_own_name, make_card, read_card
 from moe_expert.data.kinds import (
     MAX_CATEGORIES,
@@ -33,51 +32,25 @@ from moe_expert.data.kinds import (
     plain_number,
     read_column,
 )
-from .reading import RawTable, Reader, make_reader, propose_reader, read_table
+from moe_expert.data.reading import (
+    RawTable,
+    Reader,
+    card_text,
+    make_reader,
+    propose_reader,
+    read_table,
+)
 from ..errors import DataError, did_you_mean
 
 # %% auto #0
-__all__ = ['WIDTH', 'FLAGGED', 'quoted', 'name_on_card', 'on_card', 'Line', 'line_text', 'counted', 'number_of', 'value_counts',
-           'silent_values', 'likely_positive', 'Part', 'rows_with', 'outcome_part', 'groups_part', 'auc_of', 'shares',
-           'Leak', 'leaks', 'Look', 'look_at', 'repeated', 'Draft', 'draft_card', 'write_card']
-
-# %% ../../nbs/17_drafts.ipynb #21e53955
-def _escaped(match: re.Match) -> str:
-    "A character as an escape of YAML."
-    code = ord(match[0])
-    return f'\\u{code:04x}' if code < 0x10000 else f'\\U{code:08x}'
-
-
-def quoted(
-    text: str,
-) -> str:  # a scalar of YAML, on one line
-    r"""A text in double quotes that YAML reads back as it is.
-
-    >>> print(quoted('a "b" # c'), quoted('x\xa0y'))
-    "a \"b\" # c" "x\u00a0y"
-    """
-    text = json.dumps(text, ensure_ascii=False)  # escapes quotes, backslashes and line breaks
-    hidden = ''.join(sorted({re.escape(c) for c in text if not c.isprintable()}))
-    return re.sub(f'[{hidden}]', _escaped, text) if hidden else text
-
-# %% ../../nbs/17_drafts.ipynb #b78a9179
-_WORD = re.compile(r'[A-Za-z_][A-Za-z0-9_]*([ -][A-Za-z0-9_]+)*')
-_NUMBER = re.compile(r'-?(0|[1-9][0-9]*)(\.[0-9]+)?')
-_RESERVED = ('true', 'false', 'null', 'yes', 'no', 'on', 'off', 'none', 'nan', 'na')
-
-
-def name_on_card(
-    name: str,  # of a column, or a word
-) -> str:  # a key or a value of YAML
-    """A name or word as it stands on a card, in quotes where a reader of YAML might need them.
-
-    >>> name_on_card('age'), name_on_card('null'), name_on_card('a: b')
-    ('age', '"null"', '"a: b"')
-    """
-    plain = _WORD.fullmatch(name) and name.lower() not in _RESERVED
-    return name if plain else quoted(name)
+__all__ = ['WIDTH', 'on_card', 'Line', 'line_text', 'counted', 'number_of', 'value_counts', 'silent_values', 'likely_positive',
+           'Part', 'rows_with', 'outcome_part', 'groups_part', 'auc_of', 'shares', 'Leak', 'leaks', 'Look', 'look_at',
+           'repeated', 'Draft', 'draft_card', 'write_card']
 
 # %% ../../nbs/17_drafts.ipynb #eff6d00c
+_NUMBER = re.compile(r'-?(0|[1-9][0-9]*)(\.[0-9]+)?')
+
+
 def on_card(
     value: Any,  # text, number, truth value, None, list or mapping
 ) -> str:  # YAML, on one line
@@ -87,7 +60,7 @@ def on_card(
     ["yes", -1, 2.5, "007"] {kind: date, format: "%Y"}
     """
     if isinstance(value, Mapping):
-        return '{' + ', '.join(f'{name_on_card(k)}: {on_card(v)}' for k, v in value.items()) + '}'
+        return '{' + ', '.join(f'{card_text(k)}: {on_card(v)}' for k, v in value.items()) + '}'
     if isinstance(value, list | tuple):
         return '[' + ', '.join(map(on_card, value)) + ']'
     if value is None or isinstance(value, bool):
@@ -95,7 +68,7 @@ def on_card(
     text = value if isinstance(value, str) else normal_text(value)
     safe = len(text) <= 15 or isinstance(value, float)  # a longer text would lose digits
     number = _NUMBER.fullmatch(text) and safe and not text.startswith('-0')
-    return text if number else name_on_card(text)
+    return text if number else card_text(text)
 
 # %% ../../nbs/17_drafts.ipynb #30367f35
 @dataclass(frozen=True)
@@ -144,7 +117,7 @@ def line_text(
     # kinds:
     #   zip: category  # codes
     """
-    key, mark = name_on_card(line.key), '# ' * line.off
+    key, mark = card_text(line.key), '# ' * line.off
     if not line.is_block:
         return _with_reason(f'{mark}{key}: {on_card(line.value)}', line.why, indent)
     if all(part.off for part in line.value):  # a block without lines would be no mapping
@@ -724,9 +697,6 @@ def _missing_part(looks: Sequence[Look], missing: str | None) -> Part:
     return Part([Line('missing', 'impute', ask, off=True)], found, ['missing: impute or drop?'])
 
 # %% ../../nbs/17_drafts.ipynb #8caf180d
-FLAGGED = 0.95  # AUC from which a column is proposed as `afterwards`
-
-
 def _leaks_text(found: Sequence[Leak], rows: int) -> list[str]:
     "Comments: the five columns that tell the outcome best."
     head = (

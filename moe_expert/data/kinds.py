@@ -5,7 +5,6 @@
 # %% ../../nbs/03_kinds.ipynb #f63a1887
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -17,11 +16,12 @@ from types import MappingProxyType
 import numpy as np
 import pandas as pd
 
+from .reading import card_text
 from ..errors import DataError, did_you_mean
 
 # %% auto #0
 __all__ = ['KINDS', 'LEFT_OUT', 'MAX_CATEGORIES', 'MISSING_TEXTS', 'MISSING_WORDS', 'normal_text', 'is_missing', 'normal_texts',
-           'counts_as_text', 'rows_text', 'card_text', 'Kind', 'make_kind', 'plain_number', 'numbers_of', 'Reading',
+           'counts_as_text', 'rows_text', 'Kind', 'make_kind', 'plain_number', 'numbers_of', 'Reading',
            'possible_codes', 'spelling_variants', 'is_id_name', 'read_column', 'read_again', 'Proposal', 'looks_like']
 
 # %% ../../nbs/03_kinds.ipynb #ba119b13
@@ -193,28 +193,6 @@ def rows_text(
     ('1 row', '12 rows')
     """
     return f'{n} row' if n == 1 else f'{n} rows'
-
-
-def card_text(
-    value,  # text, number, list or mapping
-) -> str:
-    """A value as it may stand on a card (YAML on one line).
-
-    >>> print(card_text({'age': ['?', 'not known', 99]}))
-    {age: ["?", not known, 99]}
-    """
-    if isinstance(value, Mapping):
-        return '{' + ', '.join(f'{card_text(k)}: {card_text(v)}' for k, v in value.items()) + '}'
-    if isinstance(value, list | tuple):
-        return '[' + ', '.join(map(card_text, value)) + ']'
-    plain = isinstance(value, str) and re.fullmatch(r'[A-Za-z][\w-]*( [\w-]+)*', value)
-    words = ('true', 'false', 'null', 'yes', 'no', 'on', 'off', 'none', 'nan')
-    if plain and value.lower() not in words:
-        return value
-    if not isinstance(value, str):
-        return json.dumps(value, default=normal_text)
-    quoted = value.replace('\\', '\\\\').replace('"', '\\"')
-    return '"' + ''.join(c if c.isprintable() else f'\\U{ord(c):08x}' for c in quoted) + '"'
 
 # %% ../../nbs/03_kinds.ipynb #ea68b55d
 KINDS = ('number', 'category', 'date', 'id', 'weight', 'afterwards', 'drop')

@@ -59,7 +59,6 @@ from moe_expert.data.kinds import (
     MAX_CATEGORIES,
     MISSING_TEXTS,
     Reading,
-    card_text,
     make_kind,
     normal_text,
     normal_texts,
@@ -68,7 +67,7 @@ from moe_expert.data.kinds import (
     read_column,
     rows_text,
 )
-from .reading import RawTable, make_reader, raw_table
+from .reading import RawTable, card_text, make_reader, raw_table
 from moe_expert.data.split import (
     check_positives,
     check_split,

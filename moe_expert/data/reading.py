@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 # %% auto #0
-__all__ = ['TABLES', 'table_suffix', 'Reader', 'make_reader', 'RawTable', 'separator_of', 'is_table', 'raw_table', 'read_table',
-           'propose_reader']
+__all__ = ['TABLES', 'table_suffix', 'Reader', 'make_reader', 'quoted', 'card_text', 'RawTable', 'separator_of', 'is_table',
+           'raw_table', 'read_table', 'propose_reader']
 
 # %% ../../nbs/02_reading.ipynb #9a894fb4
 TABLES = (
@@ -146,17 +146,50 @@ def make_reader(
         raise DataError(f'{where}: {e}') from e
 
 # %% ../../nbs/02_reading.ipynb #ff0f87c3
+def _escaped(match: re.Match) -> str:
+    "A character as an escape of YAML."
+    code = ord(match[0])
+    return f'\\u{code:04x}' if code < 0x10000 else f'\\U{code:08x}'
+
+
+def quoted(
+    text: str,
+) -> str:  # a scalar of YAML, on one line
+    r"""A text in double quotes that YAML reads back as it is.
+
+    >>> print(quoted('a "b" # c'), quoted('x\xa0y'))
+    "a \"b\" # c" "x\u00a0y"
+    """
+    text = json.dumps(text, ensure_ascii=False)  # escapes quotes, backslashes and line breaks
+    hidden = ''.join(sorted({re.escape(c) for c in text if not c.isprintable()}))
+    return re.sub(f'[{hidden}]', _escaped, text) if hidden else text
+
+
+_PLAIN = re.compile(r'[A-Za-z_][\w-]*( [\w-]+)*')
+_RESERVED = ('true', 'false', 'null', 'yes', 'no', 'on', 'off', 'none', 'nan', 'na')
+
+
+def card_text(
+    value,  # text, number, list or mapping
+) -> str:
+    """A value as it may stand on a card (YAML on one line).
+
+    >>> print(card_text({'age': ['?', 'not known', 99]}))
+    {age: ["?", not known, 99]}
+    """
+    if isinstance(value, Mapping):
+        return '{' + ', '.join(f'{card_text(k)}: {card_text(v)}' for k, v in value.items()) + '}'
+    if isinstance(value, list | tuple):
+        return '[' + ', '.join(map(card_text, value)) + ']'
+    if not isinstance(value, str):
+        return json.dumps(value, default=str)
+    plain = _PLAIN.fullmatch(value) and value.lower() not in _RESERVED
+    return value if plain else quoted(value)
+
+
 def _card_line(entries: Mapping[str, Any]) -> str:
     "Entries of a reader as the line of a card."
-    listed = (f'{k}: {_yaml(v)}' for k, v in entries.items())
-    return f'reader: {{{", ".join(listed)}}}'
-
-
-def _yaml(value: Any) -> str:
-    if isinstance(value, list | tuple):
-        return f'[{", ".join(map(_yaml, value))}]'
-    plain = isinstance(value, str) and re.fullmatch(r'[a-z][a-z0-9-]*', value)
-    return value if plain else json.dumps(value, ensure_ascii=False)
+    return f'reader: {card_text(entries)}'
 
 # %% ../../nbs/02_reading.ipynb #e1b19bc9
 @dataclass(frozen=True)
@@ -703,7 +736,7 @@ def _without_twins(
         elif wrong[0] in wanted:
             cure = 'rename one of them'
         else:
-            cure = f'rename them, or leave them out with drop: [{", ".join(map(_yaml, wrong))}]'
+            cure = f'rename them, or leave them out with drop: {card_text(wrong)}'
         raise DataError(f'{where}: {count} columns have the same name, {wrong[0]!r}: {cure}')
     left_out = {
         k: ('twin columns', f'{n!r} stands {grid.names.count(n)} times, and is in drop')
