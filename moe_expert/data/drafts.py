@@ -912,15 +912,7 @@ def draft_card(
 # %% ../../nbs/17_drafts.ipynb #9aa72b90
 def write_card(
     table: str | os.PathLike,  # one of `TABLES`
-    *,
-    label: str,  # column of the outcome
-    sensitive: str,  # column of the sensitive attribute
-    positive: Any = None,  # as of `Card`; None: a proposal, as a question if the values are unclear
-    privileged: Any = None,  # as of `Card`; None: a question
-    name: str | None = None,  # of the data set; None: the table's
-    missing: str | None = None,  # as of `Card`; None: a question if anything is missing
-    path: str | os.PathLike | None = None,  # of the card; None: card.yaml beside the table
-    overwrite: bool = False,  # replace a card that exists
+    **options,  # label, sensitive and the others of `draft_card`
 ) -> Path:  # the card
     r"""Write the draft of a card. `DataError` if it does not fit the table, or exists already.
 
@@ -928,6 +920,4 @@ def write_card(
     >>> write_card('loans.csv', label='repaid', sensitive='origin').name
     'card.yaml'
     """
-    said = dict(label=label, sensitive=sensitive, positive=positive, privileged=privileged)
-    said |= dict(name=name, missing=missing, path=path, overwrite=overwrite)
-    return draft_card(table, **said).write()
+    return draft_card(table, **options).write()
