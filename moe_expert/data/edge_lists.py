@@ -5,9 +5,7 @@
 # %% ../../nbs/04_edge_lists.ipynb #b59c28ec
 from __future__ import annotations
 
-import bz2
 import csv
-import gzip
 import io
 import lzma
 import re
@@ -27,11 +25,12 @@ from scipy.io import mmread
 from torch import Tensor
 
 from .kinds import normal_text
+from .reading import PACKED, opened, table_suffix
 from ..errors import DataError, DataWarning
 
 # %% auto #0
-__all__ = ['TEXTS', 'PACKED', 'EDGE_FILES', 'end_text', 'Ends', 'edge_suffix', 'is_matrix', 'matrix_ends', 'array_ends',
-           'read_ends', 'row_pairs', 'check_directions']
+__all__ = ['TEXTS', 'EDGE_FILES', 'end_text', 'Ends', 'edge_suffix', 'is_matrix', 'matrix_ends', 'array_ends', 'read_ends',
+           'row_pairs', 'check_directions']
 
 # %% ../../nbs/04_edge_lists.ipynb #6fcc37f4
 _NUMBER = re.compile(r'[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?')
@@ -70,40 +69,25 @@ class Ends:
 
 # %% ../../nbs/04_edge_lists.ipynb #76c4afe1
 TEXTS = ('.txt', '.csv', '.tsv', '.edges', '.edgelist', '.el', '.dat', '.data')
-PACKED = ('.gz', '.bz2', '.xz', '.zip')
 EDGE_FILES = (*TEXTS, '.mtx', '.npz', '.npy')
 
 
 def edge_suffix(path: Path) -> str:
     "The suffix that says how to read a file of edges. `DataError` for another."
-    names = [s.lower() for s in Path(path).suffixes]
-    names = names[:-1] if names and names[-1] in PACKED else names
-    if not names or names[-1] not in EDGE_FILES:
+    suffix = table_suffix(Path(path))
+    if suffix not in EDGE_FILES:
         raise DataError(
             f'{path}: edges are read from {", ".join(EDGE_FILES)} (text also with '
             f'{", ".join(PACKED)}): rename or convert the file'
         )
-    return names[-1]
-
-
-def _unpacked(path: Path) -> bytes:
-    "The bytes of a file, unpacked. `OSError` and the errors of the formats."
-    packed = path.suffix.lower()
-    if packed != '.zip':
-        unpack = {'.gz': gzip.decompress, '.bz2': bz2.decompress, '.xz': lzma.decompress}
-        return unpack.get(packed, bytes)(path.read_bytes())
-    with zipfile.ZipFile(path) as archive:
-        names = [i.filename for i in archive.infolist() if not i.is_dir()]
-        names = [name for name in names if not name.startswith('__MACOSX')]
-        if len(names) != 1:
-            raise DataError(f'{path}: holds {len(names)} files {names[:3]}, but must hold one')
-        return archive.read(names[0])
+    return suffix
 
 # %% ../../nbs/04_edge_lists.ipynb #167c5634
 def _text_of(path: Path) -> str:
     "The text of a file. `DataError` if it is not there, damaged or not UTF-8."
     try:
-        return _unpacked(path).decode('utf-8-sig')
+        with opened(path) as stream:
+            return stream.read().decode('utf-8-sig')
     except UnicodeDecodeError as e:
         raise DataError(f'{path}: byte {e.start} is not UTF-8: save the list as UTF-8') from e
     except (OSError, EOFError, lzma.LZMAError, zipfile.BadZipFile, zlib.error) as e:

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 # %% auto #0
-__all__ = ['TABLES', 'table_suffix', 'Reader', 'make_reader', 'quoted', 'card_text', 'RawTable', 'separator_of', 'is_table',
-           'raw_table', 'read_table', 'propose_reader']
+__all__ = ['TABLES', 'PACKED', 'table_suffix', 'Reader', 'make_reader', 'quoted', 'card_text', 'RawTable', 'opened',
+           'separator_of', 'is_table', 'raw_table', 'read_table', 'propose_reader']
 
 # %% ../../nbs/02_reading.ipynb #9a894fb4
 TABLES = (
@@ -36,7 +36,7 @@ TABLES = (
     *('.parquet', '.pq', '.feather', '.arrow', '.xlsx', '.dta', '.arff', '.jsonl', '.ndjson'),
 )
 _TEXTS = TABLES[:5]
-_PACKED = ('.gz', '.bz2', '.xz', '.zip')
+PACKED = ('.gz', '.bz2', '.xz', '.zip')
 
 # %% ../../nbs/02_reading.ipynb #ebc765a8
 def table_suffix(path: Path) -> str:
@@ -45,7 +45,7 @@ def table_suffix(path: Path) -> str:
     >>> table_suffix(Path('people.csv.gz'))
     '.csv'
     """
-    packed = path.suffix.lower() in _PACKED
+    packed = path.suffix.lower() in PACKED
     return Path(path.stem if packed else path.name).suffix.lower()
 
 # %% ../../nbs/02_reading.ipynb #1f7014fa
@@ -270,15 +270,21 @@ def _member(path: Path, archive) -> str:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[io.BufferedReader]:
-    "The bytes of a file, unpacked."
+def opened(path: Path) -> Iterator[io.BufferedReader]:
+    """The bytes of a file, unpacked. `DataError` for an archive of several, or of too many bytes.
+
+    >>> _ = Path('people.csv').write_text('age')
+    >>> with opened(Path('people.csv')) as stream:
+    ...     stream.read()
+    b'age'
+    """
     import bz2
     import gzip
     import lzma
     import zipfile
 
     kind = path.suffix.lower()
-    if kind not in _PACKED:
+    if kind not in PACKED:
         with open(path, 'rb') as file:
             yield file
     elif kind == '.zip':
@@ -329,7 +335,7 @@ def _encoding(path: Path, head: bytes, reader: Reader) -> str:
 # %% ../../nbs/02_reading.ipynb #95c98e61
 def _wrong_byte(path: Path, encoding: str) -> DataError:
     "The error for a file that is not written in an encoding: byte, line, and a likely encoding."
-    with _opened(path) as raw:
+    with opened(path) as raw:
         head = raw.peek(4096)[:4096]
         if encoding == 'utf-16' or (b'\0' in head and encoding[:3] != 'utf-16'):
             return DataError(
@@ -359,7 +365,7 @@ def _likely(raw: bytes) -> str:
 # %% ../../nbs/02_reading.ipynb #cc80f006
 def _lines(path: Path, reader: Reader) -> Iterator[str]:
     "The lines of a text file, with their ends. `DataError` for bytes that are no text."
-    with _opened(path) as raw:
+    with opened(path) as raw:
         encoding = _encoding(path, raw.peek(16)[:16], reader)
         try:
             # newline='' keeps line ends inside quotation marks as they are
@@ -1239,8 +1245,8 @@ def _package(path: Path, name: str, extra: str):
 @contextmanager
 def _seekable(path: Path) -> Iterator[BinaryIO]:
     "The bytes of a file, in memory if it is compressed."
-    with _opened(path) as stream:
-        yield io.BytesIO(stream.read()) if path.suffix.lower() in _PACKED else stream
+    with opened(path) as stream:
+        yield io.BytesIO(stream.read()) if path.suffix.lower() in PACKED else stream
 
 # %% ../../nbs/02_reading.ipynb #2ddb91a0
 def _read_parquet(path: Path, reader: Reader) -> _Grid:
