@@ -256,11 +256,8 @@ def outcomes_of(
     reading: Reading,  # of the label, in N rows without gaps
     card: Card,
     where: str,  # for the error
-    rows: Sequence[int] | None = None,  # [N] row numbers in the file; None: the reading's
 ) -> np.ndarray:  # [N] int64 in {0, 1}, and −1 for people without a label
     "Outcomes by the card's `positive`, `negative` and `unlabelled`. `DataError` for other values."
-    if rows is not None:
-        reading = replace(reading, rows=np.asarray(rows))
     texts = _texts(reading)
     known = sorted(set(texts.dropna()))
     unlabelled = _wanted(card.unlabelled, reading, known)
@@ -359,11 +356,8 @@ def groups_of(
     reading: Reading,  # of the sensitive attribute, in N rows without gaps
     card: Card,
     where: str,  # for the error
-    rows: Sequence[int] | None = None,  # [N] row numbers in the file; None: the reading's
 ) -> Groups:
     "Groups by the card's `privileged`. `DataError` where nothing says which groups to compare."
-    if rows is not None:
-        reading = replace(reading, rows=np.asarray(rows))
     texts, rule = _texts(reading), card.privileged
     known = sorted(set(texts.dropna()))
     listed = rule is not None and not isinstance(rule, Mapping)
