@@ -10,17 +10,18 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 EXPERTS = ('expert1', 'expert2', 'expert3')
+STUDIES = ('budgets', 'epochs', 'samplers')  # of scores, not of time: kept when the code changes
 
 
-def find_data() -> Path | None:
-    """The folder with the real benchmark files; None if there is none.
+def find_data(folder: str = 'data', holds: str = 'bail') -> Path | None:
+    """The folder with the real benchmark files, or another one; None if there is none.
 
     It is MOE_EXPERT_DATA, else ../shared/data or shared/data.
     """
     named = os.environ.get('MOE_EXPERT_DATA')
-    beside = [ROOT.parent / 'shared' / 'data', ROOT / 'shared' / 'data']
+    beside = [ROOT.parent / 'shared' / folder, ROOT / 'shared' / folder]
     places = [Path(named)] if named else beside
-    return next((p.resolve() for p in places if (p / 'bail').is_dir()), None)
+    return next((p.resolve() for p in places if (p / holds).is_dir()), None)
 
 
 def write_json(path: Path, record, indent: int | None = None):

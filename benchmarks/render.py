@@ -9,15 +9,18 @@ from pathlib import Path
 import matplotlib
 
 matplotlib.use('agg')
+import budgets as limits
 import curves
 import matplotlib.pyplot as plt
 import numpy as np
 import samplers as study
+from common import STUDIES
 
 COLOURS = {'expert1': '#0072B2', 'expert2': '#D55E00', 'expert3': '#009E73'}  # Okabe-Ito
 MARKS = {'expert1': 'o', 'expert2': 's', 'expert3': '^'}
 GREY, ORANGE, BLUE = '#666666', '#E69F00', '#0072B2'
 DATASETS = ('bail', 'german', 'math', 'por')
+COMPARED = ('everything', 'papermill', 'imports')  # sections that show the code before too
 # the published code, patched to run on CPU, on 2 cores of another machine; minutes
 PUBLISHED_MINUTES = {'german': 39, 'math': 61, 'por': 99, 'bail': 276}
 TARGETS = {'bail': 60, 'german': 20, 'math': 20, 'por': 20}
@@ -78,7 +81,246 @@ def _axes(width=6.4, height=4.0):
     return fig, ax
 
 
+# ---------------------------------------------------------------- targets
+
+
+def _of(records: list[dict], name: str, before: bool = False) -> list[dict]:
+    return [r for r in records if r['name'] == name and bool(r.get('before')) == before]
+
+
+def _stages(records: list[dict], *names: str) -> float | None:
+    "Median CPU seconds of some stages; None where nothing was measured."
+    sums = [sum(r['stages'][n] for n in names) for r in records if set(names) <= set(r['stages'])]
+    return _median(sums) if sums else None
+
+
+TUNED = ('load', 'expert1', 'expert2', 'expert3')
+MIXED = ('gate', 'integration', 'test')
+
+
+def _seconds(value: float | None) -> str:
+    return '—' if value is None else _s(value)
+
+
+def _compared(what: str, before, after, target: str, met: bool | None, more: str = '') -> list[str]:
+    "A row: what, seconds before, after, their ratio, the target, and whether it was met."
+    ratio = f'{after / before:.2f}' if before and after else '—'
+    verdict = {True: 'yes', False: '**no**', None: '—'}[met]
+    return [what, _seconds(before), _seconds(after) + more, ratio, target, verdict]
+
+
+ELSEWHERE = 25  # seconds of the first row where the targets were set, with the code before
+
+
+def _here(records: dict[str, list[dict]]) -> float:
+    "How many seconds of this machine are one second of the machine of the targets."
+    was = _stages(_of(records.get('everything', []), 'bail', True), *TUNED)
+    return 1.0 if was is None else was / ELSEWHERE
+
+
+def _tuning_rows(records: dict[str, list[dict]]) -> list[list[str]]:
+    there = records.get('everything', [])
+    rows, bail = [], lambda before, *stages: _stages(_of(there, 'bail', before), *stages)
+    for what, stages, most in (
+        ('bail: load and 30 × 3 trials', TUNED, 15),
+        ('bail: gate (30 trials), stage 3, test with intervals', MIXED, 20),
+        ('bail: executed report with its page', ('report of the experts',), 10),
+    ):
+        if (after := bail(False, *stages)) is not None:
+            rows.append(_compared(what, bail(True, *stages), after, f'≤ {most} s', after <= most))
+    if (shown := bail(False, 'report of the experts')) and records.get('papermill'):
+        empty = lambda before: _of(records['papermill'], 'papermill', before)
+        above = lambda report, before: report - _median(r['cpu'] for r in empty(before))
+        was = bail(True, 'report of the experts') if empty(True) else None
+        after, what = above(shown, False), 'of it above papermill, imports and an empty page'
+        rows.append(_compared(what, was and above(was, True), after, '≤ 3 s', after <= 3))
+    for name in DATASETS[1:]:
+        was, after = (_stages(_of(there, name, b), *TUNED) for b in (True, False))
+        if after is not None:
+            met = None if was is None else after <= was / 2
+            rows.append(_compared(f'{name}: load and 30 × 3 trials', was, after, 'half', met))
+    return rows
+
+
+def _large_rows(records: dict[str, list[dict]]) -> list[list[str]]:
+    rows = []
+    for name, what, most, gigabytes in (
+        ('own', '20,000 × 60 own table, defaults, everything', 300, 2),
+        ('adult', 'adult as catalogue data, defaults, everything', 480, 3),
+    ):
+        for r in _of(records.get('everything', []), name):
+            peak = max(r['peak'], r['peak_children'])
+            met = r['cpu'] <= most and peak <= gigabytes * 2**30
+            target = f'≤ {most} s, ≤ {gigabytes} GB'
+            rows.append(_compared(what, None, r['cpu'], target, met, f', {_mb(peak)}'))
+    million = lambda before: [
+        sum(e['cpu'] for e in r['experts'].values())
+        for r in _of(records.get('scaling', []), 'scaling-1000000', before)
+    ]
+    if after := million(False):
+        was, after = next(iter(million(True)), None), after[0]
+        what = '1,000,000 people, 10 million edges: 5 × 3 trials of 200 epochs'
+        rows.append(_compared(what, was, after, '≤ 240 s', after <= 240))
+    return rows
+
+
+NEIGHBOURS = {'noise-100000': (30, None), 'noise-1000000': (600, 4), 'adult': (None, None)}
+
+
+def _graph_rows(records: dict[str, list[dict]]) -> list[list[str]]:
+    rows = []
+    for r in records.get('neighbours', []):
+        most, gigabytes = NEIGHBOURS.get(r['name'], (None, None))
+        met = r['recall'] >= 0.95 and r['same_again'] is not False
+        met = met and (most is None or r['cpu'] <= most)
+        met = met and (gigabytes is None or r['peak'] <= gigabytes * 2**30)
+        limits = [f'≤ {most} s'] * (most is not None) + [f'≤ {gigabytes} GB'] * bool(gigabytes)
+        target = ', '.join([*limits, 'recall ≥ 0.95'])
+        more = f', {_mb(r["peak"])}, recall {r["recall"]:.4f}'
+        what = f'nearest neighbours, {r["kind"]}: {r["rows"]:,} × {r["columns"]}'
+        rows.append(_compared(what, None, r['cpu'], target, met, more))
+    return rows
+
+
+def _shape_rows(records: dict[str, list[dict]]) -> list[list[str]]:
+    rows = []
+    for r in records.get('shapes', []):
+        more = f', {_mb(r["peak"])} ({_mb(r["peak_imports"])} after the imports)'
+        if r['error']:
+            more = f', refused: {r["error"]}'
+        met = r['peak'] - r['peak_imports'] <= 1.25 * 2**30
+        what = f'GraphLIME of {r["models"]} models: {r["shape"]}'
+        rows.append(_compared(what, None, r['cpu'], 'about 1 GB, or refused', met, more))
+    for r in _of(records.get('imports', []), 'imports'):
+        (floor, after), was = r['cpu'].values(), _of(records['imports'], 'imports', True)
+        was = was[0]['cpu']['moe_expert.trainer'] if was else None
+        target = f'torch and optuna themselves: {_s(floor)}'
+        rows.append(
+            _compared('`import moe_expert.trainer`', was, after, target, after <= 1.1 * floor)
+        )
+    return rows
+
+
+def targets(records: dict[str, list[dict]]) -> list[str]:
+    "The table of targets, from the records of several sections."
+    parts = _tuning_rows, _large_rows, _graph_rows, _shape_rows
+    rows = [row for part in parts for row in part(records)]
+    return [
+        '## Whole pieces of work',
+        '',
+        'CPU seconds of one thread, of the process and of those it starts, defaults unless said; '
+        'peak memory is that of the largest of these processes. `before` is the code before this '
+        'work, measured by the same jobs in turns with the code after (`--before`). The targets '
+        'were set on a machine on which the code before took 25 s for the first row.',
+        '',
+        *_table(['work', 'before', 'after', 'ratio', 'target', 'met'], rows),
+    ]
+
+
 # ---------------------------------------------------------------- sections
+
+
+def everything(records: list[dict], folder: Path) -> list[str]:
+    names = list(dict.fromkeys(n for r in records for n in r['stages']))
+    rows = []
+    for r in sorted(records, key=lambda r: (r['people'], bool(r.get('before')))):
+        when = ', the code before' if r.get('before') else ''
+        cells = [_seconds(r['stages'].get(n)) for n in names]
+        size = f'{r["people"]:,} × {r["features"]}, {r["edges"]:,} edges'
+        rows.append([f'{r["dataset"]}{when}', size, *cells, _s(r['cpu']), _peak([r])])
+    r = records[0]
+    return [
+        '## Stage by stage',
+        '',
+        f'From the data to the reports, {r["n_trials"]} trials for each expert and the gate; CPU '
+        'seconds.',
+        '',
+        *_table(['data', 'people × features', *names, 'all', 'peak memory'], rows),
+    ]
+
+
+def papermill(records: list[dict], folder: Path) -> list[str]:
+    return [
+        '## An empty report',
+        '',
+        'Papermill, a kernel, the imports of a report and a page without content: '
+        f'{_s(_median(r["cpu"] for r in records if not r.get("before")))} (CPU).',
+        '',
+    ]
+
+
+def imports(records: list[dict], folder: Path) -> list[str]:
+    rows = [
+        [name, 'before' if r.get('before') else 'after', _s(seconds)]
+        for r in records
+        for name, seconds in r['cpu'].items()
+    ]
+    said = f'Median CPU seconds of {records[0]["repeats"]} fresh interpreters.'
+    return ['## Imports', '', said, '', *_table(['import', 'code', 'CPU time'], rows)]
+
+
+def neighbours(records: list[dict], folder: Path) -> list[str]:
+    same = {None: 'not tried', True: 'the same', False: '**differs**'}
+    rows = [
+        [
+            f'{r["kind"]}: {r["rows"]:,} × {r["columns"]}',
+            f'{r["edges"]:,}',
+            _s(r['cpu']),
+            f'{r["recall"]:.4f} ({r["searched"]:,} people)',
+            same[r['same_again']],
+            _peak([r]),
+        ]
+        for r in sorted(records, key=lambda r: r['rows'])
+    ]
+    head = ['table', 'edges', 'CPU time', 'recall', 'second run', 'peak memory']
+    return ['## The default graph', '', *_table(head, rows)]
+
+
+def shapes(records: list[dict], folder: Path) -> list[str]:
+    rows = [
+        [r['shape'], f'{r["edges"]:,}', _s(r['cpu']), r['error'] or 'explained', _peak([r])]
+        for r in records
+    ]
+    said = f'GraphLIME of {records[0]["models"]} models, of all people (of a hub: of 1,000).'
+    head = ['shape', 'edges', 'CPU time', 'outcome', 'peak memory']
+    return ['## Unusual shapes', '', said, '', *_table(head, rows)]
+
+
+def _exponent(sizes, seconds) -> float:
+    "Slope of the logarithms, by least squares."
+    return float(np.polyfit(np.log(sizes), np.log(seconds), 1)[0])
+
+
+def growth(records: list[dict], folder: Path) -> list[str]:
+    stages, rows = list(records[0]['spent']), []
+    fig, axes = plt.subplots(1, 4, figsize=(11, 2.8), sharey=True)
+    looks = dict(zip(stages, zip((GREY, *COLOURS.values()), 'dos^')))
+    for ax, vary in zip(axes, dict.fromkeys(r['vary'] for r in records)):
+        mine = sorted((r for r in records if r['vary'] == vary), key=lambda r: r['value'])
+        sizes = [r['value'] for r in mine]
+        seconds = {s: [r['spent'][s] for r in mine] for s in stages}
+        power = [f'{_exponent(sizes, seconds[s]):.2f}' for s in stages]
+        rows.append([vary, ' / '.join(f'{n:,}' for n in sizes), *power])
+        for stage, (colour, mark) in looks.items():
+            ax.loglog(sizes, seconds[stage], marker=mark, color=colour, label=stage)
+        ax.set_xlabel(vary)
+        ax.set_xticks(sizes, [f'{n:,}' for n in sizes])
+        ax.minorticks_off()
+    axes[0].set_ylabel('CPU seconds')
+    axes[-1].legend(frameon=False, loc='center left', bbox_to_anchor=(1, 0.5))
+    _figure(folder / 'growth.svg', fig)
+    base = ', '.join(f'{v:,} {k}' for k, v in records[0]['base'].items())
+    return [
+        '## How cost grows',
+        '',
+        f"Tables of one's own around {base} (trials: of each expert and of the gate; "
+        f'{records[0]["epochs"]} epochs), one size varied at a time; CPU time grows as that size '
+        'to the power of (least squares on logarithms; 1 is linear):',
+        '',
+        *_table(['varied', 'values', *stages], rows),
+        '![CPU seconds of each stage against each size](plots/growth.svg)',
+        '',
+    ]
 
 
 def whole(records: list[dict], folder: Path) -> list[str]:
@@ -456,6 +698,26 @@ def graph(records: list[dict], folder: Path) -> list[str]:
     ]
 
 
+def budgets(records: list[dict], folder: Path) -> list[str]:
+    rows = records[0]['rows']
+    if not rows:
+        return ['## What the budget of steps costs', '', 'Nothing has been computed yet.', '']
+    sizes = {(r['data'], r['configurations'], r['epochs']) for r in rows}
+    said = '; '.join(f'{d}: {n} of {e:,} epochs' for d, n, e in sorted(sizes))
+    return [
+        '## What the budget of steps costs',
+        '',
+        'On large data a step sees some of the training nodes, and a configuration has a limited '
+        'number of steps. The same configurations of an expert (the default one and random ones; '
+        f'{said}) were trained with these limits and without them (all nodes in a step up to '
+        '20,000, else 8,192; no cap on steps), with the same floor. Loss: by how much the best '
+        'feasible validation objective is worse with the limits, paired by seed; negative is '
+        'better with them; 95 % t-intervals.',
+        '',
+        *_table(limits.HEAD, limits.table(rows)),
+    ]
+
+
 def epochs(records: list[dict], folder: Path) -> list[str]:
     r = records[0]
     rules, caps = curves.tables(r)
@@ -569,7 +831,8 @@ def _machine(records: list[dict]) -> list[str]:
 
 
 def _versions(records: dict[str, list[dict]]) -> list[str]:
-    codes = {r['code'] for s, rs in records.items() if s not in ('epochs', 'samplers') for r in rs}
+    timed = [r for s, rs in records.items() if s not in STUDIES for r in rs]
+    codes = {r['code'] for r in timed if not r.get('before')}
     return (
         ['**The records come from different states of the code; run the command again.**', '']
         if len(codes) > 1
@@ -615,7 +878,10 @@ def write(records: dict[str, list[dict]], out: Path) -> Path:
         text += ['Nothing has been measured yet.', '']
     elif there:
         text += _machine([r for rs in there.values() for r in rs]) + _versions(there)
+    if there.get('everything'):
+        text += ['<!-- targets -->', *targets(there), '<!-- end of targets -->', '']
     for section, rs in records.items():
+        rs = rs if section in COMPARED else [r for r in rs if not r.get('before')]
         if rs:
             text += [
                 f'<!-- {section} -->',

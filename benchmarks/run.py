@@ -23,16 +23,21 @@ import subprocess
 import sys
 from pathlib import Path
 
-from common import ROOT, find_data, read_json, write_json
+from common import ROOT, STUDIES, find_data, read_json, write_json
 
 HERE = Path(__file__).resolve().parent
 SECTIONS = (
+    *('everything', 'papermill', 'imports', 'neighbours', 'shapes', 'growth'),
     *('whole', 'graphlime', 'attributions', 'training'),
-    *('scaling', 'graph', 'epochs', 'samplers'),
+    *('scaling', 'graph', 'budgets', 'epochs', 'samplers'),
 )
-STUDIES = ('epochs', 'samplers')  # of scores, not of time: kept when the code changes
-MEASURED = ('data', 'scores', 'experts', 'tuning', 'datasets.py', 'tune_experts.py')
 DATASETS = ('bail', 'german', 'math', 'por')
+ONE_THREAD = ('everything', 'papermill', 'imports', 'neighbours', 'shapes', 'growth', *STUDIES)
+COMPARED = (*DATASETS, 'papermill', 'imports', 'scaling-1000000')  # jobs of `--before`
+MEASURED = (
+    *('data', 'scores', 'experts', 'tuning', 'mixture', 'report'),
+    *('datasets.py', 'tune_experts.py', 'trainer.py'),
+)
 SIZES = (10_000, 30_000, 100_000, 300_000, 1_000_000)
 
 
@@ -70,6 +75,7 @@ def jobs(a) -> list[tuple[str, str, dict, int]]:
         )
         for e in ('expert1', 'expert2', 'expert3')
     ]
+    out += work_jobs(a, real, data if files else {}, device)
     sizes = a.sizes or ((1000, 2000) if a.quick else SIZES)
     out += [
         (
@@ -88,6 +94,8 @@ def jobs(a) -> list[tuple[str, str, dict, int]]:
             else [('exact', 10_000), ('exact', 100_000), ('approximate', 100_000)]
         )
     ]
+    if not a.quick:
+        out.append(('budgets', 'budgets', {'work': str(a.work / 'budgets')}, 1))
     if files:
         out.append(('epochs', 'epochs', {**data, 'work': str(a.work / 'curves')}, 1))
         out.append(
@@ -101,10 +109,35 @@ def jobs(a) -> list[tuple[str, str, dict, int]]:
     return [j for j in out if j[0] in a.only]
 
 
-def code_version() -> str:
+def work_jobs(a, real, data: dict, device: dict) -> list[tuple[str, str, dict, int]]:
+    "Jobs of the sections about whole pieces of work; `data`: {} where there are no files."
+    from work_rows import GROWTH, SHAPES
+
+    few = {'n_trials': 2, 'epochs': 40} if a.quick else {}
+    rows = [('own', {'dataset': 'own:600x8' if a.quick else 'own:20000x60'})]
+    if data:
+        rows += [(n, {**real(n), 'stages': 'all' if n == 'bail' else 'experts'}) for n in DATASETS]
+    if a.public and not a.quick:
+        rows.append(('adult', {'dataset': 'adult', 'data_dir': str(a.public)}))
+    out = [('everything', n, {**row, **device, **few}, 1) for n, row in rows]
+    out += [('papermill', 'papermill', {}, a.repeats), ('imports', 'imports', {}, 1)]
+    noise = (2000,) if a.quick else (100_000, 1_000_000)
+    out += [('neighbours', f'noise-{n}', {'rows': n}, 1) for n in noise]
+    if a.public and not a.quick:
+        table = {'kind': 'adult', 'data_dir': str(a.public)}
+        out.append(('neighbours', 'adult', table, 1))
+    out += [('shapes', s, {'shape': s}, 1) for s in SHAPES if not a.quick]
+    sizes = {'people': (500, 1000)} if a.quick else GROWTH
+    short = {'epochs': 20} if a.quick else {}
+    for vary, values in sizes.items():
+        out += [('growth', f'{vary}-{v}', {'vary': vary, 'value': v, **short}, 1) for v in values]
+    return out
+
+
+def code_version(root: Path = ROOT) -> str:
     "Of the rooms that are measured."
     digest = hashlib.sha256()
-    for place in (ROOT / 'moe_expert' / name for name in MEASURED):
+    for place in (root / 'moe_expert' / name for name in MEASURED):
         for path in sorted(place.glob('*.py')) if place.is_dir() else [place]:
             digest.update(path.read_bytes())
     return digest.hexdigest()[:12]
@@ -154,7 +187,7 @@ def do_job(section: str, arguments: dict, result: Path):
     sections.warm(section)
     import torch
 
-    if section in STUDIES:
+    if section in ONE_THREAD:
         torch.set_num_threads(1)
     before, load = peak_memory(), os.getloadavg()
     record = getattr(sections, section)(**arguments)
@@ -171,47 +204,50 @@ def do_job(section: str, arguments: dict, result: Path):
     write_json(result, record, indent=1)
 
 
+def in_a_process(section: str, arguments: dict, part: Path, root: Path) -> bool:
+    "Run a job on the code in a folder; did it succeed?"
+    path = os.pathsep.join([str(root), *filter(None, [os.environ.get('PYTHONPATH')])])
+    env = {**os.environ, 'PYTHONPATH': path, 'MPLBACKEND': 'agg'}
+    if section in ONE_THREAD:
+        env['OMP_NUM_THREADS'] = '1'
+    job = '--job', section, json.dumps(arguments), str(part)
+    done = subprocess.run([sys.executable, str(Path(__file__).resolve()), *job], env=env)
+    if done.returncode:
+        print(f'  failed (exit status {done.returncode})', file=sys.stderr)
+    return done.returncode == 0
+
+
+def stays(path: Path, about: dict, a) -> bool:
+    "Is there a record of this job and this state of the code?"
+    there = read_json(path) if path.exists() and not a.fresh else None
+    if there is None or there['arguments'] != about['arguments']:
+        return False
+    return about['section'] in STUDIES or there['code'] == about['code']
+
+
 def measure(a) -> list[str]:
     "Run the jobs that are missing; returns those that failed."
-    failed, version = [], code_version()
-    env = {
-        **os.environ,
-        'PYTHONPATH': os.pathsep.join([str(ROOT), *filter(None, [os.environ.get('PYTHONPATH')])]),
-    }
+    failed, versions = [], {ROOT: code_version()}
+    if a.before:
+        versions[a.before] = code_version(a.before)
     for section, name, arguments, repeats in jobs(a):
-        for i in range(repeats):
-            path = a.work / 'results' / f'{section}.{name}.{i}.json'
-            there = read_json(path) if path.exists() else None
-            stays = (
-                there
-                and there['arguments'] == arguments
-                and (section in STUDIES or there['code'] == version)
-                and not a.fresh
-            )
-            if stays and section not in STUDIES:  # a study itself knows what is missing
+        for i, root in [(i, root) for i in range(repeats) for root in versions]:
+            before = root != ROOT
+            if before and (name not in COMPARED or section == 'whole'):
                 continue
-            print(
-                f'{section}: {name}, run {i + 1} of {repeats} (load {os.getloadavg()[0]:.1f})',
-                flush=True,
-            )
-            part = path.with_suffix('.new')
-            command = [
-                sys.executable,
-                str(Path(__file__).resolve()),
-                '--job',
-                section,
-                json.dumps(arguments),
-                str(part),
-            ]
-            done = subprocess.run(command, env=env)
-            if done.returncode:
-                failed.append(f'{section}.{name}')
-                print(f'  failed (exit status {done.returncode})', file=sys.stderr)
-                break
-            record = read_json(part)
             about = {'section': section, 'name': name, 'arguments': arguments}
-            about |= {'code': version, 'machine': machine()}
-            write_json(path, about | record, indent=1)
+            about |= {'code': versions[root], 'before': before}
+            label = f'{section}.{name}.{"before." if before else ""}{i}'.replace(' ', '_')
+            path = a.work / 'results' / f'{label}.json'
+            if section not in STUDIES and stays(path, about, a):  # a study knows what is missing
+                continue
+            which = f'{name}{", the code before" if before else ""}'
+            print(f'{section}: {which}, run {i + 1} of {repeats}', flush=True)
+            part = path.with_suffix('.new')
+            if not in_a_process(section, arguments, part, root):
+                failed.append(f'{section}.{name}')
+                break
+            write_json(path, about | {'machine': machine()} | read_json(part), indent=1)
             part.unlink()
     return failed
 
@@ -253,6 +289,18 @@ def parse(argv=None):
         type=Path,
         default=find_data(),
         help='benchmark files (default: MOE_EXPERT_DATA, or ../shared/data)',
+    )
+    p.add_argument(
+        '--public',
+        type=Path,
+        default=find_data('public', 'adult'),
+        help='files of the catalogue (default: ../shared/public)',
+    )
+    p.add_argument(
+        '--before',
+        type=lambda s: Path(s).resolve(),
+        metavar='FOLDER',
+        help='a checkout of an earlier state of the code, measured by the same jobs in turns',
     )
     p.add_argument('--work', type=Path, help='records (default: benchmarks/work, ignored by git)')
     p.add_argument('--out', type=Path, help='folder of RESULTS.md and plots (default: benchmarks)')

@@ -13,6 +13,7 @@ import time
 import warnings
 
 from common import EXPERTS, draw
+from work_rows import everything, growth, imports, neighbours, papermill, shapes  # noqa: F401
 
 
 def _timed(f, repeats: int = 1, sync=None) -> tuple[list[float], object]:
@@ -455,6 +456,15 @@ def graph(
         'cpu': time.process_time() - busy,
         'edges': edges.shape[1] // 2,
     }
+
+
+def budgets(work: str) -> dict:
+    "What `budgets.py` has computed; nothing is computed here."
+    from pathlib import Path
+
+    import budgets as study
+
+    return {'rows': study.analyse(Path(work))}
 
 
 def epochs(
