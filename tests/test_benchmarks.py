@@ -9,12 +9,14 @@ import pytest
 from conftest import ROOT
 
 sys.path.insert(0, str(ROOT / 'benchmarks'))
+import budgets
 import curves
 import numpy as np
 import render
 import run
 import samplers
 import sections
+import work_rows
 
 from moe_expert.data.synthetic import make_synthetic
 from moe_expert.experts.specs import EXPERTS
@@ -85,7 +87,9 @@ def test_one_command_measures_and_renders(tmp_path):
     )
     text = (tmp_path / 'RESULTS.md').read_text(encoding='utf-8')
     assert (
-        '## Attributions' in text and 'captum' in text and 'Not measured: whole, graphlime' in text
+        '## Attributions' in text
+        and 'captum' in text
+        and 'growth, whole, graphlime, training' in text
     )
     (record,) = run.load_records(tmp_path)['attributions']
     assert record['largest_difference'] < 1e-6 and record['peak'] >= record['peak_imports'] > 0
@@ -348,3 +352,81 @@ def test_arguments():
         run.parse(['--only', 'nothing'])
     quick = run.jobs(run.parse(['--quick']))
     assert {j[0] for j in quick} == set(run.SECTIONS) - set(run.STUDIES)
+
+
+def test_everything_is_measured_stage_by_stage_with_its_children():
+    record = work_rows.everything('own:300x6', n_trials=1, epochs=20, stages='experts')
+    assert list(record['stages']) == ['load', 'expert1', 'expert2', 'expert3']
+    assert record['people'] == 300 and record['features'] == 7  # six, and the group
+    assert record['cpu'] == sum(record['stages'].values()) > 0
+    before = work_rows.busy()
+    subprocess.run([sys.executable, '-c', 'sum(range(3_000_000))'], check=True)
+    assert work_rows.busy() - before > 0.01  # a process that was started counts
+
+
+def test_recall_of_the_default_graph_is_that_of_a_slow_search():
+    record = work_rows.neighbours(rows=300, columns=5, neighbours=4, searched=50)
+    assert record['recall'] == 1 and record['same_again'] and record['edges'] >= 300 * 4 / 2
+
+
+def test_growth_varies_one_size(monkeypatch):
+    monkeypatch.setattr(work_rows, 'BASE', dict(people=300, features=6, neighbours=3, trials=1))
+    record = work_rows.growth('features', 8, epochs=20)
+    assert set(record['spent']) == {'load', 'experts', 'gate', 'test'}
+    assert min(record['spent'].values()) > 0 and record['value'] == 8
+    rows = [{**COMMON, **record, 'value': v} for v in (8, 16)]
+    rows[1] = rows[1] | {'spent': {k: 4 * v for k, v in record['spent'].items()}}
+    assert render._exponent([8, 16], [1, 4]) == pytest.approx(2)
+
+
+def stages(name, before, scale):
+    spent = dict(load=1, expert1=2, expert2=3, expert3=4, gate=9, integration=1, test=1)
+    spent |= {'report of the experts': 11, 'report of the mixture': 5}
+    return {
+        **COMMON,
+        'section': 'everything',
+        'name': name,
+        'dataset': name,
+        'before': before,
+        'stages': {k: v * scale for k, v in spent.items()},
+        'cpu': 37 * scale,
+        'people': 100,
+        'features': 5,
+        'edges': 200,
+        'n_trials': 30,
+        'peak_children': 1e9,
+    }
+
+
+def test_targets_compare_before_and_after(tmp_path):
+    records = [stages(n, b, 2 if b else 1) for n in ('bail', 'german') for b in (True, False)]
+    empty = [{**COMMON, 'name': 'papermill', 'before': b, 'cpu': 9.5} for b in (True, False)]
+    (tmp_path / 'RESULTS.md').write_text('')
+    text = render.write({'everything': records, 'papermill': empty}, tmp_path).read_text()
+    lines = [x for x in text.splitlines() if x.startswith('| bail') or x.startswith('| german')]
+    assert '| 20 s | 10 s | 0.50 |' in lines[0] and lines[0].endswith('yes |')  # 10 s of 15
+    assert '22 s | 11 s' in lines[2] and lines[2].endswith('**no** |')  # 11 s of 10
+    assert '| 12.5 s | 1.5 s | 0.12 | ≤ 3 s | yes |' in text  # above an empty report
+    assert any(x.startswith('| german: load and 30') and x.endswith('yes |') for x in lines)
+
+
+def test_what_a_budget_loses_is_paired_by_seed_and_signed(tmp_path):
+    def unit(seed, variant, best, expert='expert2'):
+        about = dict(data='d', seed=seed, expert=expert, variant=variant, best=best, feasible=1)
+        about |= dict(cpu=1.0, configurations=10, epochs=2000)
+        place = tmp_path / f'{seed}-{expert}-{variant}.json'
+        place.write_text(json.dumps(about))
+
+    for seed, full, limited in ((200, 0.1, 0.2), (201, 0.3, 0.2), (202, 0.2, 0.5), (100, 0, 9)):
+        unit(seed, budgets.FULL, full)
+        unit(seed, budgets.LIMITED, limited)
+        unit(seed, budgets.FULL, full, 'expert1')
+        unit(seed, budgets.LIMITED, limited, 'expert1')
+    unit(203, budgets.FULL, 0.1)
+    unit(203, budgets.LIMITED, None)  # a winner that was lost
+    up, down = budgets.analyse(tmp_path)
+    assert up['loss'] == pytest.approx(-0.1)  # utility: more is better; seed 100 is for choosing
+    assert down['loss'] == pytest.approx(0.1) and down['lost_winners'] == 1  # a gap: less is better
+    assert down['low'] < 0.1 < down['high'] and down['seeds'] == 4
+    text = render.write({'budgets': [{**COMMON, 'rows': [down]}]}, tmp_path).read_text()
+    assert '| d | expert2 (fair_result) | 4 | +0.1000 |' in text
