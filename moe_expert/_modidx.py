@@ -2850,6 +2850,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                              'moe_expert/tuning/storage.py'),
                                            'moe_expert.tuning.storage.delete_studies': ( 'storage.html#delete_studies',
                                                                                          'moe_expert/tuning/storage.py'),
+                                           'moe_expert.tuning.storage.failures': ('storage.html#failures', 'moe_expert/tuning/storage.py'),
                                            'moe_expert.tuning.storage.first_line': ( 'storage.html#first_line',
                                                                                      'moe_expert/tuning/storage.py'),
                                            'moe_expert.tuning.storage.open_storage': ( 'storage.html#open_storage',

@@ -24,7 +24,7 @@ from optuna.distributions import FloatDistribution
 from optuna.trial import FrozenTrial, TrialState
 
 from ..errors import MoEExpertError
-from .storage import STORAGE_ERRORS, first_line, quiet_optuna, storage_errors
+from .storage import failures, first_line, quiet_optuna, storage_errors
 from moe_expert.tuning.trials import (
     Outcome,
     close_trial,
@@ -320,7 +320,7 @@ def train_in_halves(
         if len(outcomes) != n:
             raise MoEExpertError(f'training {n} configurations gave {len(outcomes)} outcomes')
         return outcomes
-    except (MoEExpertError, *STORAGE_ERRORS):
+    except (MoEExpertError, *failures()):
         raise
     except Exception as err:  # noqa: BLE001 whatever training raises is written into the trial
         if n == 1:

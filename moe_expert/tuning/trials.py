@@ -23,7 +23,7 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState
 
 from . import storage as storage_room
-from .storage import STORAGE_ERRORS, first_line
+from .storage import failures, first_line
 
 logger = logging.getLogger(__name__)
 
@@ -170,7 +170,7 @@ def signs_of_life(
             try:
                 for trial in trials:
                     storage_of(study).record_heartbeat(_storage_id(trial))
-            except STORAGE_ERRORS as err:
+            except failures() as err:
                 reason = first_line(err.__cause__ or err)
                 logger.warning('no sign of life to the storage: %s', reason)
 
@@ -191,7 +191,7 @@ def release(study: optuna.Study):
         for trial in _running(study):
             if trial.user_attrs.get('worker') == worker_name():
                 close_trial(study, trial)
-    except STORAGE_ERRORS as err:  # the error that ends the study is already on its way
+    except failures() as err:  # the error that ends the study is already on its way
         logger.warning('running trials were not closed: %s', first_line(err.__cause__ or err))
 
 # %% ../../nbs/43_trials.ipynb #d8fbe7f2
@@ -248,7 +248,7 @@ def tell(
         except UpdateFinishedTrialError:
             closed = 'trial %d of %s was closed by another worker: its result is not used'
             return logger.warning(closed, trial.number, study.study_name)
-        except STORAGE_ERRORS as err:
+        except failures() as err:
             if pause is None:
                 raise
             reason = first_line(err.__cause__ or err)
