@@ -10,7 +10,6 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 
 from .data.assembly import assemble
 from .data.cards import Card, own_name, shipped_card
@@ -24,7 +23,6 @@ from moe_expert.data.catalogue import (
     known_spellings,
     normalised_name,
 )
-from .data.doors import from_card, load_own
 from moe_expert.data.sources import (
     benchmark_edges,
     find_files,
@@ -38,6 +36,7 @@ from .errors import DataError, unknown_name
 from .parameters import EDITIONS
 
 if TYPE_CHECKING:
+    import pandas as pd
     from torch_geometric.data import Data
 
 # %% auto #0
@@ -106,6 +105,8 @@ def _load_shipped(
     own: Mapping,  # entries of the call
 ) -> Data:
     "A data set whose card comes with the package."
+    from moe_expert.data.doors import from_card  # slow to import
+
     card = _known_card(name, data_dir)
     further = [c for c in names_to_drop(drop) if c not in card.drop]
     data = from_card(card, split_seed=split_seed, drop=further, **own)
@@ -137,6 +138,8 @@ def load_dataset(
         raise DataError(f'split_seed must be a whole number, not {split_seed!r}')
     options = dict(data_dir=data_dir, drop=drop, edition=edition)
     if is_path(name) or not isinstance(name, str):
+        from moe_expert.data.doors import load_own  # slow to import
+
         return load_own(name, split_seed=split_seed, **options, **own)
     name = canonical_name(name)
     _check_options(name, edition, own)
@@ -145,9 +148,8 @@ def load_dataset(
     split_seed = 20 if split_seed is None else split_seed
     if name.startswith('synthetic'):
         return _load_synthetic(name, split_seed, drop)
-    spec = DATASETS[name]
-    offline = edition == 'offline'
-    table_path, edge_path, tried = (None, None, []) if offline else find_files(spec, data_dir)
+    spec, found = DATASETS[name], (None, None, [])
+    table_path, edge_path, tried = found if edition == 'offline' else find_files(spec, data_dir)
     if table_path is None:
         return load_offline(spec, tried, edition, split_seed, drop)
     table = check_table(read_csv(table_path), spec, str(table_path))

@@ -10,13 +10,16 @@ from collections.abc import Callable, Sequence
 from copy import copy
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 import torch
 from fastcore.basics import patch
 from torch import Tensor
-from torch_geometric.data import Data
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from torch_geometric.data import Data
 
 # %% auto #0
 __all__ = ['logger', 'MoESettings', 'MoETrainer', 'gate_record', 'gate_study_name', 'compared']

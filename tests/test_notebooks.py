@@ -457,6 +457,25 @@ def test_importing_the_package_is_light():
     assert done.stdout.strip() == 'set()'
 
 
+LIGHT = {'fastcore', 'filelock', 'moe_expert'}  # what the modules may add to torch and optuna
+
+
+@pytest.mark.parametrize('first_use', ['import moe_expert.trainer', 'moe_expert.ExpertTuner'])
+def test_training_imports_torch_and_optuna_alone(first_use):
+    """Slow packages (pandas, PyG, SQLAlchemy, scikit-learn) are imported where they are used."""
+    code = (
+        'import sys, moe_expert, torch, optuna\n'
+        "def packages(): return {name.split('.')[0] for name in sys.modules}\n"
+        'before = packages()\n'
+        f'{first_use}\n'
+        "print(*(packages() - before - sys.stdlib_module_names | {'moe_expert'}))"
+    )
+    done = subprocess.run(
+        [sys.executable, '-c', code], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    assert set(done.stdout.split()) <= LIGHT
+
+
 def test_unknown_names_are_attribute_errors():
     import moe_expert
 

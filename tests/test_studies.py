@@ -12,6 +12,7 @@ import sys
 
 import optuna
 import pytest
+import sqlalchemy
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -226,6 +227,20 @@ def test_wherever_a_study_is_interrupted_it_ends_the_same(whole, moments):
             except SystemExit:
                 pass
     assert bare(study) == whole
+
+
+def test_a_trial_asks_the_database_about_fifty_things(study):
+    """A sampler that reads the storage itself, and `Trial`, which reads it on each write, ask 130.
+
+    A storage far away answers slowly, and SQLAlchemy is not cheap even for one nearby.
+    """
+    statements = []
+    engine = study._storage._backend.engine
+    sqlalchemy.event.listen(
+        engine, 'before_cursor_execute', lambda *args: statements.append(args[2])
+    )
+    run(study, n_trials=20, batch_size=10)
+    assert len(statements) <= 60 * 20
 
 
 def test_a_trial_that_was_taken_over_is_not_told(study, caplog):

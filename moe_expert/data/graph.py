@@ -9,23 +9,17 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from moe_expert.data.edge_lists import (
-    Ends,
-    array_ends,
-    check_directions,
-    is_matrix,
-    matrix_ends,
-    read_ends,
-    row_pairs,
-)
 from .tables import read_csv
 from ..errors import DataError, DataWarning
+
+if TYPE_CHECKING:
+    from moe_expert.data.edge_lists import Ends
 
 # %% auto #0
 __all__ = ['TIED', 'EXACT_UP_TO', 'edge_keys', 'unique_keys', 'edge_tensor', 'similarity_keys', 'similarity_graph',
@@ -592,6 +586,8 @@ def check_edges(
     >>> check_edges([[0, 1], [1, 0], [2, 2], [2, 1]], 3, 'toy').tolist()
     [1, 5]
     """
+    from moe_expert.data.edge_lists import is_matrix  # slow to import
+
     if is_matrix(edges):
         return edge_list(edges, n, where, directed=directed).keys
     pairs = _index_pairs(edges, where) if index else _listed_pairs(edges, where)
@@ -627,6 +623,8 @@ def _edge_list(
     candidates: Mapping[str, Sequence] | None,
     directed: str | None,
 ) -> EdgeList:
+    from moe_expert.data.edge_lists import check_directions, row_pairs  # slow to import
+
     pairs = row_pairs(found, n, where, ids=ids, candidates=candidates)
     notes = check_directions(pairs, n, where, matrix=found.matrix, directed=directed, stacklevel=4)
     return EdgeList(unique_keys([edge_keys(*pairs.T, n)]), found.notes | notes)
@@ -642,6 +640,8 @@ def read_edge_list(
     directed: str | None = None,  # 'both': directions are known, and both are meant
 ) -> EdgeList:
     "Read given edges. `DataError` names line and cure; `DataWarning` for a list with directions."
+    from moe_expert.data.edge_lists import read_ends  # slow to import
+
     where = str(path) if where is None else where
     return _edge_list(read_ends(path, n), n, where, ids, candidates, directed)
 
@@ -657,6 +657,8 @@ def edge_list(
     directed: str | None = None,
 ) -> EdgeList:
     "As `read_edge_list`, for edges in memory."
+    from moe_expert.data.edge_lists import array_ends, is_matrix, matrix_ends  # slow to import
+
     if is_matrix(edges):
         found = matrix_ends(edges, n, where)
     else:
@@ -692,6 +694,8 @@ def undirected_graph(
     >>> undirected_graph([[2, 0, 1], [1, 1, 1]], 3).tolist()
     [[0, 1, 1, 2], [1, 0, 2, 1]]
     """
+    from moe_expert.data.edge_lists import is_matrix  # slow to import
+
     graph = edge_tensor(check_edges(edge_index, n, where, index=True), n)
     if not isinstance(edge_index, Tensor):
         return graph

@@ -19,7 +19,6 @@ from urllib.parse import SplitResult, urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 import numpy as np
-import pandas as pd
 
 from .assembly import assemble
 from .catalogue import DataFile, DatasetSpec, sha256_file
@@ -28,6 +27,7 @@ from .tables import Table, check_table, drop_features, read_csv
 from ..errors import DataError, DataWarning, OfflineEditionWarning
 
 if TYPE_CHECKING:
+    import pandas as pd
     from torch_geometric.data import Data
 
 # %% auto #0

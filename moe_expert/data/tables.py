@@ -8,12 +8,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 
 from .catalogue import DatasetSpec
 from ..errors import DataError, did_you_mean
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 # %% auto #0
 __all__ = ['Table', 'check_varies', 'check_unique', 'check_table', 'names_to_drop', 'check_drop', 'drop_features', 'read_csv']
@@ -61,6 +64,8 @@ def _binary(column: pd.Series, values: tuple, where: str, role: str) -> np.ndarr
 # %% ../../nbs/06_tables.ipynb #d940b487
 def _numbers(frame: pd.DataFrame, where: str) -> np.ndarray:
     "[N, d] finite float64; `DataError` names the first bad cell."
+    import pandas as pd  # slow to import
+
     numbers = np.empty(frame.shape)
     for k, name in enumerate(frame.columns):
         column = pd.to_numeric(frame[name], errors='coerce')
@@ -160,6 +165,8 @@ def drop_features(
 # %% ../../nbs/06_tables.ipynb #4745dd5a
 def read_csv(path: Path, **kwargs) -> pd.DataFrame:
     "`pandas.read_csv`, with `DataError` for a file that is missing or cannot be parsed."
+    import pandas as pd  # slow to import
+
     try:
         return pd.read_csv(path, **kwargs)
     except (ValueError, OSError) as e:  # pandas' parser and encoding errors are ValueErrors

@@ -12,7 +12,6 @@ import torch
 import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import Tensor, nn
-from torch_geometric.nn import GATConv, GCNConv, GINConv, SAGEConv
 
 from ..errors import ArgumentError
 from ..parameters import BACKBONES
@@ -119,6 +118,8 @@ class GNN(nn.Module):
         dropout: float = 0.3,  # share of hidden units dropped while training, in [0, 1)
         negative_slope: float = 0.01,  # slope of LeakyReLU below zero
     ):
+        from torch_geometric.nn import GATConv, GCNConv, GINConv, SAGEConv  # slow to import
+
         super().__init__()
         gin = lambda d, h, bias: GINConv(nn.Linear(d, h, bias=bias))
         layers = dict(gcn=GCNConv, sage=SAGEConv, gat=GATConv, gin=gin)

@@ -14,7 +14,6 @@ import torch
 import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import Tensor
-from torch_geometric.nn.conv.gcn_conv import gcn_norm
 
 from ..errors import ArgumentError
 from moe_expert.experts.backbones import (
@@ -31,6 +30,8 @@ from ..scores.attributions import homogeneous_attributions
 def _propagation(backbone: str, edge_index: Tensor, n: int) -> tuple[Tensor, Tensor, Tensor]:
     "Return source, target and weight of every message, self-loops included, as in PyG's layers."
     if backbone == 'gcn':
+        from torch_geometric.nn.conv.gcn_conv import gcn_norm  # slow to import
+
         (source, target), weight = gcn_norm(edge_index, num_nodes=n, dtype=torch.float64)
         return source, target, weight
     source, target = edge_index

@@ -7,16 +7,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 import torch
 from torch import Tensor
-from torch_geometric.data import Data
 
 from ..data.catalogue import DATASETS
-from ..data.columns import encode
-from ..data.doors import plain_array
 from ..data.graph import nearest_known, undirected_graph
 from ..data.reading import is_table
 from ..errors import ArtifactError, DataError
@@ -30,6 +27,10 @@ from ..tuning.artifacts import load_checkpoint, sha256_file
 from ..tuning.folder import ExpertFiles, check_identity, read_record
 from ..tuning.records import load_expert
 from ..tuning.settings import TuneSettings, settings_record
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from torch_geometric.data import Data
 
 # %% auto #0
 __all__ = ['MUST_MATCH', 'tuning_command', 'read_expert', 'load_experts', 'floor_of', 'mixture_state', 'mixture_of',
@@ -200,6 +201,9 @@ def load_mixture(
 # %% ../../nbs/52_checkpoints.ipynb #e153a008
 def _as_features(people, recipe: dict | None, d: int) -> Tensor:  # [n, d]
     "Features of new people. `DataError` where they do not fit."
+    from moe_expert.data.columns import encode  # slow to import
+    from moe_expert.data.doors import plain_array
+
     if is_table(people):
         if recipe is None:
             raise DataError(

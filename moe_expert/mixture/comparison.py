@@ -9,11 +9,10 @@ import re
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import pandas as pd
 import torch
 from torch import Tensor
-from torch_geometric.data import Data
 
 from ..errors import ArtifactError
 from ..experts.floor import BASELINES
@@ -25,6 +24,10 @@ from ..scores.intervals import auc_interval, interval_text
 from ..tuning.artifacts import sha256_file, write_bytes, write_json
 from ..tuning.folder import ExpertFiles, locked, marked, read_record
 from ..tuning.settings import DEFAULT_PARAMS, GATE_DEFAULTS
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from torch_geometric.data import Data
 
 # %% auto #0
 __all__ = ['BELOW', 'METHODS', 'ENOUGH_FEASIBLE', 'LARGEST_SHARE', 'GREY_ROW', 'Method', 'gate_usage', 'too_few_feasible',
@@ -298,6 +301,8 @@ class Comparison(dict):
     SHOWN = (*AIMS, 'final_score')
 
     def table(self) -> pd.DataFrame:  # method × score, as text
+        import pandas as pd  # slow to import
+
         methods = self['methods']
         columns = {n: {m: interval_text(**v[n]) for m, v in methods.items()} for n in self.SHOWN}
         return pd.DataFrame(columns).rename_axis('method')

@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import torch
 from fastcore.basics import patch
 from torch import Tensor
-from torch_geometric.data import Data
 
 from ..errors import ArgumentError
 from ..experts.floor import Floor
@@ -31,6 +31,9 @@ from moe_expert.mixture.gate import (
     mixture_attributions,
 )
 from ..scores.evaluation import Evaluator
+
+if TYPE_CHECKING:
+    from torch_geometric.data import Data
 
 # %% auto #0
 __all__ = ['SHARPNESS', 'LEAN', 'soft_utility', 'soft_objective', 'Lesson', 'make_lesson', 'gate_terms', 'GateConfig',

@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from math import inf
+from typing import TYPE_CHECKING
 
 import torch
 from fastcore.basics import patch
 from torch import Tensor
-from torch_geometric.data import Data
 
 from ..errors import ArgumentError
 from ..experts.floor import Floor
@@ -24,6 +24,9 @@ from ..experts.training import TrainedModel, run_training
 from .gate import Mixture, gate_weights, mixture_attributions
 from .gate_training import make_lesson, soft_objective
 from ..scores.evaluation import Evaluator
+
+if TYPE_CHECKING:
+    from torch_geometric.data import Data
 
 # %% auto #0
 __all__ = ['WAYS', 'IMPROVEMENT', 'FineTuneSettings', 'FineTuner', 'fine_tuned', 'best_way']

@@ -8,9 +8,9 @@ from __future__ import annotations
 from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 from fastcore.basics import patch
-from torch_geometric.data import Data
 
 from ..data.cards import read_card, shipped_card
 from ..data.catalogue import SHIPPED, is_path
@@ -25,6 +25,9 @@ from ..parameters import EDITIONS, Given, command, options
 from ..scores.evaluation import Evaluator
 from ..tuning.artifacts import Result, Results, facts_html, sha256_file
 from ..tuning.folder import ExpertFiles, owner, read_record
+
+if TYPE_CHECKING:
+    from torch_geometric.data import Data
 
 # %% auto #0
 __all__ = ['files_of', 'to_run', 'read_settings', 'as_recorded', 'tuned_experts', 'read_results', 'read_trade_off', 'AtHand',

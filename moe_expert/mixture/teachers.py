@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from copy import copy
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from torch_geometric.data import Data
 
 from ..errors import MoEExpertError
 from ..experts.populations import Population, joined
@@ -22,6 +22,9 @@ from .checkpoints import floor_of
 from .gate_training import Lesson, make_lesson
 from ..parameters import TEACHERS
 from ..tuning.settings import train_settings
+
+if TYPE_CHECKING:
+    from torch_geometric.data import Data
 
 # %% auto #0
 __all__ = ['halves', 'join_lessons', 'train_on_half', 'crossfit_lesson', 'who_did_what']
@@ -34,6 +37,7 @@ def halves(
 ) -> tuple[Tensor, Tensor]:  # node numbers, ascending
     """Two halves with equal shares of every class in every group.
 
+    >>> from torch_geometric.data import Data
     >>> data = Data(y=torch.tensor([0, 0, 0, 0, 1, 1]), sens=torch.tensor([0, 0, 1, 1, 1, 1]))
     >>> first, second = halves(torch.arange(6), data, seed=0)
     >>> len(first), len(second), data.y[first].sum().item(), data.sens[first].sum().item()

@@ -8,12 +8,15 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
 
 from optuna.distributions import FloatDistribution
-from torch_geometric.data import Data
 
 from ..experts.specs import ExpertSpec
 from ..experts.trainers import TrainSettings
+
+if TYPE_CHECKING:
+    from torch_geometric.data import Data
 
 # %% auto #0
 __all__ = ['SEARCH_SPACE', 'GATE_SPACE', 'DEFAULT_PARAMS', 'GATE_DEFAULTS', 'HIDDEN', 'search_space', 'default_params',

@@ -24,19 +24,19 @@ from optuna.distributions import FloatDistribution
 from optuna.trial import FrozenTrial, TrialState
 
 from ..errors import MoEExpertError
-from .storage import STORAGE_ERRORS, first_line, quiet_optuna, storage_errors
+from .storage import failures, first_line, quiet_optuna, storage_errors
 from moe_expert.tuning.trials import (
     Outcome,
     close_trial,
+    draw,
     new_trial,
     release,
     requeue,
     signs_of_life,
     storage_of,
-    stored,
     take_waiting,
     tell,
-    trial_of,
+    with_id,
 )
 
 logger = logging.getLogger(__name__)
@@ -87,8 +87,8 @@ class Standing:
     "The families of a study at one moment."
 
     def __init__(self, study: optuna.Study, space: dict[str, FloatDistribution]):
-        members = {}
-        for t in study.get_trials(deepcopy=False):
+        members, self.trials = {}, study.get_trials(deepcopy=False)
+        for t in self.trials:
             members.setdefault(_family(t), []).append(t)
         self.members = {
             family: trials
@@ -189,12 +189,14 @@ class Draws:
         return Standing(self.study, self.space)
 
 
-def _create(draws: Draws, families: Sequence[int] | None) -> tuple[optuna.Trial | None, bool]:
-    """A running trial (None.
+def _create(
+    draws: Draws, standing: Standing, families: Sequence[int] | None
+) -> tuple[int | None, bool]:
+    """The storage's id of a running trial; is it to be the default?
 
-    Nothing to do, or a different worker was faster); is it to be the default?
+    None: nothing to do, or a different worker was faster.
     """
-    study, standing = draws.study, draws.standing()
+    study = draws.study
     owed = [f for f in standing.owed if families is None or f in families]
     if owed:
         return new_trial(study, standing.params(owed[0]), repeats=owed[0]), False
@@ -206,36 +208,29 @@ def _create(draws: Draws, families: Sequence[int] | None) -> tuple[optuna.Trial 
     return new_trial(study, draws.default if is_first else None), is_first
 
 # %% ../../nbs/44_studies.ipynb #9043a8e1
-def _draw(draws: Draws, trial: optuna.Trial, place: int) -> optuna.Trial:
-    "Draw the parameters of a trial."
-    study = draws.study
-    # a study object of its own: Optuna's keeps its history from one draw to the next
-    fresh = optuna.load_study(
-        study_name=study.study_name,
-        storage=storage_of(study),
-        sampler=make_sampler(draw_seed(draws.seed, draws.label, place), draws.batch_size),
-    )
-    drawn = trial_of(fresh, trial)
-    for name, d in draws.space.items():
-        drawn.suggest_float(name, d.low, d.high, log=d.log, step=d.step)
-    return drawn
-
-
 def _next_trial(
     draws: Draws,
+    standing: Standing,  # of this moment or of a little earlier
     families: Sequence[int] | None = None,  # repeat one of these; None: any, or a new one
-) -> optuna.Trial | None:  # None: nothing to do, given up, or a different worker was faster
-    "A repetition of an owed trial, else one from the queue, else a new one."
-    trial, is_first = _create(draws, families)
-    if trial is None:
-        return None
-    standing, created = draws.standing(), stored(draws.study, trial)
-    place = standing.place(created)
+) -> tuple[tuple[FrozenTrial, dict] | None, Standing]:  # with its parameters; what is there now
+    """A repetition of an owed trial, else one from the queue, else a new one.
+
+    None: nothing to do, given up, or a different worker was faster.
+    """
+    study = draws.study
+    trial_id, is_first = _create(draws, standing, families)
+    standing = draws.standing()
+    if trial_id is None:
+        return None, standing
+    trial = with_id(standing.trials, trial_id)
+    place = standing.place(trial)
     second_default = is_first and place > 0
-    if place >= draws.n_trials or standing.rival(created) or second_default:
-        close_trial(draws.study, created)
-        return None
-    return _draw(draws, trial, place)
+    if place >= draws.n_trials or standing.rival(trial) or second_default:
+        close_trial(study, trial)
+        return None, draws.standing()
+    # a sampler of its own: the draw depends on its place, not on the draws before it
+    sampler = make_sampler(draw_seed(draws.seed, draws.label, place), draws.batch_size)
+    return (trial, draw(study, standing.trials, trial, draws.space, sampler)), standing
 
 # %% ../../nbs/44_studies.ipynb #2d2fb4fa
 @dataclass
@@ -243,7 +238,7 @@ class Batch:
     "Configurations that train side by side."
 
     params: list[dict]  # one configuration each
-    trials: dict[int, optuna.Trial]  # position in `params` → the trial that gets the outcome
+    trials: dict[int, FrozenTrial]  # position in `params` → the trial that gets the outcome
 
 
 def _recorded_batch(draws: Draws, standing: Standing) -> list[int] | None:  # families
@@ -258,12 +253,16 @@ def _recorded_batch(draws: Draws, standing: Standing) -> list[int] | None:  # fa
     return None
 
 
-def _repeat_batch(draws: Draws, families: list[int], wanted: int) -> Batch | None:
+def _repeat_batch(
+    draws: Draws, standing: Standing, families: list[int], wanted: int
+) -> Batch | None:
     "A recorded batch again: all its configurations, with the trials that are owed."
     trials = {}
-    while len(trials) < wanted and (trial := _next_trial(draws, families)):
-        trials[families.index(trial.user_attrs['repeats'])] = trial
-    standing = draws.standing()
+    while len(trials) < wanted:
+        drawn, standing = _next_trial(draws, standing, families)
+        if drawn is None:
+            break
+        trials[families.index(_family(drawn[0]))] = drawn[0]
     return Batch([standing.params(f) for f in families], trials) if trials else None
 
 # %% ../../nbs/44_studies.ipynb #7ea4da82
@@ -276,18 +275,20 @@ def ask_batch(
     if taken >= draws.n_trials:
         return None
     if families := _recorded_batch(draws, standing):
-        return _repeat_batch(draws, families, draws.n_trials - taken)
-    wanted, trials = min(draws.n_trials, (taken // size + 1) * size) - taken, []
-    while len(trials) < wanted:
-        if trial := _next_trial(draws):
-            trials.append(trial)
-        elif draws.standing().taken >= draws.n_trials:
+        return _repeat_batch(draws, standing, families, draws.n_trials - taken)
+    wanted, batch = min(draws.n_trials, (taken // size + 1) * size) - taken, []
+    while len(batch) < wanted:
+        drawn, standing = _next_trial(draws, standing)
+        if drawn:
+            batch.append(drawn)
+        elif standing.taken >= draws.n_trials:
             break
-    if not trials:
+    if not batch:
         return None
-    families = [_family(stored(study, t)) for t in trials]
+    trials, params = zip(*batch)
+    families = [_family(t) for t in trials]
     study.set_user_attr(f'batch {families[0]:06d}', families)
-    return Batch([dict(t.params) for t in trials], dict(enumerate(trials)))
+    return Batch(list(params), dict(enumerate(trials)))
 
 # %% ../../nbs/44_studies.ipynb #c19c6ace
 def is_out_of_memory(
@@ -320,7 +321,7 @@ def train_in_halves(
         if len(outcomes) != n:
             raise MoEExpertError(f'training {n} configurations gave {len(outcomes)} outcomes')
         return outcomes
-    except (MoEExpertError, *STORAGE_ERRORS):
+    except (MoEExpertError, *failures()):
         raise
     except Exception as err:  # noqa: BLE001 whatever training raises is written into the trial
         if n == 1:
