@@ -174,6 +174,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                        'moe_expert/data/columns.py'),
                                          'moe_expert.data.columns._propose_sides': ( 'columns.html#_propose_sides',
                                                                                      'moe_expert/data/columns.py'),
+                                         'moe_expert.data.columns._read_as': ('columns.html#_read_as', 'moe_expert/data/columns.py'),
                                          'moe_expert.data.columns._recipe_of': ('columns.html#_recipe_of', 'moe_expert/data/columns.py'),
                                          'moe_expert.data.columns._sides': ('columns.html#_sides', 'moe_expert/data/columns.py'),
                                          'moe_expert.data.columns._text_features': ( 'columns.html#_text_features',
