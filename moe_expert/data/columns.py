@@ -8,6 +8,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -524,12 +525,17 @@ def _text_features(
     return np.stack([(texts == v).to_numpy(dtype=float) for v in known], 1)
 
 # %% ../../nbs/12_columns.ipynb #0c9ec749
-def _encode_column(column: pd.Series, coding: Mapping, where: str, unknown: str) -> np.ndarray:
-    "[n, k] features of one column."
+def _read_as(column: pd.Series, coding: Mapping, where: str) -> pd.Series:
+    "A column, read as its part of the recipe says."
     numeric = coding['kind'] in ('number', 'range')
     plain = {'kind': 'number' if numeric else 'category', 'codes': []}
-    values = read_again(column, coding.get('params', plain), where=where)
-    where, gaps = f'{where}: column {column.name!r}', values.isna().to_numpy()
+    return read_again(column, coding.get('params', plain), where=where)
+
+
+def _encode_column(values: pd.Series, coding: Mapping, where: str, unknown: str) -> np.ndarray:
+    "[n, k] features of one column that has been read."
+    numeric = coding['kind'] in ('number', 'range')
+    where, gaps = f'{where}: column {values.name!r}', values.isna().to_numpy()
     if gaps.any() and coding['fill'] is None:
         raise DataError(
             f'{where}, row {np.flatnonzero(gaps)[0]} is missing ({rows_text(int(gaps.sum()))} '
@@ -545,6 +551,7 @@ def encode_raw(
     columns: Sequence[Mapping],  # a recipe's columns
     where: str = 'the table',  # for the error
     unknown: str = 'error',  # an unknown category: 'error', or 'other' (none of the known ones)
+    known: Mapping[str, pd.Series] = MappingProxyType({}),  # columns that have been read
 ) -> np.ndarray:  # [n, d] float64, not scaled
     "Raw columns as numbers. `DataError` names column, row and value that cannot be encoded."
     if absent := [c['name'] for c in columns if c['name'] not in frame.columns]:
@@ -552,7 +559,11 @@ def encode_raw(
             f'{where} lacks {len(absent)} of {len(columns)} columns: {", ".join(absent)}; it has '
             f'{", ".join(map(str, frame.columns))}'
         )
-    features = [_encode_column(frame[c['name']], c, where, unknown) for c in columns]
+    features = []
+    for c in columns:
+        name = c['name']
+        values = known[name] if name in known else _read_as(frame[name], c, where)
+        features.append(_encode_column(values, c, where, unknown))
     return np.concatenate(features, 1) if features else np.empty((len(frame), 0))
 
 # %% ../../nbs/12_columns.ipynb #9945d27e

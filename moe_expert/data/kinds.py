@@ -70,7 +70,7 @@ def normal_text(
     return str(value)
 
 
-_ALL_PLAIN = re.compile(r'(?:[-+]?(?:0|[1-9][0-9]*)(?:[.][0-9]*)?\n)*')
+_ALL_PLAIN = re.compile(r'(?:[-+]?(?:0|[1-9][0-9]*)(?:[.][0-9]*)?(?:[eE][-+]?[0-9]+)?\n)*')
 
 
 def _are_plain(texts: Sequence[str]) -> bool:
@@ -781,7 +781,8 @@ def _count_numbers(work: _Work, values: np.ndarray) -> None:
     marks, digits, zeros, blanks = (np.zeros(len(values), dtype=bool) for _ in range(4))
     plain = _Style(zeros=True)
     if work.plain and work.style == _Style():
-        which = [k for k, t in enumerate(work.cells.texts) if len(t) > 15]
+        # their texts are the numbers; digits get lost in large ones, and in too small ones
+        which = np.flatnonzero((values == 0) | (abs(values) >= 2**53))
         unclear = np.ones(len(values), dtype=bool)
     else:
         which = np.flatnonzero(~np.isnan(values))
@@ -1095,12 +1096,12 @@ def _number_flags(name: str, values: np.ndarray, texts: Sequence[str] = ()) -> l
     known = values[~np.isnan(values)]
     if len(known) and (known[:100] % 1 == 0).all() and (known % 1 == 0).all():
         flags += _name_flags(name, known) + _whole_flags(name, known, len(values))
-    dotted = sorted(t for t in texts if '.' in t)
+    dotted = [t for t in texts if '.' in t]
     grouped = re.compile('[-+]?[1-9][0-9]{0,2}[.][0-9]{3}')
     if len(texts) > 1 and dotted and all(grouped.fullmatch(t) for t in dotted):
         entry = {'kind': 'number', 'thousands': '.'}
         flags.append(
-            f'{name}: every value with a point has three decimals ({dotted[0]}); if the point '
+            f'{name}: every value with a point has three decimals ({min(dotted)}); if the point '
             f'marks thousands, kinds: {card_text({name: entry})}'
         )
     return flags

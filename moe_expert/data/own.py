@@ -495,7 +495,9 @@ def _encoded(read: _Read, columns: Sequence[Mapping], where: str) -> tuple[np.nd
     "[N, d] raw features and their d names, which must differ."
     names = feature_names(columns)
     check_unique(names, where, 'features')
-    return encode_raw(read.frame, columns, where), names
+    same = [c['name'] for c in columns if c.get('params') is read.readings[c['name']].params]
+    known = {name: read.readings[name].values for name in same}
+    return encode_raw(read.frame, columns, where, known=known), names
 
 # %% ../../nbs/13_own.ipynb #0b30e9f7
 def _rule_graph(
