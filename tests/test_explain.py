@@ -22,7 +22,7 @@ from moe_expert.scores import graphlime as scores_graphlime
 from moe_expert.scores import lasso as scores_lasso
 from moe_expert.scores import procedure as scores_procedure
 from moe_expert.scores.graphlime import GraphLIME, graphlime
-from moe_expert.scores.lasso import nonnegative_lasso
+from moe_expert.scores.lasso import GramMatrices, nonnegative_lasso
 
 RHO = 0.1
 
@@ -442,13 +442,13 @@ def test_of_several_solutions_the_least_norm_counts(kind):
             a = rng.multinomial(6, np.ones(rank) / rank, size=d).astype(float)
         f = a @ rng.random(rank) - (0 if kind == 'affine' else RHO)
         gram, right = torch.tensor(a @ a.T)[None], torch.tensor(f)[None]
-        one, several = scores_lasso._active_sets(gram, right, 1)
+        one, several = scores_lasso._active_sets(GramMatrices(gram), right, 1)
         beta = nonnegative_lasso(gram, right[None] + RHO, RHO)[0]
         assert (beta >= 0).all() and scores_lasso.kkt_violation(gram, right, beta) <= 1e-9
         order = rng.permutation(d)
         again = nonnegative_lasso(gram[:, order][:, :, order], right[None, :, order] + RHO, RHO)[0]
         torch.testing.assert_close(again, beta[:, order], atol=1e-9, rtol=0)
-        if bool(several):
+        if bool(several.any()):
             expected = least_norm_by_slsqp(a @ a.T, f, one[0].numpy())
             np.testing.assert_allclose(beta[0].numpy(), expected, atol=1e-6)
             degenerate += bool((one - beta).abs().max() > 1e-6)

@@ -11,6 +11,7 @@ import math
 from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import accumulate
 
 import torch
@@ -19,7 +20,7 @@ from torch import Tensor
 
 from ..data.graph import undirected_graph
 from ..errors import ArgumentError
-from .lasso import nonnegative_lasso
+from .lasso import GramMatrices, Grams, nonnegative_lasso
 
 # %% ../../nbs/23_graphlime.ipynb #77ffd32e
 def series_terms(
@@ -137,101 +138,229 @@ def neighbourhoods(
     members[torch.arange(len(keys), device=nodes.device) + owner + 1] = source
     return starts, members
 
-# %% ../../nbs/23_graphlime.ipynb #3641f7eb
-def _cut(starts: Tensor, width: int, limit: int) -> list[tuple[Tensor, int]]:
-    "Rows sorted by size, in groups whose padded rectangle × `width` columns stays under `limit`."
-    sizes, order = (starts[1:] - starts[:-1]).sort(stable=True)
-    groups, first, sizes_list = [], 0, sizes.tolist()
-    for row, size in enumerate(sizes_list):  # ascending: `size` is the width of the group so far
-        if row > first and (row - first + 1) * size * width > limit:
-            groups.append((order[first:row], sizes_list[row - 1]))
-            first = row
-    if sizes_list:
-        groups.append((order[first:], sizes_list[-1]))
-    return groups
-
-# %% ../../nbs/23_graphlime.ipynb #5024d6c3
-@dataclass
-class _Chunk:
-    "Neighbourhoods of similar size, padded to a rectangle by repeating the node under a zero mask."
-
-    rows: Tensor  # [b] positions in the plan's node list
-    nodes: Tensor  # [u] distinct node numbers that occur
-    index: Tensor  # [b, m] places in `nodes`; column 0 is the explained node itself
-    mask: Tensor  # [b, m] float64, 1 = member of the neighbourhood
-    gram: Tensor | None = None  # [b, d, d] Gram matrices, kept if there is room
-    scale: Tensor | None = None  # [b, d] inverse norms of the kernels, kept with them
-    phi: Tensor | None = None  # [b, m, R] scaled kernel features, kept if there is room
-
-# %% ../../nbs/23_graphlime.ipynb #d11eccf8
-def _chunk(rows: Tensor, size: int, starts: Tensor, members: Tensor) -> _Chunk:
-    "The padded rectangle of the neighbourhoods of `rows`."
-    column = torch.arange(size, device=rows.device)
-    inside = column < (starts[rows + 1] - starts[rows])[:, None]
-    places = starts[rows][:, None] + column * inside  # padding points at the node itself
-    nodes, index = members[places].unique(return_inverse=True)
-    return _Chunk(rows, nodes, index, inside.double())
+# %% ../../nbs/23_graphlime.ipynb #73e8187a
+def _varying(x: Tensor, starts: Tensor, members: Tensor, limit: int) -> Tensor:
+    "[n, d] does the feature vary in the node's neighbourhood? Up to `limit` values at a time."
+    n, d = len(starts) - 1, x.shape[1]
+    owner = torch.repeat_interleave(torch.arange(n, device=x.device), starts.diff())
+    own, different = members[starts[:-1]], torch.zeros(n, d, dtype=torch.int32, device=x.device)
+    step = max(1, limit // max(1, d))
+    for i in range(0, len(members), step):
+        owners = owner[i : i + step]
+        unequal = x[members[i : i + step]] != x[own[owners]]
+        different.index_add_(0, owners, unequal.int())
+    return different > 0
 
 # %% ../../nbs/23_graphlime.ipynb #b1e8e8c0
-def _feature_map(column: Tensor, c: float, tol: float) -> KernelFeatures:
-    "Kernel features of one column's values; a column without values has none."
-    grid = column.unique()
-    if not len(grid):
-        return KernelFeatures(0.0, c, column.new_zeros(1, 0))
+def _grid(column: Tensor) -> Tensor:
+    "Points at which a column's kernel features are found: its values, or a grid if they are many."
+    grid = column.unique() if len(column) else column.new_zeros(1)
     if len(grid) > 64:
         grid = chebyshev_grid(float(grid[0]), float(grid[-1]), device=grid.device)
-    return kernel_features(grid, c, tol)
+    return grid
 
 # %% ../../nbs/23_graphlime.ipynb #ff4ad2e6
-def _feature_maps(
-    values: Tensor,  # [u, d] features of the nodes that occur
-    tol: float,  # relative variance below which principal components are dropped
-) -> tuple[list[KernelFeatures], Tensor]:  # d maps with R columns together, `member` [R, d]
-    "Kernel features of each column (width 0.2·d), and which feature each of them belongs to."
-    d = values.shape[1]
-    maps = [_feature_map(column, 0.2 * d, tol) for column in values.double().T]
-    ranks = torch.tensor([m.rank for m in maps], device=values.device)
-    owner = torch.repeat_interleave(torch.arange(d, device=values.device), ranks)
-    return maps, torch.nn.functional.one_hot(owner, d).double()
+@dataclass(frozen=True)
+class _Kernels:
+    "Kernel features of the d columns of a table, R together."
+
+    groups: list[tuple[KernelFeatures, Tensor]]  # with the columns [k] that share them
+    rank: Tensor  # [d] kernel columns of each feature
+    first: Tensor  # [d] number of the first of them
+
+    @cached_property
+    def columns(self) -> int:
+        "R"
+        return int(self.rank.sum())
+
+    def table(self, x: Tensor, limit: int) -> Tensor:
+        "[u, R + 1] of the rows `x` [u, d], with a last column of zeros; about `limit` at a time."
+        out = torch.zeros(len(x), self.columns + 1, dtype=torch.double, device=x.device)
+        for features, columns in self.groups:
+            places = self.first[columns][:, None] + torch.arange(features.rank, device=x.device)
+            step = max(1, limit // (len(columns) * len(features.projection)))
+            for i in range(0, len(x) if features.rank else 0, step):
+                out[i : i + step, places.flatten()] = features(x[i : i + step, columns]).flatten(1)
+        return out
+
+
+def _kernels(values: Tensor, tol: float) -> _Kernels:
+    "Kernel features (width 0.2·d) of the columns of `values` [u, d]."
+    d, shared = values.shape[1], {}
+    for k, column in enumerate(values.T):
+        shared.setdefault(tuple(_grid(column.double()).tolist()), []).append(k)
+    rank, groups = values.new_zeros(d, dtype=torch.long), []
+    for grid, columns in shared.items():
+        grid = torch.tensor(grid, dtype=torch.double, device=values.device)
+        columns = torch.tensor(columns, device=values.device)
+        groups.append((kernel_features(grid, 0.2 * d, tol), columns))
+        rank[columns] = groups[-1][0].rank
+    return _Kernels(groups, rank, rank.cumsum(0) - rank)
+
+# %% ../../nbs/23_graphlime.ipynb #c45bf9a3
+def _collapse(values: Tensor, widths: list[int], dim: int = 1) -> Tensor:
+    "Sums over each feature's kernel columns: dimension `dim` shrinks from Σ widths to widths[0]."
+    first, *others = values.split(widths, dim)
+    total = first.clone()
+    for part in others:
+        total.narrow(dim, 0, part.shape[dim]).add_(part)
+    return total
 
 # %% ../../nbs/23_graphlime.ipynb #c64a87a1
-def _centred(x: Tensor, maps: list[KernelFeatures], chunk: _Chunk) -> Tensor:
-    "Φ [b, m, R]: kernel features centred within each neighbourhood, 0 in the padding."
-    columns = zip(maps, x[chunk.nodes].T, strict=True)
-    phi = torch.cat([feature(column) for feature, column in columns], -1)[chunk.index]
-    mask = chunk.mask[..., None]
-    phi -= (phi * mask).sum(1, keepdim=True) / mask.sum(1, keepdim=True)
-    return phi.mul_(mask)
+def _centred(table: Tensor, index: Tensor, columns: Tensor, sizes: Tensor) -> Tensor:
+    """Φᵀ [b, c, m]: `columns` [b, c] of the rows `index` [b, m] of a table, centred.
+
+    Column 0 of `index` is the explained node, which padding repeats after `sizes` [b] members.
+    """
+    phi = table.take(index[:, None] * table.shape[1] + columns[..., None])
+    phi -= phi[..., :1].clone()
+    phi -= phi.sum(-1, keepdim=True) / sizes[:, None, None]
+    outside = torch.arange(index.shape[1], device=index.device) >= sizes[:, None]
+    return phi.masked_fill_(outside[:, None], 0)
+
+
+def _unit(phi: Tensor, widths: list[int]) -> Tensor:
+    "Φ̃ᵀ [b, c, m]: Φᵀ scaled to unit kernels, in place."
+    blocks = phi.split(widths, 1)
+    square = phi.new_zeros(len(phi), widths[0])
+    for i, left in enumerate(blocks):
+        for right in blocks[i:]:
+            k = right.shape[1]
+            both = (left[:, :k] * right).sum(-1).square_()
+            square[:, :k] += both if right is left else 2 * both
+    norm = square.sqrt()
+    scale = torch.where(norm >= 1e-12, 1 / norm, 0).sqrt()[..., None]
+    for block in blocks:
+        block *= scale[:, : block.shape[1]]
+    return phi
 
 # %% ../../nbs/23_graphlime.ipynb #4c96683d
-def _gram(phi: Tensor, member: Tensor, limit: int = 2**20) -> tuple[Tensor, Tensor]:
-    "Gram matrices [b, d, d] of the unit kernels and 1/‖ΦₖᵀΦₖ‖ [b, d] (0 below 1e-12)."
-    batches = phi.split(max(1, limit // max(1, phi.shape[2] ** 2)))  # bounds [b, R, R]
-    raw = torch.cat([member.T @ ((batch.mT @ batch).square_() @ member) for batch in batches])
-    norm = raw.diagonal(dim1=-2, dim2=-1).sqrt()
-    scale = torch.where(norm >= 1e-12, 1 / norm, 0)
-    return raw * scale[:, :, None] * scale[:, None, :], scale
+def _gram(phi: Tensor, widths: list[int], limit: int = 2**20) -> Tensor:
+    "Gram matrices [b, a, a] of the unit kernels."
+    batches = phi.split(max(1, limit // max(1, phi.shape[1] ** 2)))  # bounds the products [b, c, c]
+    squares = ((batch @ batch.mT).square_() for batch in batches)
+    return torch.cat([_collapse(_collapse(s, widths), widths, 2) for s in squares])
+
+# %% ../../nbs/23_graphlime.ipynb #a311ab61
+@dataclass(frozen=True)
+class _GramRows:
+    "Gram matrices of unit kernels of which only rows and blocks are computed."
+
+    phi: Tensor  # [b, c, m]
+    widths: list[int]
+
+    def _kernel(self, owner: int, features: Tensor) -> Tensor:
+        "[e, r, m] kernel columns of `features` [e] in one neighbourhood."
+        parts, start = [], 0
+        for width in self.widths:
+            has = features < width
+            part = self.phi[owner, start + torch.where(has, features, 0)]
+            parts.append(part.mul_(has[:, None]))
+            start += width
+        return torch.stack(parts, 1)
+
+    def rows(self, owner: Tensor, feature: Tensor) -> Tensor:
+        "[P, d] row `feature` [P] of matrix `owner` [P]."
+        out = self.phi.new_empty(len(owner), self.widths[0])
+        for o in owner.unique().tolist():
+            which = (owner == o).nonzero().squeeze(1)
+            kernel = self._kernel(o, feature[which])
+            squares = (kernel.flatten(0, 1) @ self.phi[o].T).square_()
+            out[which] = _collapse(squares.view(*kernel.shape[:2], -1).sum(1), self.widths)
+        return out
+
+    def block(self, owner: Tensor, features: Tensor) -> Tensor:
+        "[P, e, e] entries of matrix `owner` [P] between `features` [P, e]."
+        kernels = (self._kernel(o, f) for o, f in zip(owner.tolist(), features, strict=True))
+        squares = (
+            (k.flatten(0, 1) @ k.flatten(0, 1).T).square_().view(*k.shape[:2], *k.shape[:2])
+            for k in kernels
+        )
+        return torch.stack([s.sum((1, 3)) for s in squares])
 
 # %% ../../nbs/23_graphlime.ipynb #91286cca
 def _alignments(
     psi: Tensor,  # [u, M, r] features ψ of each model's probability
     index: Tensor,  # [b, m] rows of `psi`; column 0 is the explained node, which padding repeats
     sizes: Tensor,  # [b] members of each neighbourhood
-    phi: Tensor,  # [b, m, R]
-    member: Tensor,  # [R, d]
-) -> Tensor:  # [b, M, d] in [0, 1]
+    phi: Tensor,  # [b, c, m]
+    widths: list[int],
+) -> Tensor:  # [b, M, a] in [0, 1]
     "Alignments ⟨K̄k, L̄⟩ of every feature with every model's prediction."
     (b, m), (_, models, r) = index.shape, psi.shape
     difference = psi[index].flatten(2)
     difference -= difference[:, :1].clone()
-    squares = (phi.mT @ difference).square_().view(b, -1, models, r).sum(-1)
+    squares = _collapse((phi @ difference).square_(), widths).view(b, -1, models, r).sum(-1)
     per_model = difference.view(b, m, models, r).unbind(2)  # views: nothing is copied
     total = difference.sum(1).view(b, models, r, 1)
     products = torch.stack([d.mT @ d for d in per_model], 1)
     scatter = products - total @ total.mT / sizes[:, None, None, None]
     norm = scatter.square().sum((-2, -1)).sqrt()
     scale = torch.where(norm >= 1e-12, 1 / norm, 0)
-    return (member.T @ squares).mT * scale[..., None]
+    return squares.mT * scale[..., None]
+
+# %% ../../nbs/23_graphlime.ipynb #e9775b4b
+def _cut(sizes: Tensor, columns: Tensor, limit: int) -> list[Tensor]:
+    "Rows in groups of similar shape whose padded rectangles [b, columns, size] stay under `limit`."
+    wide = (2 * (columns + 1.0).log2()).floor()  # classes of columns, √2 apart
+    order = sizes.sort(stable=True).indices
+    order = order[wide[order].sort(stable=True).indices]
+    shapes = zip(*(t[order].tolist() for t in (wide, sizes, columns)), strict=True)
+    cuts, group, first, most = [], None, 0, 0
+    for i, (kind, m, c) in enumerate(shapes):  # within a class, m ascends
+        most = max(most, c, 32)  # 32: few columns do not make large chunks, as models multiply them
+        if kind != group or (i - first + 1) * m * most > limit:
+            cuts.append(i)
+            group, first, most = kind, i, max(c, 32)
+    return list(order.tensor_split(cuts[1:])) if cuts else []
+
+# %% ../../nbs/23_graphlime.ipynb #d853cfb4
+@dataclass
+class _Chunk:
+    "Neighbourhoods of similar shape, and what is kept of them if there is room."
+
+    rows: Tensor  # [b] positions in the plan's node list
+    size: int  # m, members of the largest
+    widths: list[int]  # features that have at least 1, 2, … kernel columns, at most
+    gram: Tensor | None = None  # [b, a, a] Gram matrices
+    phi: Tensor | None = None  # [b, c, m] scaled kernel features
+
+    @property
+    def by_row(self) -> bool:
+        "Are rows of the Gram matrices computed when they are needed?"
+        return sum(self.widths) > 512
+
+    @property
+    def shapes(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        "Of `gram` (empty if rows are computed) and `phi`."
+        b, a = len(self.rows), 0 if self.by_row else self.widths[0]
+        return (b, a, a), (b, sum(self.widths), self.size)
+
+
+@dataclass
+class _Problem:
+    "A chunk, ready for the models. A place of `features` that holds d is unused."
+
+    rows: Tensor  # [b] positions in the plan's node list
+    index: Tensor  # [b, m] places in `nodes`; column 0 is the explained node, padding repeats it
+    nodes: Tensor | None  # [u] of the nodes that occur in the plan; None: all of them
+    sizes: Tensor  # [b]
+    features: Tensor  # [b, a] their numbers
+    phi: Tensor  # [b, c, m]
+    widths: list[int]
+    gram: Tensor | None  # [b, a, a]
+
+    @property
+    def grams(self) -> Grams:
+        return _GramRows(self.phi, self.widths) if self.gram is None else GramMatrices(self.gram)
+
+    def parts(self, step: int) -> Iterator['_Problem']:
+        "The same in parts of `step` nodes."
+        for i in range(0, len(self.rows), step):
+            cut = slice(i, i + step)
+            gram = None if self.gram is None else self.gram[cut]
+            tensors = (t[cut] for t in (self.sizes, self.features, self.phi))
+            yield _Problem(self.rows[cut], self.index[cut], self.nodes, *tensors, self.widths, gram)
 
 # %% ../../nbs/23_graphlime.ipynb #9cf8c224
 def node_numbers(
@@ -285,6 +414,7 @@ class GraphLIME:
     """GraphLIME (Huang et al., 2022) of many models on the same nodes, linear in the edges.
 
     The constructor prepares what does not depend on a model; `explain(p1)` gives coefficients.
+    `ArgumentError` if a neighbourhood needs more memory than `memory_bytes`, before the work.
     """
 
     def __init__(
@@ -295,19 +425,24 @@ class GraphLIME:
         rho: float = 0.1,  # weight of the lasso penalty, > 0
         *,
         tol: float = 1e-12,  # relative variance below which a kernel's components are dropped
-        cache_bytes: int = 2**29,  # memory for model-independent tensors that are kept
-        chunk_elements: int = 2**20,  # size of the working tensors
+        memory_bytes: int = 2**30,  # for all that is kept and computed, the results apart
+        chunk_elements: int = 2**20,  # size of the working tensors, less if memory is short
     ):
         if not rho > 0:
             raise ArgumentError(f'rho must be positive, not {rho}')
-        self.x, self.rho, self.chunk_elements = x, rho, chunk_elements
+        self.x, self.rho, self.memory_bytes = x, rho, memory_bytes
+        self.chunk_elements = max(1, min(chunk_elements, memory_bytes // 512))
         self.nodes = node_numbers(nodes, len(x), x.device)
-        starts, members = neighbourhoods(edge_index, self.nodes, len(x))
-        self.maps, self.member = _feature_maps(x[members.unique()], tol)
+        self.starts, members = neighbourhoods(edge_index, self.nodes, len(x))
+        self.present, self.members = members.unique(return_inverse=True)
+        self.kernels = _kernels(x[self.present], tol)
         self.probability = kernel_features(chebyshev_grid(0, 1, device=x.device), 0.2, tol)
-        groups = _cut(starts, len(self.member), chunk_elements)
-        self.chunks = [_chunk(rows, size, starts, members) for rows, size in groups]
-        self.cached_bytes = self._keep(cache_bytes)
+        self.by_rank = self.kernels.rank.argsort(descending=True, stable=True)
+        self.varying = _varying(x[:, self.by_rank], self.starts, members, self.chunk_elements)
+        counts = self._counts()
+        self._check(counts)
+        self.chunks = self._chunks(counts)
+        self.kept_bytes = self._keep()
 
     def top_features(
         self,
@@ -317,82 +452,177 @@ class GraphLIME:
         p1 = _population(p1, len(self.x))
         shape = len(p1), len(self.nodes), self.x.shape[1]
         top = torch.zeros(shape, dtype=torch.bool, device=self.x.device)
-        for rows, beta in self._solve(p1):
-            top[:, rows] = top_features(beta.transpose(0, 1))
+        for rows, features, beta in self._solve(p1):
+            node, model, place = top_features(beta).nonzero().unbind(1)
+            top[model, rows[node], features[node, place]] = True
         return top
 
 # %% ../../nbs/23_graphlime.ipynb #300f93a4
 @patch
-def _prepare(self: GraphLIME, chunk: _Chunk) -> tuple[Tensor, Tensor, Tensor]:
-    "Scaled features Φ̃ [b, m, R], Gram matrices [b, d, d] and inverse norms [b, d], kept or new."
-    if chunk.phi is not None:
-        return chunk.phi, chunk.gram, chunk.scale
-    phi = _centred(self.x, self.maps, chunk)
-    gram, scale = (chunk.gram, chunk.scale) if chunk.gram is not None else _gram(phi, self.member)
-    return phi.mul_((scale.sqrt() @ self.member.T)[:, None]), gram, scale
+def _counts(self: GraphLIME) -> Tensor:
+    "[n, r] features of each neighbourhood that have at least 1, 2, … kernel columns."
+    ranks = self.kernels.rank[self.by_rank]
+    deepest = max(1, int(ranks.max())) if len(ranks) else 1
+    has = ranks[:, None] > torch.arange(deepest, device=ranks.device)
+    has[:, 0] = True  # a feature without any still has its place
+    return (self.varying.float() @ has.float()).long()
 
-# %% ../../nbs/23_graphlime.ipynb #c7a59747
-def _slab(sizes: list[int], limit: int, device: torch.device) -> list[Tensor]:
-    """Flat float64 tensors for the first of `sizes` that fit into `limit` bytes, in one block.
 
-    Kept one by one between large temporary tensors, they would fragment the heap to several times
-    their size.
-    """
-    sizes = sizes[: bisect_right(list(accumulate(sizes)), limit // 8)]
-    if not sizes:
-        return []
-    return list(torch.empty(sum(sizes), dtype=torch.double, device=device).split(sizes))
+@patch
+def _needs(self: GraphLIME, counts: Tensor) -> Tensor:
+    "[n] bytes that the explanation of each node needs for one model, an upper bound."
+    sizes, columns, features = self.starts.diff(), counts.sum(1), counts[:, 0]
+    table = sizes * (3 * self.kernels.columns) * (not self._table_fits)
+    models = self.probability.rank * (4 * sizes + 3 * columns)
+    lasso = 64 * features + 3 * columns.clamp(max=512) ** 2 + 10 * columns
+    return 8 * (4 * columns * sizes + table + models + lasso)
+
+
+@patch
+def _check(self: GraphLIME, counts: Tensor):
+    "`ArgumentError` if the largest neighbourhood does not fit beside what must be held."
+    held = (self.starts, self.members, self.present, self.varying)
+    self.held_bytes = sum(t.numel() * t.element_size() for t in held)
+    self.largest_need = int(self._needs(counts).max()) if len(counts) else 0
+    total = self.held_bytes + self.largest_need
+    if total <= self.memory_bytes:
+        return
+    row = int(self._needs(counts).argmax())
+    raise ArgumentError(
+        f'GraphLIME: node {int(self.nodes[row])} has {int(self.starts.diff()[row]) - 1} neighbours '
+        f'and {int(counts[row, 0])} features that vary among them; to explain it takes '
+        f'{math.ceil(total / 2**20)} MB, and the limit is {self.memory_bytes / 2**20:.0f} MB. '
+        'Give each person fewer neighbours or leave out features, or raise memory_bytes'
+    )
+
+
+@patch(as_prop=True)
+def _table_fits(self: GraphLIME) -> bool:
+    "May the kernel features of all nodes take a quarter of the memory?"
+    return 32 * len(self.present) * (self.kernels.columns + 1) <= self.memory_bytes
+
+
+@patch
+def _chunks(self: GraphLIME, counts: Tensor) -> list[_Chunk]:
+    "The nodes around which something varies, in chunks."
+    some = (counts[:, 0] > 0).nonzero().squeeze(1)
+    sizes = self.starts.diff()
+    groups = _cut(sizes[some], counts[some].sum(1), self.chunk_elements)
+    return [
+        _Chunk(rows, int(sizes[rows].max()), counts[rows].amax(0).tolist())
+        for rows in (some[group] for group in groups)
+    ]
 
 # %% ../../nbs/23_graphlime.ipynb #8f610236
 @patch
-def _keep(self: GraphLIME, limit: int) -> int:
-    "Keep the Gram matrices, then the features, of as many chunks as fit; returns the bytes used."
-    columns, d = self.member.shape
-    gram_sizes = [len(chunk.rows) * d * (d + 1) for chunk in self.chunks]
-    grams = _slab(gram_sizes, limit, self.x.device)
-    used = 8 * sum(slab.numel() for slab in grams)
-    feature_sizes = [chunk.index.numel() * columns for chunk in self.chunks]
-    features = _slab(feature_sizes, limit - used, self.x.device)[: len(grams)]
-    for i, (chunk, slab) in enumerate(zip(self.chunks, grams, strict=False)):
-        phi, gram, scale = self._prepare(chunk)
-        chunk.gram = slab[: gram.numel()].view_as(gram).copy_(gram)
-        chunk.scale = slab[gram.numel() :].view_as(scale).copy_(scale)
-        if i < len(features):
-            chunk.phi = features[i].view_as(phi).copy_(phi)
-    return used + 8 * sum(slab.numel() for slab in features)
+def _prepare(self: GraphLIME, chunk: _Chunk) -> _Problem:
+    "What the models need of a chunk, as far as it is kept, else new."
+    sizes = self.starts.diff()[chunk.rows]
+    column = torch.arange(chunk.size, device=self.x.device)
+    inside = column < sizes[:, None]
+    index = self.members[self.starts[chunk.rows][:, None] + column * inside]
+    varying, a, d = self.varying[chunk.rows], chunk.widths[0], self.x.shape[1]
+    place = torch.where(varying, varying.cumsum(1) - 1, a)
+    features = place.new_full((len(place), a + 1), d).scatter_(
+        1, place, torch.arange(d, device=place.device).expand_as(place)
+    )[:, :a]
+    numbers = torch.cat([self.by_rank, self.by_rank.new_tensor([d])])[features]
+    kept = chunk.phi, chunk.widths, chunk.gram
+    problem = _Problem(chunk.rows, index, None, sizes, numbers, *kept)
+    if chunk.phi is None:
+        self._compute(problem, chunk.by_row)
+    return problem
+
+
+@patch
+def _compute(self: GraphLIME, problem: _Problem, by_row: bool):
+    "Φ̃ and, unless they are kept or computed row by row, the Gram matrices."
+    index, table, widths = problem.index, self.table, problem.widths
+    if table is None:
+        nodes, index = index.unique(return_inverse=True)
+        table = self.kernels.table(self.x[self.present[nodes]], self.chunk_elements)
+    zero = self.kernels.columns  # the table's last column
+    rank, first = (torch.cat([t, t.new_zeros(1)]) for t in (self.kernels.rank, self.kernels.first))
+    columns = [
+        torch.where(rank[f] > j, first[f] + j, zero)
+        for j, f in enumerate(problem.features[:, :w] for w in widths)
+    ]
+    phi = _centred(table, index, torch.cat(columns, 1), problem.sizes)
+    problem.phi = _unit(phi, widths)
+    if problem.gram is None and not by_row:
+        problem.gram = _gram(problem.phi, widths, self.chunk_elements)
+
+# %% ../../nbs/23_graphlime.ipynb #6745057b
+@patch
+def _keep(self: GraphLIME) -> int:
+    "Keep the table, then Gram matrices, then features, as many as fit; returns the bytes used."
+    room = self.memory_bytes - self.held_bytes
+    room -= max(self.largest_need, self.memory_bytes // 4)
+    self.table, size = None, 8 * len(self.present) * (self.kernels.columns + 1)
+    if self._table_fits and size <= room:
+        self.table = self.kernels.table(self.x[self.present], self.chunk_elements)
+        room -= size
+    wishes = [(i, 'gram', c.shapes[0]) for i, c in enumerate(self.chunks) if not c.by_row]
+    wishes += [(i, 'phi', c.shapes[1]) for i, c in enumerate(self.chunks)]
+    ends = list(accumulate(math.prod(shape) for *_, shape in wishes))
+    wishes = wishes[: bisect_right(ends, room // 8)]
+    sizes = [math.prod(shape) for *_, shape in wishes]
+    slab, kept = torch.empty(sum(sizes), dtype=torch.double, device=self.x.device), {}
+    for (i, name, shape), part in zip(wishes, slab.split(sizes) if sizes else (), strict=True):
+        kept.setdefault(i, {})[name] = part.view(shape)
+    for i, parts in kept.items():
+        problem = self._prepare(self.chunks[i])
+        for name, part in parts.items():
+            setattr(self.chunks[i], name, part.copy_(getattr(problem, name)))
+    return 8 * slab.numel() + (size if self.table is not None else 0)
 
 # %% ../../nbs/23_graphlime.ipynb #c8a83ffa
 @patch
+def _psi(self: GraphLIME, p1: Tensor) -> Tensor:
+    "[u, M, r] features of probabilities [M, u]."
+    out = p1.new_empty(p1.shape[1], len(p1), self.probability.rank)
+    step = max(1, self.chunk_elements // (len(p1) * len(self.probability.projection)))
+    for i in range(0, len(out), step):
+        out[i : i + step] = self.probability(p1[:, i : i + step].T)
+    return out
+
+
+@patch
 def _aligned(
     self: GraphLIME,
-    chunk: _Chunk,
-    phi: Tensor,  # [b, m, R] its scaled features
-    p1: Tensor,  # [M, N]
-    psi: Tensor | None,  # [N, M, r] of all nodes; None: too large, computed here per chunk
-) -> Tensor:  # [b, M, d]
-    "Alignments of one chunk, as many models at a time as fit."
-    index = chunk.index if psi is None else chunk.nodes[chunk.index]
-    width = max(chunk.index.shape[1], len(self.member))
-    elements = width * len(chunk.rows) * self.probability.rank
-    step = max(1, 4 * self.chunk_elements // elements)
-    sizes, alignments = chunk.mask.sum(1), []
+    problem: _Problem,
+    p1: Tensor,  # [M, u]
+    psi: Tensor | None,  # [u, M, r] of all nodes; None: too large, computed here
+) -> Tensor:  # [b, M, a]
+    "Alignments, as many models at a time as fit."
+    b, c, m = problem.phi.shape
+    step = max(1, 4 * self.chunk_elements // (b * max(c, m) * self.probability.rank))
+    alignments = []
     for i in range(0, len(p1), step):
         if psi is None:
-            table = self.probability(p1[i : i + step, chunk.nodes].T)
+            table = self._psi(p1[i : i + step, problem.nodes])
         else:
             table = psi[:, i : i + step]
-        alignments.append(_alignments(table, index, sizes, phi, self.member))
+        args = problem.index, problem.sizes, problem.phi, problem.widths
+        alignments.append(_alignments(table, *args))
     return torch.cat(alignments, 1)
 
 # %% ../../nbs/23_graphlime.ipynb #76136944
 @patch
-def _solve(self: GraphLIME, p1: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    "Chunk by chunk: positions in `nodes` [b] and coefficients [b, M, d]."
-    room = p1.numel() * self.probability.rank <= 16 * self.chunk_elements
-    psi = self.probability(p1.T) if room else None
-    for chunk in self.chunks:
-        phi, gram, _ = self._prepare(chunk)
-        yield chunk.rows, nonnegative_lasso(gram, self._aligned(chunk, phi, p1, psi), self.rho)
+def _solve(self: GraphLIME, p1: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    "In parts: positions in `nodes` [b], numbers of features [b, a], coefficients [b, M, a]."
+    p1 = p1[:, self.present]
+    room = 64 * p1.numel() * self.probability.rank <= self.memory_bytes
+    psi = self._psi(p1) if room and len(p1) else None
+    for chunk in self.chunks if len(p1) else ():
+        problem = self._prepare(chunk)
+        if psi is None:
+            problem.nodes, problem.index = problem.index.unique(return_inverse=True)
+        step = self.chunk_elements // (4 * len(p1) * chunk.widths[0])
+        for part in problem.parts(max(1, step)):
+            alignments = self._aligned(part, p1, psi)
+            solved = nonnegative_lasso(part.grams, alignments, self.rho)
+            yield part.rows, part.features, solved
 
 # %% ../../nbs/23_graphlime.ipynb #e938813f
 @patch
@@ -403,8 +633,9 @@ def explain(
     "GraphLIME coefficients of every feature, for every model and node."
     p1 = _population(p1, len(self.x))
     beta = p1.new_zeros(len(p1), len(self.nodes), self.x.shape[1])
-    for rows, solved in self._solve(p1):
-        beta[:, rows] = solved.transpose(0, 1)
+    for rows, features, solved in self._solve(p1):
+        node, model, place = solved.nonzero().unbind(1)
+        beta[model, rows[node], features[node, place]] = solved[node, model, place]
     return beta
 
 # %% ../../nbs/23_graphlime.ipynb #af1d49cf
@@ -412,8 +643,8 @@ def explain(
 def __repr__(self: GraphLIME) -> str:
     return (
         f'GraphLIME({len(self.nodes)} nodes, {self.x.shape[1]} features in '
-        f'{len(self.member)} kernel columns, {len(self.chunks)} chunks, '
-        f'{self.cached_bytes / 2**20:.0f} MB kept)'
+        f'{self.kernels.columns} kernel columns, {len(self.chunks)} chunks, '
+        f'{self.kept_bytes / 2**20:.0f} MB kept)'
     )
 
 # %% ../../nbs/23_graphlime.ipynb #8472f947
