@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from copy import copy
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -222,6 +222,14 @@ def _val_halves(self: MoETrainer) -> tuple[Tensor, Tensor]:
 
 
 @patch
+def _teaching(self: MoETrainer) -> Tensor:
+    "The nodes that teach the gate."
+    if self.settings.teachers == 'val_half':
+        return self._val_halves()[0]
+    return self.data.train_mask.nonzero()[:, 0]
+
+
+@patch
 def lesson(self: MoETrainer) -> Lesson:
     "The nodes that teach the gate, with what the experts say about them; made once."
     if self._lesson is None:
@@ -229,9 +237,7 @@ def lesson(self: MoETrainer) -> Lesson:
         if self.settings.teachers == 'crossfit':
             made = crossfit_lesson(data, self.about, self.seed, n_steps, self.device)
         else:
-            halved = self.settings.teachers == 'val_half'
-            nodes = self._val_halves()[0] if halved else data.train_mask.nonzero()[:, 0]
-            made = make_lesson(self.experts, data, nodes, n_steps)
+            made = make_lesson(self.experts, data, self._teaching(), n_steps)
         self._lesson = made
     return self._lesson
 
@@ -255,7 +261,7 @@ def gate_record(
     return {
         'settings': trainer.about['expert1']['settings'],
         'experts': {e: about['sha256'] for e, about in trainer.about.items()},
-        'gate': asdict(trainer.settings.gate),
+        'gate': trainer.settings.gate.record(len(trainer._teaching())),
         'teachers': trainer.settings.teachers,
     }
 
@@ -451,8 +457,12 @@ def fine_tune(
     Raises `ArtifactError` without a tuned gate of these experts and settings.
     """
     gate, ways = self._tuned_gate(), self.settings.ways
+    taught = int(self.data.train_mask.sum())
     self._use_gate(gate['checkpoint_sha256'])
-    record = {'gate_sha256': gate['checkpoint_sha256'], 'fine_tuning': [asdict(w) for w in ways]}
+    record = {
+        'gate_sha256': gate['checkpoint_sha256'],
+        'fine_tuning': [w.record(taught) for w in ways],
+    }
     result = self._earlier_fine_tuning(record)
     if result is None:
         models = self._try_ways(self.tuned_gate)

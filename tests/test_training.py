@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from moe_expert.data.synthetic import make_synthetic
 from moe_expert.errors import MoEExpertError
+from moe_expert.experts import trainers as experts_trainers
 from moe_expert.experts.floor import CONSTRAINTS, Floor, Selection
 from moe_expert.experts.initialisation import init_population
 from moe_expert.experts.optimizer import (
@@ -776,11 +777,129 @@ def test_warm_up_is_cross_entropy_alone(data, evaluator):
 
 
 def test_rows_of_a_step():
-    assert TrainSettings().rows(20_000) == 20_000 and TrainSettings().rows(20_001) == 8_192
+    rows = TrainSettings().rows
+    assert [rows(n) for n in (1, 2_048, 2_049, 10_000, 500_000)] == [1, 2_048, 683, 1_000, 1_022]
+    for n in range(2_049, 9_000, 97):
+        assert rows(n) <= 1_024 and n % rows(n) < n // rows(n)  # fewer are left over than steps
     assert (
         TrainSettings(batch_size=100).rows(1000) == 100
         and TrainSettings(batch_size=100).rows(60) == 60
     )
+
+
+@pytest.mark.parametrize(
+    'n,settings,total',
+    [
+        (100, {}, 2_000),  # all nodes at once: no limit
+        (2_048, {}, 2_000),
+        (2_048, dict(epochs=5_000), 5_000),
+        (2_048, dict(steps=70), 70),  # unless there is one
+        (2_049, {}, 4_000),
+        (2_049, dict(epochs=1_000), 3_000),  # three steps a pass
+        (500_000, dict(epochs=200), 4_000),
+        (500_000, dict(epochs=8), 8 * 489),
+        (500_000, dict(steps=5_001), 5_001),
+        (500_000, dict(epochs=200, steps=10**9), 200 * 489),
+        (1_000, dict(batch_size=100), 4_000),
+        (1_000, dict(batch_size=100, epochs=7), 70),
+    ],
+)
+def test_steps_of_a_schedule(n, settings, total):
+    settings = TrainSettings(**settings)
+    done = [settings.steps_until(epoch, n) for epoch in range(settings.epochs + 1)]
+    assert (done[0], done[-1]) == (0, total)
+    steps = [b - a for a, b in zip(done, done[1:])]
+    assert max(steps) - min(steps) <= 1  # all epochs alike, also where they do not divide
+
+
+@pytest.fixture
+def many(monkeypatch):
+    "What counts as many training nodes, and what is done then, for tests on few."
+    for name, value in dict(WHOLE_ROWS=90, STEP_ROWS=40, MOST_STEPS=50).items():
+        monkeypatch.setattr(experts_trainers, name, value)
+
+
+class Seen(PopulationTrainer):
+    "Writes down what every step sees."
+
+    def __init__(self, *arguments):
+        self.steps = []
+        super().__init__(*arguments)
+
+    def gradients(self, batch, warm):
+        self.steps.append((batch.x[:, 0].tolist(), warm))
+        return super().gradients(batch, warm)
+
+
+def numbered(n):
+    "Training nodes that can be told apart by their first feature."
+    data = make_synthetic(2 * n, 4, group_bias=2.0)
+    data.x[:, 0] = torch.linspace(-1, 1, len(data.x)).double()
+    data.train_mask = torch.arange(len(data.x)) % 2 == 0
+    return data
+
+
+@pytest.mark.parametrize('epochs', [3, 20, 49])
+@pytest.mark.parametrize('n', [60, 90, 91, 120, 200])
+def test_a_run_takes_the_steps_of_its_schedule(many, n, epochs):
+    data, configs = numbered(n), [TrainConfig(1e-2)]
+    settings = TrainSettings(epochs=epochs, val_every=7, patience=99)
+    trainer = Seen(data, configs, settings, torch.device('cpu'), 0)
+    evaluator = Evaluator(data, data.train_mask)
+    (model,) = run_training(trainer, configs, EXPERTS['expert2'], evaluator, None, settings)
+    per_pass = 1 if n <= 90 else math.ceil(n / 40)
+    total = epochs if n <= 90 else min(50, epochs * per_pass)
+    assert len(trainer.steps) == total and model.epochs_run == epochs
+    warm = sum(warm for _, warm in trainer.steps)
+    assert warm == int(0.2 * epochs) * total // epochs  # the warm-up is a share of the steps
+    seen = [x for step, _ in trainer.steps for x in step]
+    per_step = settings.rows(n)
+    for start in range(0, total - per_pass + 1, per_pass):  # in each pass everybody is seen once
+        once = seen[start * per_step : (start + per_pass) * per_step]
+        assert len(set(once)) == len(once) == n - n % per_step
+    counts = [seen.count(x) for x in trainer.x[:, 0].tolist()]
+    assert n % per_step or max(counts) - min(counts) <= 1
+
+
+def test_where_the_limit_does_not_bind_epochs_are_passes(data, many):
+    "The same bits as a plain loop over passes."
+    configs = [TrainConfig(1e-2, lambda_fair=1.0, lambda_rep=1.0), TrainConfig(1e-3, seed=1)]
+    settings = TrainSettings(epochs=9)
+    trainer, plain = (
+        PopulationTrainer(data, configs, settings, torch.device('cpu'), 3) for _ in range(2)
+    )
+    order = torch.Generator().manual_seed(3)
+    for _ in range(9):
+        trainer.epoch(warm=False)
+        for nodes in minibatches(plain.y, settings.rows(len(plain.y)), order):
+            batch = plain._of_nodes(nodes)
+            batch.keep = plain.masks.next(len(nodes))
+            plain.adam.step(plain.gradients(batch, False))
+    assert settings.rows(len(plain.y)) < len(plain.y)
+    assert torch.equal(trainer.adam.flat, plain.adam.flat)
+
+
+def test_graph_attention_has_the_schedule_too(many):
+    data, settings = numbered(120), TrainSettings(epochs=49, backbone='gat')
+    trainer = experts_trainers.GraphAttentionTrainer(
+        data, [TrainConfig(1e-2)], settings, torch.device('cpu'), 0
+    )
+    assert trainer.sampled is None  # a step's messages count, not those of all nodes
+    steps = [list(trainer.batches()) for _ in range(49)]
+    assert [len(s) for s in steps] == [1] * 48 + [2]
+    degree = torch.bincount(data.edge_index[1], minlength=len(data.x))
+    for batch in [b for s in steps for b in s][:3]:
+        own = batch.x[batch.edges.nodes][:, 0]
+        nodes = torch.isin(data.x[:, 0], own).nonzero()[:, 0]
+        assert len(batch.y) == len(nodes) == 40 and data.train_mask[nodes].all()
+        assert len(batch.edges.rows) == degree[nodes].sum()
+
+
+def test_the_floor_has_the_schedule_of_the_trials(many, monkeypatch):
+    counted, step = [], StackedAdam.step
+    monkeypatch.setattr(StackedAdam, 'step', lambda *a: (counted.append(1), step(*a)))
+    reference_floor(numbered(200), settings=TrainSettings(epochs=40, val_every=40))
+    assert len(counted) == 50
 
 
 def test_a_batch_of_all_nodes_is_the_full_batch(data, evaluator):

@@ -5,8 +5,10 @@
 # %% ../../nbs/37_trainers.ipynb #6afdf780
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from itertools import islice, repeat
 from typing import TYPE_CHECKING
 
 import torch
@@ -24,7 +26,12 @@ from moe_expert.experts.losses import (
     expert_loss,
     graph_attention_loss,
 )
-from .optimizer import DropoutMasks, StackedAdam, minibatches, using_threads
+from moe_expert.experts.optimizer import (
+    DropoutMasks,
+    StackedAdam,
+    endless_minibatches,
+    using_threads,
+)
 from .populations import Population, graph_inputs
 from .specs import LAMBDAS
 
@@ -32,8 +39,9 @@ if TYPE_CHECKING:
     from torch_geometric.data import Data
 
 # %% auto #0
-__all__ = ['MANY_MESSAGES', 'SAMPLED_MESSAGES', 'TrainConfig', 'check_counts', 'TrainSettings', 'per_model', 'Trainer', 'Batch',
-           'start_parameters', 'PopulationTrainer', 'GraphAttentionTrainer']
+__all__ = ['WHOLE_ROWS', 'STEP_ROWS', 'MOST_STEPS', 'MANY_MESSAGES', 'SAMPLED_MESSAGES', 'TrainConfig', 'check_counts',
+           'TrainSettings', 'per_model', 'Trainer', 'Batch', 'start_parameters', 'PopulationTrainer',
+           'GraphAttentionTrainer']
 
 # %% ../../nbs/37_trainers.ipynb #b5012617
 @dataclass(frozen=True)
@@ -64,29 +72,62 @@ def check_counts(
 class TrainSettings:
     "How every configuration is trained. Raises `ArgumentError` for a value out of range."
 
-    epochs: int = 2000  # passes over the training nodes, at most
+    epochs: int = 2000  # passes over the training nodes, or equal parts of `steps`, at most
     val_every: int = 100  # epochs between validations; the last epoch is always validated
     patience: int = 3  # validations without a better feasible checkpoint before it stops
     hidden: int = 8  # width of the hidden layer
     dropout: float = 0.3  # share of hidden units dropped, in [0, 1)
     clip: float = 1.0  # largest norm of a configuration's gradient
-    batch_size: int | None = None  # nodes per step; None: all up to 20,000, else 8,192
+    batch_size: int | None = None  # nodes per step; None: see `rows`
+    steps: int | None = None  # steps of a configuration, at most; None: see `step_limit`
     dtype: str = 'float64'  # of parameters and training arithmetic, or 'float32'
     backbone: str = 'mlp'  # one of `BACKBONES`
     neighbours: int | None = None  # gat: messages sampled per node; None: see `MANY_MESSAGES`
 
     def __post_init__(self):
         check_backbone(self.backbone)
-        counts = 'neighbours', 'epochs', 'val_every', 'patience', 'hidden', 'batch_size'
+        counts = 'neighbours', 'epochs', 'val_every', 'patience', 'hidden', 'batch_size', 'steps'
         check_counts(self, *counts)
         if not 0 <= self.dropout < 1:
             raise ArgumentError(f'dropout must be in [0, 1), got {self.dropout}')
         if self.dtype not in ('float32', 'float64'):
             raise ArgumentError(f"dtype must be 'float32' or 'float64', got {self.dtype!r}")
 
-    def rows(self, n: int) -> int:
-        "Return how many of n training nodes a step sees."
-        return min(n, self.batch_size or (n if n <= 20_000 else 8_192))
+# %% ../../nbs/37_trainers.ipynb #22b28a49
+WHOLE_ROWS = 2_048  # training nodes up to which a step sees all of them
+STEP_ROWS = 1_024  # nodes of a step above that, at most
+MOST_STEPS = 4_000  # steps of a configuration where a step does not see all nodes
+
+
+@patch
+def rows(
+    self: TrainSettings,
+    n: int,  # training nodes
+) -> int:
+    "Return how many nodes a step sees: `batch_size`, else all, or equal parts of many."
+    if self.batch_size:
+        return min(n, self.batch_size)
+    return n if n <= WHOLE_ROWS else n // math.ceil(n / STEP_ROWS)
+
+
+@patch
+def step_limit(
+    self: TrainSettings,
+    n: int,  # training nodes
+) -> int | None:  # None: there is none
+    "Return how many steps are allowed: `steps`, else `MOST_STEPS` unless a step sees all nodes."
+    return MOST_STEPS if self.steps is None and self.rows(n) < n else self.steps
+
+
+@patch
+def steps_until(
+    self: TrainSettings,
+    epoch: int,  # 0: the start
+    n: int,  # training nodes
+) -> int:
+    "Return how many steps are done at the end of an epoch."
+    total, limit = self.epochs * (n // self.rows(n)), self.step_limit(n)
+    return (total if limit is None else min(total, limit)) * epoch // self.epochs
 
 # %% ../../nbs/37_trainers.ipynb #32af510b
 def per_model(
@@ -155,7 +196,7 @@ def gradients(self: Trainer, batch, warm: bool) -> Sequence[Tensor]:  # as `adam
 
 @patch
 def epoch(self: Trainer, warm: bool):
-    "Train all running models for one pass over the nodes; `warm`: cross-entropy alone."
+    "Train all running models for the next epoch; `warm`: cross-entropy alone."
     with using_threads(1 if self.on_small_arrays() else torch.get_num_threads()):
         self.on_epoch(warm)
         for batch in self.batches():
@@ -175,7 +216,7 @@ def keep(
     self.on_keep(which)
 
 # %% ../../nbs/37_trainers.ipynb #5f24591f
-@dataclass(frozen=True)
+@dataclass
 class Batch:
     "The n training nodes of one step."
 
@@ -185,7 +226,7 @@ class Batch:
     weights: GroupWeights  # of these nodes
     absx: Tensor | None = None  # |x|, with lambda_attention only; not needed by gat
     edges: Incoming | None = None  # the nodes' messages, gat only
-    keep: Tensor | None = None  # dropout mask; None: no dropout
+    keep: Tensor | None = None  # dropout mask, a new one at each step; None: no dropout
 
 # %% ../../nbs/37_trainers.ipynb #62fe7030
 def start_parameters(
@@ -229,16 +270,18 @@ class PopulationTrainer(Trainer):
         super().__init__(params, *rates, settings.clip, shuffle_seed, lambdas)
         shape = self.rows, settings.hidden, settings.dropout
         self.masks = DropoutMasks(seeds, *shape, self.dtype, device)
+        self.epochs_done, self.whole = 0, None
         self._inputs(data, train)
         self._buffers()
+        self.stream = self._endless()
 
 # %% ../../nbs/37_trainers.ipynb #476c6a2c
 @patch
 def _inputs(self: PopulationTrainer, data: Data, train: Tensor):
     seen, _ = graph_inputs(self.settings.backbone, data.x, data.edge_index)
     self.x = seen[train].to(self.device, self.dtype)
-    fits = self.rows == len(self.y)
-    self.whole = self._batch(self.x, self.y, self.sens) if fits else None
+    if self.rows == len(self.y):
+        self.whole = self._batch(self.x, self.y, self.sens)
 
 
 @patch
@@ -270,10 +313,20 @@ def build(self: PopulationTrainer, params: dict[str, Tensor]) -> Population:
 # %% ../../nbs/37_trainers.ipynb #669f9011
 @patch
 def batches(self: PopulationTrainer) -> Iterator[Batch]:
-    "Yield the steps of one pass, each with the next dropout mask."
-    for nodes in minibatches(self.y, self.rows, self.shuffle):
-        batch = self.whole or self._of_nodes(nodes)
-        yield replace(batch, keep=self.masks.next(len(nodes)))
+    "Yield the steps of the next epoch, each with the next dropout mask."
+    done = self.settings.steps_until(self.epochs_done, len(self.y))
+    self.epochs_done += 1
+    wanted = self.settings.steps_until(self.epochs_done, len(self.y)) - done
+    for batch in islice(self.stream, wanted):
+        batch.keep = self.masks.next(self.rows)
+        yield batch
+
+
+@patch
+def _endless(self: PopulationTrainer) -> Iterator[Batch]:
+    if self.whole:
+        return repeat(self.whole)
+    return map(self._of_nodes, endless_minibatches(self.y, self.rows, self.shuffle))
 
 
 @patch
@@ -324,11 +377,11 @@ class GraphAttentionTrainer(PopulationTrainer):
         self.x = data.x.to(self.device, self.dtype)
         self.edge_index = data.edge_index.to(self.device)
         self.nodes = train.nonzero()[:, 0].to(self.device)
-        edges, fits = incoming(self.edge_index, self.nodes, len(self.x)), self.rows == len(self.y)
+        edges = incoming(self.edge_index, self.nodes, len(self.x))
         many = len(edges.rows) * self.rows // len(self.nodes) > MANY_MESSAGES
         self.sampled = self.settings.neighbours or (SAMPLED_MESSAGES if many else None)
-        all_at_once = fits and not self.sampled
-        self.whole = self._with_messages(edges, self.y, self.sens) if all_at_once else None
+        if self.rows == len(self.y) and not self.sampled:
+            self.whole = self._with_messages(edges, self.y, self.sens)
 
     def _buffers(self):
         "Nothing is kept here."

@@ -5,9 +5,10 @@
 # %% ../../nbs/50_gate.ipynb #52737f20
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import product
 from typing import NamedTuple
 
 import torch
@@ -73,17 +74,23 @@ def gate_weights(
 ) -> Tensor:  # [..., M, n, K] non-negative, sum 1
     "How much of each expert the gates use."
     u = from_x + gate_state(p1) @ params['gate.state'].mT + params['gate.bias'][:, None]
-    logits = u.relu() @ params['gate.out'].mT + params['gate.out_bias'][:, None]
-    return logits.div(temperature).softmax(-1)
+    # experts first: sums over three neighbouring numbers are slow
+    logits = params['gate.out'] @ u.relu().mT + params['gate.out_bias'][..., None]
+    return logits.div(temperature).softmax(-2).mT
 
 # %% ../../nbs/50_gate.ipynb #81c2360d
 class PathState(NamedTuple):
-    "The gate's state along the path, and how it moves with the experts' probabilities."
+    """The gate's state along the path, and how it moves with the experts' probabilities.
 
-    state: Tensor  # [S·n, 2K + 2] `gate_state`, with a 1 for the bias
-    confidence: Tensor  # [S, n, K] ∂ confidence / ∂ p
-    disagreement: Tensor  # [S, n, K] ∂ disagreement / ∂ p
-    margin: Tensor  # [S, n, K] ∂ p / ∂ margin, times the quadrature weight
+    A column is a node at a point of the path: sums over few rows of long columns are fast.
+    """
+
+    state: Tensor  # [2K + 2, S·n] `gate_state`, with a 1 for the bias
+    p: Tensor  # [K, S·n] probabilities of class 1
+    confidence: Tensor  # [K, S·n] ∂ confidence / ∂ p
+    disagreement: Tensor  # [K, S·n] ∂ disagreement / ∂ p
+    margin: Tensor  # [K, S·n] ∂ p / ∂ margin
+    weight: Tensor  # [S·n] quadrature weight
 
 # %% ../../nbs/50_gate.ipynb #c04d3f3b
 @dataclass(frozen=True)
@@ -96,18 +103,29 @@ class ExpertPath:
     slopes: Tensor  # [S, n, K, d] x∘∇margin at each point; [1, n, K, d] where all are equal
 
     @cached_property
-    def p(self) -> Tensor:  # [S, n, K] probabilities of class 1
-        return torch.sigmoid(self.margins)
-
-    @cached_property
     def states(self) -> PathState:
-        state, k = gate_state(self.p), self.margins.shape[-1]
+        p = torch.sigmoid(self.margins.permute(2, 0, 1).flatten(1))  # [K, S·n]
+        k, state = len(p), gate_state(p.mT).mT
         return PathState(
-            torch.cat([state, torch.ones_like(state[..., :1])], -1).flatten(0, 1),
-            2 * (self.p - 0.5).sign(),
-            (self.p - self.p.mean(-1, keepdim=True)) / (k * state[..., 2 * k :]),
-            self.p * (1 - self.p) * self.weights[:, None, None],
+            torch.cat([state, torch.ones_like(state[:1])]),
+            p,
+            2 * (p - 0.5).sign(),
+            (p - p.mean(0)) / (k * state[2 * k :]),
+            p * (1 - p),
+            self.weights.repeat_interleave(self.margins.shape[1]),
         )
+
+    @property
+    def each(self) -> Iterator[tuple[int, int]]:
+        "Expert and point of every slope; the point is 0 where all are equal."
+        return product(range(self.slopes.shape[2]), range(len(self.slopes)))
+
+    def part(
+        self,
+        nodes: Tensor | slice,  # [b] positions
+    ) -> ExpertPath:
+        "The paths of some of the nodes."
+        return replace(self, margins=self.margins[:, nodes], slopes=self.slopes[:, nodes])
 
 # %% ../../nbs/50_gate.ipynb #677179c3
 def expert_path(
@@ -124,35 +142,116 @@ def expert_path(
     return ExpertPath(weights, points, margins.transpose(1, 2), slopes.transpose(1, 2))
 
 # %% ../../nbs/50_gate.ipynb #14056f4f
-def _gates_along_path(params, x, path, temperature) -> tuple[Tensor, Tensor]:
-    "Hidden units before the ReLU [M, S, n, g] and weights [M, S, n, K] of M gates."
-    m, shape = len(params['gate.out']), path.margins.shape[:2]
+class _GatePass(NamedTuple):
+    "M gates at every point of the path."
+
+    hidden: Tensor  # [M, g, S·n] after the ReLU
+    on: Tensor  # [M, g, S·n] 1 where a hidden unit is on, else 0
+    weights: Tensor  # [M, K, S·n]
+    mean: Tensor  # [M, 1, S·n] P
+
+
+def _gates_along_path(params, x, path, temperature) -> _GatePass:
     by_state = torch.cat([params['gate.state'], params['gate.bias'][..., None]], -1)
-    u = torch.addcmul(
-        torch.bmm(path.states.state.expand(m, -1, -1), by_state.mT).view(m, *shape, -1),
-        path.points[:, None, None],
-        (x @ params['gate.features'].mT)[:, None],
-    )
-    hidden, bias = u.relu().view(m, shape.numel(), -1), params['gate.out_bias'][:, None]
-    logits = torch.baddbmm(bias, hidden, params['gate.out'].mT).div(temperature)
-    return u, logits.softmax(-1).view(m, *shape, -1)
+    from_x, points = params['gate.features'] @ x.mT, path.points[:, None]
+    u = (by_state @ path.states.state).unflatten(-1, (len(points), -1))
+    u = torch.addcmul(u, points, from_x[:, :, None]).flatten(2)
+    on = (u > 0).to(u)
+    hidden = u * on
+    logits = torch.baddbmm(params['gate.out_bias'][..., None], params['gate.out'], hidden)
+    weights = logits.div(temperature).softmax(1)
+    return _GatePass(hidden, on, weights, (weights * path.states.p).sum(1, keepdim=True))
 
 # %% ../../nbs/50_gate.ipynb #9299f0a5
-def _slopes_along_path(params, path, u, g, temperature) -> tuple[Tensor, Tensor]:
-    "∂P/∂u [M, S, n, g], and ∂P/∂margin times the quadrature weight [M, S, n, K]."
-    m, shape, k = len(g), g.shape[1:3], g.shape[-1]
+class _GateSlopes(NamedTuple):
+    "Derivatives of P at every point, times the quadrature weight."
 
-    def product(left, right):  # [M, S, n, …]
-        return torch.bmm(left.reshape(m, shape.numel(), -1), right).view(m, *shape, -1)
+    to_logit: Tensor  # [M, K, S·n]
+    to_u: Tensor  # [M, g, S·n]
+    to_margin: Tensor  # [M, K, S·n]
 
-    weighted, s = g * path.p, path.states
-    to_logit = (weighted - g * weighted.sum(-1, keepdim=True)) / temperature
-    to_u = product(to_logit, params['gate.out']) * (u > 0)
-    to_p, to_confidence, to_disagreement = product(to_u, params['gate.state']).split([k, k, 1], -1)
-    to_p = torch.addcmul(g + to_p, s.confidence, to_confidence)
-    return to_u, torch.addcmul(to_p, s.disagreement, to_disagreement) * s.margin
+
+def _slopes_along_path(params, path, gates: _GatePass, temperature) -> _GateSlopes:
+    s, k = path.states, len(path.states.p)
+    to_logit = gates.weights * (s.p - gates.mean) * (s.weight / temperature)
+    to_u = torch.bmm(params['gate.out'].mT, to_logit) * gates.on
+    to_state = torch.bmm(params['gate.state'].mT, to_u)
+    to_p, to_confidence, to_disagreement = to_state.split([k, k, 1], 1)
+    to_p = torch.addcmul(to_p, gates.weights, s.weight)
+    to_p = torch.addcmul(to_p, s.confidence, to_confidence)
+    to_p = torch.addcmul(to_p, s.disagreement, to_disagreement)
+    return _GateSlopes(to_logit, to_u, to_p * s.margin)
 
 # %% ../../nbs/50_gate.ipynb #02da3397
+def _integrals(slopes: _GateSlopes, path: ExpertPath) -> tuple[Tensor, Tensor]:
+    "∂P/∂u [M, g, n] and ∂P/∂margin [M, K, 1, n] over the path; the latter [M, K, S, n] for gat."
+    shape = path.margins.shape[:2]
+    to_margin = slopes.to_margin.unflatten(-1, shape)
+    if len(path.slopes) == 1:  # equal at all points: integrate first, then multiply
+        to_margin = to_margin.sum(2, keepdim=True)
+    return slopes.to_u.unflatten(-1, shape).sum(2), to_margin
+
+
+def _attribute(params, x, path, temperature) -> tuple[Tensor, tuple]:
+    "Attributions [M, n, d]; what their gradient needs."
+    gates = _gates_along_path(params, x, path, temperature)
+    slopes = _slopes_along_path(params, path, gates, temperature)
+    to_u, to_margin = _integrals(slopes, path)
+    a = x * (to_u.mT @ params['gate.features'])
+    for k, s in path.each:
+        a = torch.addcmul(a, to_margin[:, k, s, :, None], path.slopes[s, :, k])
+    return a, (gates, slopes, to_u)
+
+# %% ../../nbs/50_gate.ipynb #ec4a0157
+def _to_slopes(params, x, path, on, grad) -> tuple[Tensor, Tensor]:
+    "∂L/∂(∂P/∂u) [M, g, S·n] and ∂L/∂(∂P/∂state) [M, 2K + 1, S·n] from ∂L/∂A [M, n, d]."
+    state, shape = path.states, path.margins.shape[:2]
+    to_margin = torch.stack([(grad * path.slopes[s, :, k]).sum(-1) for k, s in path.each], 1)
+    to_margin = to_margin.unflatten(1, (len(state.p), -1))  # [M, K, S or 1, n]
+    to_p = to_margin.expand(-1, -1, *shape).flatten(2) * state.margin
+    by_disagreement = (to_p * state.disagreement).sum(1, keepdim=True)
+    to_state = torch.cat([to_p, to_p * state.confidence, by_disagreement], 1)
+    to_u = torch.bmm(params['gate.state'], to_state).unflatten(-1, shape)
+    to_u += (params['gate.features'] @ (grad * x).mT)[:, :, None]
+    return to_u.flatten(2).mul_(on), to_state
+
+
+def _gate_gradients(params, x, path, temperature, kept, grad) -> tuple[Tensor, ...]:
+    "∂L/∂ each of `GATE_PARAMETERS` from ∂L/∂A [M, n, d]."
+    (gates, slopes, integral), s, g = kept, path.states, kept[0].weights
+    to_u, to_state = _to_slopes(params, x, path, gates.on, grad)
+    step = torch.bmm(params['gate.out'], to_u) * (s.weight / temperature)
+    to_g = s.p * (step - (step * g).sum(1, keepdim=True)) - step * gates.mean
+    to_g = torch.addcmul(to_g, to_state[:, : len(s.p)], s.weight)
+    to_logit = g * (to_g - (to_g * g).sum(1, keepdim=True)) / temperature
+    hidden = torch.bmm(params['gate.out'].mT, to_logit) * gates.on
+    by_state, points = hidden @ s.state.mT, path.points[:, None]
+    from_x = (hidden.unflatten(-1, path.margins.shape[:2]) * points).sum(2)
+    return (
+        integral @ (grad * x) + from_x @ x,
+        slopes.to_u @ to_state.mT + by_state[..., :-1],
+        by_state[..., -1],
+        slopes.to_logit @ to_u.mT + to_logit @ gates.hidden.mT,
+        to_logit.sum(-1),
+    )
+
+# %% ../../nbs/50_gate.ipynb #8ed731d1
+class _OverFrozenExperts(torch.autograd.Function):
+    "The attributions with their written gradient."
+
+    @staticmethod
+    def forward(ctx, x, path, temperature, *gate):
+        attributions, ctx.kept = _attribute(dict(zip(GATE_PARAMETERS, gate)), x, path, temperature)
+        ctx.inputs = x, path, temperature
+        ctx.save_for_backward(*gate)
+        return attributions
+
+    @staticmethod
+    def backward(ctx, grad):
+        params = dict(zip(GATE_PARAMETERS, ctx.saved_tensors))
+        return None, None, None, *_gate_gradients(params, *ctx.inputs, ctx.kept, grad)
+
+
 def mixture_attributions(
     params: dict[str, Tensor],  # stacked parameters of M gates
     x: Tensor,  # [n, d] the nodes' own rows
@@ -160,14 +259,10 @@ def mixture_attributions(
     temperature: float = 1.0,  # of the gates' softmax
 ) -> Tensor:  # [M, n, d] signed; their sum per node is P(x) − P(0), up to the quadrature's error
     "Integrated Gradients of the mixture's p₁, differentiable in all parameters."
-    u, g = _gates_along_path(params, x, path, temperature)
-    to_u, to_margin = _slopes_along_path(params, path, u, g, temperature)
-    m, steps, n = to_u.shape[:3]
-    integral = torch.bmm(path.weights.expand(m, 1, -1), to_u.reshape(m, steps, -1)).view(m, n, -1)
-    by_gate = x * (integral @ params['gate.features'])
-    if len(path.slopes) == 1:  # equal at all points: integrate first, then multiply
-        return by_gate + torch.einsum('mnk,nkd->mnd', to_margin.sum(1), path.slopes[0])
-    return by_gate + torch.einsum('msnk,snkd->mnd', to_margin, path.slopes)
+    if path.margins.requires_grad:  # the experts learn, too
+        return _attribute(params, x, path, temperature)[0]
+    gate = (params[name] for name in GATE_PARAMETERS)
+    return _OverFrozenExperts.apply(x, path, temperature, *gate)
 
 # %% ../../nbs/50_gate.ipynb #8fd54904
 _CHUNK = 2**21  # numbers held in memory at once

@@ -5,9 +5,11 @@
 # %% ../../nbs/51_gate_training.ipynb #64755346
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import cached_property
+from itertools import count, islice
 from typing import TYPE_CHECKING
 
 import torch
@@ -17,10 +19,10 @@ from torch import Tensor
 from ..errors import ArgumentError
 from ..experts.floor import Floor
 from ..experts.losses import GroupWeights, divergence_of, soft_gaps
-from ..experts.optimizer import minibatches
+from ..experts.optimizer import endless_minibatches
 from ..experts.populations import Population
 from ..experts.specs import GATE
-from ..experts.trainers import Trainer, check_counts, per_model
+from ..experts.trainers import STEP_ROWS, WHOLE_ROWS, Trainer, check_counts, per_model
 from ..experts.training import TrainedModel, run_training
 from moe_expert.mixture.gate import (
     ExpertPath,
@@ -36,8 +38,9 @@ if TYPE_CHECKING:
     from torch_geometric.data import Data
 
 # %% auto #0
-__all__ = ['SHARPNESS', 'LEAN', 'soft_utility', 'soft_objective', 'Lesson', 'make_lesson', 'gate_terms', 'GateConfig',
-           'GateSettings', 'GateTrainer', 'train_gates', 'start_biases', 'best_start']
+__all__ = ['SHARPNESS', 'MOST_STEPS', 'EXPLAINED', 'LEAN', 'soft_utility', 'soft_objective', 'Lesson', 'make_lesson',
+           'gate_terms', 'Schedule', 'steps_of_epochs', 'GateConfig', 'GateSettings', 'GateTrainer', 'train_gates',
+           'start_biases', 'best_start']
 
 # %% ../../nbs/51_gate_training.ipynb #43c23222
 SHARPNESS = 0.1  # width of the soft step that stands for a decision
@@ -67,13 +70,16 @@ def soft_utility(
 # %% ../../nbs/51_gate_training.ipynb #61cea8d2
 def soft_objective(
     p1: Tensor,  # [M, n] probability of class 1
-    attributions: Tensor | None,  # [M, n, d]; None: leave out their term
+    attributions: Tensor | None,  # [M, a, d]; None: leave out their term
     y: Tensor,  # [n] classes
     weights: GroupWeights,  # of the same n nodes; without two groups there are no gaps
+    explained: GroupWeights | None = None,  # of the nodes with attributions; None: all n
 ) -> Tensor:  # [M] differentiable
     "Soft utility − soft (dp + eo)/2 − att_jsd/3: the differentiable part of `final_score`."
     value = soft_utility(p1, y) - soft_gaps(torch.sigmoid((p1 - 0.5) / SHARPNESS), weights)
-    return value if attributions is None else value - divergence_of(attributions, weights) / 3
+    if attributions is None:
+        return value
+    return value - divergence_of(attributions, explained or weights) / 3
 
 # %% ../../nbs/51_gate_training.ipynb #da662f13
 @dataclass(frozen=True)
@@ -83,7 +89,7 @@ class Lesson:
     x: Tensor  # [n, d] own rows, double precision
     y: Tensor  # [n] classes
     sens: Tensor  # [n] groups
-    path: ExpertPath  # the experts along αx, for attributions
+    path: ExpertPath  # the experts along αx, for the attributions of the first a ≤ n nodes
     margins: Tensor  # [n, K] of the experts
 
     @cached_property
@@ -94,14 +100,27 @@ class Lesson:
     def group_weights(self) -> GroupWeights:
         return GroupWeights.of(self.sens, self.y)
 
+    @property
+    def explained(self) -> slice:
+        "The nodes that have attributions."
+        return slice(self.path.margins.shape[1])
+
+    @cached_property
+    def explained_weights(self) -> GroupWeights:
+        if self.path.margins.shape[1] == len(self.y):
+            return self.group_weights
+        return GroupWeights.of(self.sens[self.explained], self.y[self.explained])
+
     def part(
         self,
         nodes: Tensor,  # [b] positions in the lesson
+        explained: int | None = None,  # how many of them, at most, have attributions; None: all
     ) -> Lesson:
         "The lesson of some of the nodes."
-        path = self.path
-        path = replace(path, margins=path.margins[:, nodes], slopes=path.slopes[:, nodes])
-        return Lesson(self.x[nodes], self.y[nodes], self.sens[nodes], path, self.margins[nodes])
+        path = self.path.part(nodes[:explained])
+        rows = (t.index_select(0, nodes) for t in (self.x, self.y, self.sens, self.margins))
+        x, y, sens, margins = rows
+        return Lesson(x, y, sens, path, margins)
 
 # %% ../../nbs/51_gate_training.ipynb #a8f66a9e
 def make_lesson(
@@ -109,9 +128,10 @@ def make_lesson(
     data: Data,  # x, edge_index, y, sens
     nodes: Tensor,  # [n] which nodes teach
     n_steps: int = 4,  # quadrature points of the attributions
+    explained: int | None = None,  # how many nodes, at most, have attributions; None: all
 ) -> Lesson:
     "What the experts say of these nodes, differentiable in the experts' parameters."
-    path = expert_path(experts, data.x, data.edge_index, nodes, n_steps)
+    path = expert_path(experts, data.x, data.edge_index, nodes[:explained], n_steps)
     margins = experts.margins(data.x, data.edge_index, nodes).T
     return Lesson(data.x[nodes].double(), data.y[nodes], data.sens[nodes], path, margins)
 
@@ -128,6 +148,62 @@ def gate_terms(
     entropy = -(g * log(g)).sum(-1).mean(-1)
     return entropy, (usage * (log(usage) + torch.tensor(g.shape[-1]).log())).sum(-1)
 
+# %% ../../nbs/51_gate_training.ipynb #ca3dc25c
+MOST_STEPS = 1_000  # of a training on many nodes
+EXPLAINED = 256  # nodes of such a step that have attributions
+
+
+class Schedule:
+    "How many steps make an epoch: what settings with `epochs` and `batch_size` share."
+
+    def rows(
+        self,
+        n: int,  # nodes that teach
+    ) -> int:
+        "How many nodes a step sees: all, or equal parts of many."
+        fits = n if n <= WHOLE_ROWS else n // math.ceil(n / STEP_ROWS)
+        return min(self.batch_size, fits)
+
+    def step_limit(self, n: int) -> int | None:
+        "How many steps are allowed; None: any number."
+        return None if n <= WHOLE_ROWS else MOST_STEPS
+
+    def steps_until(
+        self,
+        epoch: int,  # 0: the start
+        n: int,  # nodes that teach
+    ) -> int:
+        "How many steps are done at the end of an epoch."
+        total = min(self.epochs * (n // self.rows(n)), self.step_limit(n) or math.inf)
+        return total * epoch // self.epochs
+
+    def explained(self, n: int) -> int | None:
+        "How many nodes of a step have attributions; None: all."
+        return None if n <= WHOLE_ROWS else EXPLAINED
+
+    def record(self, n: int) -> dict:
+        "The settings, with the limit of steps where there is one."
+        limit = self.step_limit(n)
+        return asdict(self) | ({} if limit is None else {'steps': limit})
+
+# %% ../../nbs/51_gate_training.ipynb #d566ad58
+def steps_of_epochs(
+    settings: Schedule,
+    y: Tensor,  # [n] classes of the nodes that teach
+    generator: torch.Generator,  # draws the order of each pass; on the CPU
+) -> Iterator[list[Tensor]]:  # for each epoch its steps, as positions [rows]
+    """The steps of every epoch; a step that lacks a class is passed over.
+
+    >>> steps = steps_of_epochs(GateSettings(), torch.tensor([0, 1, 1]), torch.Generator())
+    >>> next(steps)
+    [tensor([0, 1, 2])]
+    """
+    n = len(y)
+    stream = endless_minibatches(y, settings.rows(n), generator)
+    for epoch in count():
+        wanted = settings.steps_until(epoch + 1, n) - settings.steps_until(epoch, n)
+        yield [s for s in islice(stream, wanted) if 0 < int(y[s].sum()) < len(s)]
+
 # %% ../../nbs/51_gate_training.ipynb #0f07eafe
 @dataclass(frozen=True)
 class GateConfig:
@@ -140,17 +216,17 @@ class GateConfig:
 
 # %% ../../nbs/51_gate_training.ipynb #6893b0f0
 @dataclass(frozen=True)
-class GateSettings:
+class GateSettings(Schedule):
     "How every gate is trained. Raises `MoEExpertError` for a value out of range."
 
-    epochs: int = 1000  # passes over the nodes that teach, at most
+    epochs: int = 1000  # passes over the nodes that teach, or parts of `MOST_STEPS`, at most
     val_every: int = 100  # epochs from one validation to the next
     patience: int = 3  # validations without a better feasible checkpoint before a gate stops
     hidden: int = 16  # hidden units
     temperature: float = 1.0  # of the softmax over the experts, > 0
     n_steps: int = 4  # quadrature points of the attributions while training
     clip: float = 1.0  # largest gradient norm
-    batch_size: int = 8192  # nodes per step, at most
+    batch_size: int = 8192  # nodes per step, at most; see `rows`
     start: str = 'best'  # where gates start: 'best' (see `best_start`) or 'uniform'
 
     def __post_init__(self):
@@ -182,6 +258,7 @@ class GateTrainer(Trainer):
         lr = per_model(configs, 'gate_lr', device=device)
         terms = {k: per_model(configs, k, device=device) for k in ('entropy_coeff', 'lb_coeff')}
         super().__init__(gates, lr, torch.zeros_like(lr), settings.clip, shuffle_seed, terms)
+        self.steps = steps_of_epochs(settings, lesson.y, self.shuffle)
 
     def build(self, params: dict[str, Tensor]) -> Mixture:
         "The gates with these parameters, over the experts."
@@ -190,17 +267,17 @@ class GateTrainer(Trainer):
 # %% ../../nbs/51_gate_training.ipynb #34a85480
 @patch
 def batches(self: GateTrainer) -> Iterator[Lesson]:
-    "The lessons of one pass over the nodes that teach."
+    "The lessons of the steps of the next epoch."
     n = len(self.lesson.y)
-    rows = self.settings.batch_size
-    for nodes in minibatches(self.lesson.y, rows, self.shuffle, both_classes=True):
-        yield self.lesson if len(nodes) == n else self.lesson.part(nodes)
+    for nodes in next(self.steps):
+        whole = len(nodes) == n
+        yield self.lesson if whole else self.lesson.part(nodes, self.settings.explained(n))
 
 
 @patch
 def on_small_arrays(self: GateTrainer) -> bool:
     "One thread is faster where a step handles few numbers."
-    rows = min(len(self.lesson.y), self.settings.batch_size)
+    rows = self.settings.rows(len(self.lesson.y))
     return len(self.running) * rows * self.settings.n_steps < 10**5
 
 # %% ../../nbs/51_gate_training.ipynb #67cd39e5
@@ -214,10 +291,12 @@ def loss(
     "Load balance − entropy bonus − soft objective."
     temperature, c = self.settings.temperature, self.coefficients
     g = gate_weights(params, lesson.x @ params['gate.features'].mT, lesson.p1, temperature)
-    attributions = mixture_attributions(params, lesson.x, lesson.path, temperature)
+    rows = lesson.x[lesson.explained]
+    attributions = mixture_attributions(params, rows, lesson.path, temperature)
     entropy, balance = gate_terms(g)
     p1 = (g * lesson.p1).sum(-1)
-    objective = soft_objective(p1, attributions, lesson.y, lesson.group_weights)
+    weights = lesson.group_weights, lesson.explained_weights
+    objective = soft_objective(p1, attributions, lesson.y, *weights)
     return c['lb_coeff'] * balance - c['entropy_coeff'] * entropy - objective
 
 # %% ../../nbs/51_gate_training.ipynb #cf5dbba5

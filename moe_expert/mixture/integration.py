@@ -17,12 +17,16 @@ from torch import Tensor
 from ..errors import ArgumentError
 from ..experts.floor import Floor
 from ..experts.losses import representation_gap
-from ..experts.optimizer import minibatches
 from ..experts.specs import GATE
 from ..experts.trainers import Trainer, check_counts
 from ..experts.training import TrainedModel, run_training
 from .gate import Mixture, gate_weights, mixture_attributions
-from .gate_training import make_lesson, soft_objective
+from moe_expert.mixture.gate_training import (
+    Schedule,
+    make_lesson,
+    soft_objective,
+    steps_of_epochs,
+)
 from ..scores.evaluation import Evaluator
 
 if TYPE_CHECKING:
@@ -33,17 +37,17 @@ __all__ = ['WAYS', 'IMPROVEMENT', 'FineTuneSettings', 'FineTuner', 'fine_tuned',
 
 # %% ../../nbs/54_integration.ipynb #0a08a416
 @dataclass(frozen=True)
-class FineTuneSettings:
+class FineTuneSettings(Schedule):
     "How gate and experts are trained together. Raises `MoEExpertError` for a value out of range."
 
     expert_lr: float = 1e-5  # learning rate of the experts, > 0
     gate_lr: float = 1e-4  # learning rate of the gate, > 0
-    epochs: int = 200  # passes over the training nodes, at most
+    epochs: int = 200  # passes over the training nodes, or parts of `MOST_STEPS`, at most
     val_every: int = 20  # epochs from one validation to the next
     patience: int = 3  # validations without a better feasible checkpoint before it stops
     clip: float = 1.0  # largest gradient norm
     n_steps: int = 4  # quadrature points of the attributions while training
-    batch_size: int = 8192  # nodes per step, at most
+    batch_size: int = 8192  # nodes per step, at most; see `rows`
     pull: float = 0.0  # of the experts' `representation_gap`, ≥ 0
 
     def __post_init__(self):
@@ -84,6 +88,7 @@ class FineTuner(Trainer):
         no_decay = torch.zeros(1, dtype=torch.double, device=rates[0].device)
         params, lr = experts | mixture.gates, torch.cat(rates, 1)
         super().__init__(params, lr, no_decay, settings.clip, shuffle_seed)
+        self.steps = steps_of_epochs(settings, data.y[nodes], self.shuffle)
 
 # %% ../../nbs/54_integration.ipynb #0d2dde97
 @patch
@@ -99,10 +104,8 @@ def build(
 
 @patch
 def batches(self: FineTuner) -> Iterator[Tensor]:
-    "The nodes of each step of one pass; steps that lack a class are passed over."
-    y, rows = self.data.y[self.nodes], self.settings.batch_size
-    for step in minibatches(y, rows, self.shuffle, both_classes=True):
-        yield self.nodes[step]
+    "The nodes of the steps of the next epoch."
+    yield from (self.nodes[step] for step in next(self.steps))
 
 # %% ../../nbs/54_integration.ipynb #2db1d80b
 @patch
@@ -113,12 +116,14 @@ def mixture_loss(
 ) -> Tensor:  # [1]
     "The loss of a mixture on these nodes, differentiable in all its parameters."
     gates, temperature, pull = mixture.gates, mixture.temperature, self.settings.pull
-    lesson = make_lesson(mixture.experts, self.data, nodes, self.settings.n_steps)
+    explained = self.settings.explained(len(self.nodes))
+    lesson = make_lesson(mixture.experts, self.data, nodes, self.settings.n_steps, explained)
     g = gate_weights(gates, lesson.x @ gates['gate.features'].mT, lesson.p1, temperature)
     p1 = (g * lesson.p1).sum(-1)
-    attributions = mixture_attributions(gates, lesson.x, lesson.path, temperature)
+    rows, weights = lesson.x[lesson.explained], (lesson.group_weights, lesson.explained_weights)
+    attributions = mixture_attributions(gates, rows, lesson.path, temperature)
     likelihood = torch.where(lesson.y == 1, p1, 1 - p1).clamp(min=1e-12).log().mean(-1)
-    loss = -(soft_objective(p1, attributions, lesson.y, lesson.group_weights) + likelihood)
+    loss = -(soft_objective(p1, attributions, lesson.y, *weights) + likelihood)
     if not pull:
         return loss
     hidden = mixture.experts.hidden(self.data.x, self.data.edge_index, nodes)

@@ -82,7 +82,7 @@ def train_on_half(
     half.train_mask[nodes] = True
     for e, spec in EXPERTS.items():
         config = TrainConfig(**about[e]['result']['best_params'], seed=seed)
-        settings = train_settings(about[e]['settings'])
+        settings = train_settings(about[e]['settings'], len(nodes))
         (model,) = train_population(
             half, [config], spec, floor=floor_of(about), settings=settings, device=device
         )

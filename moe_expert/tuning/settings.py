@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING
 
 from optuna.distributions import FloatDistribution
@@ -100,6 +100,9 @@ def settings_record(
     neighbours = train.pop('neighbours')
     if backbone['name'] == 'gat':
         backbone['neighbours'] = neighbours  # no other backbone samples them
+    train['steps'] = settings.train.step_limit(int(data.train_mask.sum()))
+    if train['steps'] is None:
+        del train['steps']  # a step sees all nodes: as before there was a limit
     own_split = {'split_rule': data.split_rule} if 'split_rule' in data else {}
     return own_split | {
         'dataset': data.name,
@@ -117,12 +120,24 @@ def settings_record(
     }
 
 
+def _without_limit(
+    train: TrainSettings,
+    n: int,  # training nodes
+) -> TrainSettings:
+    "The schedule of earlier versions: more nodes in a step, and no limit of steps."
+    rows = train.batch_size or (n if n <= 20_000 else 8_192)
+    return replace(train, batch_size=rows, steps=train.epochs * (n // min(n, rows)))
+
+
 def train_settings(
     record: dict,  # of `settings_record`
+    n: int,  # training nodes now
 ) -> TrainSettings:
-    "The training settings in a record."
+    "The training settings in a record, also of an earlier version."
     backbone = dict(record['backbone'])
-    return TrainSettings(**record['training'], backbone=backbone.pop('name'), **backbone)
+    train = TrainSettings(**record['training'], backbone=backbone.pop('name'), **backbone)
+    earlier = 'steps' not in record['training'] and train.step_limit(n) is not None
+    return _without_limit(train, n) if earlier else train
 
 # %% ../../nbs/45_settings.ipynb #9f41153d
 def study_name(
