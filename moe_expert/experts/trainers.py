@@ -255,7 +255,8 @@ class PopulationTrainer(Trainer):
     ):
         self.settings, self.dtype, self.device = settings, getattr(torch, settings.dtype), device
         train, seeds = data.train_mask, [c.seed for c in configs]
-        self.y, self.sens = data.y[train].to(device), data.sens[train].to(device)
+        place = device, self.dtype  # a step computes with classes and groups
+        self.y, self.sens = data.y[train].to(*place), data.sens[train].to(*place)
         self.rows = settings.rows(len(self.y))
         column = lambda name: per_model(configs, name, self.dtype, device)
         lambdas = {k: column(k) for k in LAMBDAS if any(getattr(c, k) != 0 for c in configs)}
