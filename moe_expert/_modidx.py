@@ -944,8 +944,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                        'moe_expert/experts/initialisation.py')},
             'moe_expert.experts.losses': { 'moe_expert.experts.losses.GroupWeights': ( 'losses.html#groupweights',
                                                                                        'moe_expert/experts/losses.py'),
-                                           'moe_expert.experts.losses.GroupWeights.gap': ( 'losses.html#groupweights.gap',
-                                                                                           'moe_expert/experts/losses.py'),
                                            'moe_expert.experts.losses.GroupWeights.of': ( 'losses.html#groupweights.of',
                                                                                           'moe_expert/experts/losses.py'),
                                            'moe_expert.experts.losses._GroupAttribution': ( 'losses.html#_groupattribution',

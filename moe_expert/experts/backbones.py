@@ -82,11 +82,12 @@ def times_slope(
     z: Tensor,  # [...] pre-activations
     below: float,  # slope of LeakyReLU below zero
 ) -> Tensor:  # [...] values above zero, `below` × values elsewhere
-    """Multiply with the derivative of a LeakyReLU, in one pass (`torch.where` takes ten times as long).
+    """Multiply with the derivative of a LeakyReLU, in one pass.
 
     >>> times_slope(torch.tensor(3.0), torch.tensor([-1.0, 0.0, 1.0]), 0.5)
     tensor([1.5000, 1.5000, 3.0000])
     """
+    # torch.where with two numbers takes ten times as long
     return torch.ops.aten.leaky_relu_backward(values, z, below, False)
 
 

@@ -10,7 +10,6 @@ __all__ = ['GroupWeights', 'cross_entropy', 'representation_gap', 'soft_gaps', '
 # %% ../../nbs/34_losses.ipynb #b6a9271f
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +26,7 @@ class GroupWeights:
 
     group: Tensor  # [2, n] mean over each group
     positive: Tensor  # [2, n] mean over each group's nodes of class 1
+    gap: Tensor  # [2, n] group 0 minus group 1: all nodes, nodes of class 1
 
     @staticmethod
     def of(
@@ -36,12 +36,9 @@ class GroupWeights:
     ) -> 'GroupWeights':
         member = torch.stack([sens == 0, sens == 1])
         mean = lambda m: m.to(dtype) / m.sum(1, keepdim=True).clamp(min=1) * m.any(1).all()
-        return GroupWeights(mean(member), mean(member & (y == 1)))
-
-    @cached_property
-    def gap(self) -> Tensor:  # [2, n] group 0 minus group 1: all nodes, nodes of class 1
-        "Return the weights of the two differences."
-        return torch.stack([self.group[0] - self.group[1], self.positive[0] - self.positive[1]])
+        group, positive = mean(member), mean(member & (y == 1))
+        gap = torch.stack([group[0] - group[1], positive[0] - positive[1]])
+        return GroupWeights(group, positive, gap)
 
 # %% ../../nbs/34_losses.ipynb #7db7c6c5
 def cross_entropy(
@@ -266,13 +263,15 @@ def _adversary_gradients(
 ) -> tuple[dict[str, Tensor], Tensor, Tensor]:  # of the adversaries; of hidden and of p₁, reversed
     names = list(adversary_shapes(hidden.shape[1]))
     a, b, c, e = (params[k] for k in names)
-    a, scale = a.unsqueeze(-1), scale[:, None] / (2 * hidden.shape[-1])
-    on_hidden = _over_units(hidden * a).add_(b).sigmoid_().sub_(sens).mul_(scale)
-    on_proba = torch.addcmul(e, p1, c).sigmoid_().sub_(sens).mul_(scale)
-    total = lambda g: g.sum(1, keepdim=True)
+    a, scale = a.unsqueeze(-1), scale[:, None, None] / (2 * hidden.shape[-1])
+    guesses = torch.stack([_over_units(hidden * a).add_(b), torch.addcmul(e, p1, c)], 1)
+    guesses.sigmoid_().sub_(sens).mul_(scale)  # now gradients, [M, 2, n]
+    on_hidden, on_proba = guesses.unbind(1)
     weight = torch.bmm(hidden, on_hidden.unsqueeze(-1)).squeeze(-1)
-    own = weight, total(on_hidden), total(on_proba * p1), total(on_proba)
-    return dict(zip(names, own)), on_hidden.neg_().unsqueeze(1) * a, on_proba.neg_() * c
+    biases = guesses.sum(-1).split(1, 1)
+    own = weight, biases[0], (on_proba * p1).sum(1, keepdim=True), biases[1]
+    guesses.neg_()
+    return dict(zip(names, own)), on_hidden.unsqueeze(1) * a, on_proba * c
 
 # %% ../../nbs/34_losses.ipynb #4a6809dd
 def _attribution_gradients(
