@@ -306,18 +306,7 @@ def build(self: PopulationTrainer, params: dict[str, Tensor]) -> Population:
     own = {k: v for k, v in params.items() if k not in aside}
     return population_of(own, s.dropout, backbone=s.backbone)
 
-# %% ../../nbs/37_trainers.ipynb #669f9011
-@patch
-def batches(self: PopulationTrainer) -> Iterator[Batch]:
-    "Yield the steps of the next epoch, each with the next dropout mask."
-    done = self.settings.steps_until(self.epochs_done, len(self.y))
-    self.epochs_done += 1
-    wanted = self.settings.steps_until(self.epochs_done, len(self.y)) - done
-    for batch in islice(self.stream, wanted):
-        batch.keep = self.masks.next(self.rows)
-        yield batch
-
-
+# %% ../../nbs/37_trainers.ipynb #f9d6377d
 @patch
 def _endless(self: PopulationTrainer) -> Iterator[Batch]:
     if self.whole:
@@ -329,6 +318,17 @@ def _endless(self: PopulationTrainer) -> Iterator[Batch]:
 def _of_nodes(self: PopulationTrainer, nodes: Tensor) -> Batch:
     "Cut some nodes out; `index_select` is several times as fast as `[nodes]` on large data."
     return self._batch(*(t.index_select(0, nodes) for t in (self.x, self.y, self.sens)))
+
+# %% ../../nbs/37_trainers.ipynb #669f9011
+@patch
+def batches(self: PopulationTrainer) -> Iterator[Batch]:
+    "Yield the steps of the next epoch, each with the next dropout mask."
+    done = self.settings.steps_until(self.epochs_done, len(self.y))
+    self.epochs_done += 1
+    wanted = self.settings.steps_until(self.epochs_done, len(self.y)) - done
+    for batch in islice(self.stream, wanted):
+        batch.keep = self.masks.next(self.rows)
+        yield batch
 
 
 @patch
