@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from moe_expert.data.synthetic import make_synthetic
 from moe_expert.errors import MoEExpertError
@@ -771,6 +772,31 @@ def test_warm_up_is_cross_entropy_alone(data, evaluator):
         step = (penalised.population.params[k] - before.population.params[k]).abs()
         assert 0 < step.max() < 2e-2  # one epoch's step apart
         assert not torch.equal(penalised.population.params[k], plain.population.params[k])
+
+
+# --- the work of a step ---------------------------------------------------------------------------
+
+
+class Dispatched(TorchDispatchMode):
+    "Counts the operations that PyTorch starts."
+
+    count = 0
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        self.count += 1
+        return operation(*args, **kwargs or {})
+
+
+@pytest.mark.parametrize('expert,at_most', [('expert1', 52), ('expert2', 72), ('expert3', 136)])
+def test_operations_of_a_step(data, expert, at_most):
+    "On small data the time of a step is their number."
+    lambdas = dict.fromkeys(EXPERTS[expert].lambdas, 0.1)
+    configs = [TrainConfig(1e-3, **lambdas) for _ in range(10)]
+    trainer = PopulationTrainer(data, configs, TrainSettings(), torch.device('cpu'), 0)
+    trainer.epoch(warm=False)  # draws the masks of a hundred steps
+    with Dispatched() as counter:
+        trainer.epoch(warm=False)
+    assert counter.count <= at_most
 
 
 # --- minibatches ----------------------------------------------------------------------------------

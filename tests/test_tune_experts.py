@@ -23,6 +23,7 @@ from moe_expert import tune_experts
 from moe_expert.data.synthetic import make_synthetic
 from moe_expert.datasets import load_dataset
 from moe_expert.errors import ArtifactError, MoEExpertError
+from moe_expert.experts import trainers as experts_trainers
 from moe_expert.experts.floor import CONSTRAINTS, Floor
 from moe_expert.experts.specs import EXPERTS
 from moe_expert.experts.trainers import TrainConfig, TrainSettings
@@ -33,9 +34,16 @@ from moe_expert.tuning import records as tuning_records
 from moe_expert.tuning import studies as tuning_studies
 from moe_expert.tuning import trials as tuning_trials
 from moe_expert.tuning.artifacts import read_json
-from moe_expert.tuning.folder import ExpertFiles
+from moe_expert.tuning.folder import ExpertFiles, claim
 from moe_expert.tuning.records import load_expert
-from moe_expert.tuning.settings import DEFAULT_PARAMS, SEARCH_SPACE, TuneSettings, search_space
+from moe_expert.tuning.settings import (
+    DEFAULT_PARAMS,
+    SEARCH_SPACE,
+    TuneSettings,
+    search_space,
+    settings_record,
+    train_settings,
+)
 
 SETTINGS = TuneSettings(
     TrainSettings(epochs=150, val_every=50), utility_fraction=0.7, auc_fraction=0.3
@@ -67,6 +75,27 @@ def tuned(data, tmp_path_factory):
 
 def tuner(data, folder, **more):
     return ExpertTuner(data, cache_dir=folder, **dict(settings=SETTINGS) | more)
+
+
+def test_a_folder_of_the_earlier_schedule_is_not_mixed_with_the_new_one(
+    data, tmp_path, monkeypatch
+):
+    "Where a step does not see all nodes the limit of steps belongs to the settings."
+    small = settings_record(data, 0, SETTINGS)
+    assert 'steps' not in small['training']  # as before there was a limit
+    for name in ('WHOLE_ROWS', 'STEP_ROWS'):
+        monkeypatch.setattr(experts_trainers, name, 50)
+    record = settings_record(data, 0, SETTINGS)
+    assert record['training'] == small['training'] | {'steps': experts_trainers.MOST_STEPS}
+    claim(tmp_path, data.name, small)  # what the version before wrote
+    with pytest.raises(ArtifactError, match='"steps": 4000'):
+        tuner(data, tmp_path)
+    n = int(data.train_mask.sum())
+    today, before = train_settings(record, n), train_settings(small, n)
+    assert today == dataclasses.replace(SETTINGS.train, steps=4_000) and today.rows(n) < n
+    assert before.rows(n) == n and before.steps_until(150, n) == 150  # the earlier schedule
+    assert train_settings(small, 30_000).rows(30_000) == 8_192
+    assert train_settings(small, 30_000).steps_until(150, 30_000) == 3 * 150
 
 
 def strict(path):

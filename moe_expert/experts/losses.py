@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .backbones import Forward, forward, hidden_gradient
+from .backbones import Forward, forward, hidden_gradient, times_slope
 from .graph_attention import GraphAttention, Incoming
 from ..scores.attributions import attribution_shares, js_divergence
 
@@ -26,6 +26,7 @@ class GroupWeights:
 
     group: Tensor  # [2, n] mean over each group
     positive: Tensor  # [2, n] mean over each group's nodes of class 1
+    gap: Tensor  # [2, n] group 0 minus group 1: all nodes, nodes of class 1
 
     @staticmethod
     def of(
@@ -35,11 +36,9 @@ class GroupWeights:
     ) -> 'GroupWeights':
         member = torch.stack([sens == 0, sens == 1])
         mean = lambda m: m.to(dtype) / m.sum(1, keepdim=True).clamp(min=1) * m.any(1).all()
-        return GroupWeights(mean(member), mean(member & (y == 1)))
-
-    def gap(self) -> Tensor:  # [2, n] group 0 minus group 1: all nodes, nodes of class 1
-        "Return the weights of the two differences."
-        return torch.stack([self.group[0] - self.group[1], self.positive[0] - self.positive[1]])
+        group, positive = mean(member), mean(member & (y == 1))
+        gap = torch.stack([group[0] - group[1], positive[0] - positive[1]])
+        return GroupWeights(group, positive, gap)
 
 # %% ../../nbs/34_losses.ipynb #7db7c6c5
 def cross_entropy(
@@ -59,7 +58,7 @@ def representation_gap(
     weights: GroupWeights,  # of the same n nodes
 ) -> Tensor:  # [M] ≥ 0
     "Return the mean squared error between the two groups' mean hidden vectors."
-    return (weights.gap()[0] @ hidden).square().mean(-1)
+    return (weights.gap[0] @ hidden).square().mean(-1)
 
 
 def soft_gaps(
@@ -67,7 +66,7 @@ def soft_gaps(
     weights: GroupWeights,  # of the same n nodes
 ) -> Tensor:  # [M] in [0, 1]
     "Return (soft dp + soft eo)/2: both gaps with p₁ in place of the decision."
-    return (p1 @ weights.gap().mT).abs().mean(-1)
+    return (p1 @ weights.gap.mT).abs().mean(-1)
 
 # %% ../../nbs/34_losses.ipynb #560a9586
 def group_attribution(
@@ -80,12 +79,11 @@ def group_attribution(
     "Return both groups' mean attributions; a node with A = 0 counts as uniform."
     a, b = buffers or (u.new_empty(*u.shape[:2], w.shape[-1]) for _ in range(2))
     torch.bmm(u, w, out=a)
-    torch.copysign(absx, a, out=b)  # ∂A/∂(Wᵀu) = |x|·sign
+    torch.sign(a, out=b).mul_(absx)  # ∂A/∂(Wᵀu) = |x|·sign
     a.mul_(b)
     s = a.sum(-1)
     zero = s == 0
-    s.masked_fill_(zero, 1.0)
-    share = (c / s.unsqueeze(1)).masked_fill_(zero.unsqueeze(1), 0.0)  # [M, 2, n]
+    share = c / s.masked_fill_(zero, torch.inf).unsqueeze(1)  # [M, 2, n], 0 where A = 0
     uniform = (zero.to(c.dtype) @ c.mT).unsqueeze(-1) / absx.shape[-1]
     return torch.baddbmm(uniform, share, a), (a, b, s, share)
 
@@ -99,10 +97,11 @@ def group_attribution_gradient(
 ) -> tuple[Tensor, Tensor]:  # with respect to u and W
     "Carry the gradient from q back to u and W."
     a, b, s, share = kept
-    mean = ((a @ dq.mT) * share.mT).sum(-1, keepdim=True) / s.unsqueeze(-1)  # [M, n, 1]
-    left, right = torch.cat([share.mT, -mean], -1), torch.cat([dq, torch.ones_like(dq[:, :1])], 1)
+    mean = torch.bmm(dq, a.mT).mul_(share).sum(1).div_(s)  # [M, n]
+    left = torch.cat([share, mean.neg_().unsqueeze(1)], 1).mT
+    right = torch.cat([dq, torch.ones_like(dq[:, :1])], 1)
     dg = torch.bmm(left, right, out=scratch).mul_(b)
-    return dg @ w.mT, u.mT @ dg
+    return torch.bmm(dg, w.mT), torch.bmm(u.mT, dg)
 
 # %% ../../nbs/34_losses.ipynb #4af71510
 class _GroupAttribution(torch.autograd.Function):
@@ -248,63 +247,73 @@ def graph_attention_loss(
     return penalized(layer.forward(keep), params, y, sens, weights, lambdas, divergence)
 
 # %% ../../nbs/34_losses.ipynb #e1998dd3
+def _over_units(values: Tensor) -> Tensor:  # [M, h, n] → [M, n]
+    "Sum over the hidden units."
+    if values.shape[1] == 8:  # in the order in which PyTorch adds eight numbers in a row
+        values = values[:, :4] + values[:, 4:]
+    return values.sum(1)
+
+
 def _adversary_gradients(
     params: dict[str, Tensor],  # with those of the adversaries
-    hidden: Tensor,  # [M, n, h]
+    hidden: Tensor,  # [M, h, n]
     p1: Tensor,  # [M, n]
     sens: Tensor,  # [n]
     scale: Tensor,  # [M] lambda_adv
 ) -> tuple[dict[str, Tensor], Tensor, Tensor]:  # of the adversaries; of hidden and of p₁, reversed
-    names = list(adversary_shapes(hidden.shape[-1]))
+    names = list(adversary_shapes(hidden.shape[1]))
     a, b, c, e = (params[k] for k in names)
-    scale = scale[:, None] / (2 * hidden.shape[1])
-    on_hidden = (torch.sigmoid((hidden * a.unsqueeze(-2)).sum(-1) + b) - sens) * scale
-    on_proba = (torch.sigmoid(p1 * c + e) - sens) * scale
-    total = lambda g: g.sum(1, keepdim=True)
-    weight = (on_hidden.unsqueeze(1) @ hidden).squeeze(1)
-    own = weight, total(on_hidden), total(on_proba * p1), total(on_proba)
-    return dict(zip(names, own)), -on_hidden.unsqueeze(-1) * a.unsqueeze(-2), -on_proba * c
+    a, scale = a.unsqueeze(-1), scale[:, None, None] / (2 * hidden.shape[-1])
+    guesses = torch.stack([_over_units(hidden * a).add_(b), torch.addcmul(e, p1, c)], 1)
+    guesses.sigmoid_().sub_(sens).mul_(scale)  # now gradients, [M, 2, n]
+    on_hidden, on_proba = guesses.unbind(1)
+    weight = torch.bmm(hidden, on_hidden.unsqueeze(-1)).squeeze(-1)
+    biases = guesses.sum(-1).split(1, 1)
+    own = weight, biases[0], (on_proba * p1).sum(1, keepdim=True), biases[1]
+    guesses.neg_()
+    return dict(zip(names, own)), on_hidden.unsqueeze(1) * a, on_proba * c
 
 # %% ../../nbs/34_losses.ipynb #4a6809dd
 def _attribution_gradients(
-    slope: Tensor,  # [M, n, h] of LeakyReLU
+    z: Tensor,  # [M, h, n] hidden pre-activations
     v: Tensor,  # [M, h]
     w: Tensor,  # [M, h, d]
     absx: Tensor,  # [n, d]
     weights: GroupWeights,
     scale: Tensor,  # [M] lambda_attention
+    negative_slope: float,
     buffers: tuple[Tensor, Tensor] | None,  # as in `attribution_divergence`
 ) -> tuple[Tensor, Tensor]:  # of W and of v
-    u = (slope * v.unsqueeze(-2)).contiguous()
+    u = times_slope(v.unsqueeze(-1), z, negative_slope).mT
     q, kept = group_attribution(u, w, absx, weights.group, buffers)
     tiny, half = torch.finfo(q.dtype).tiny, (scale / 2)[:, None, None]
-    log_mean = q.mean(1, keepdim=True).clamp_(min=tiny).log2()
-    dq = (q.clamp(min=tiny).log2() - log_mean) * half
+    log_mean = q.mean(1, keepdim=True).clamp_(min=tiny).log2_()
+    dq = q.clamp_(min=tiny).log2_().sub_(log_mean).mul_(half)
     du, dw = group_attribution_gradient(kept, u, w, dq, kept[0])
-    return dw, (du * slope).sum(1)
+    return dw, times_slope(du, z.mT.contiguous(), negative_slope).sum(1)
 
 # %% ../../nbs/34_losses.ipynb #77539cf8
 def _penalty_gradients(
     params: dict[str, Tensor],  # with those of the adversaries
-    hidden: Tensor,  # [M, n, h]
+    hidden: Tensor,  # [M, h, n]
     p1: Tensor,  # [M, n]
     sens: Tensor,  # [n]
     weights: GroupWeights,
     lambdas: dict[str, Tensor],
-) -> tuple[dict[str, Tensor], Tensor | float, Tensor | None]:
+) -> tuple[dict[str, Tensor], Tensor | None, Tensor | None]:
     "Return the gradients of all penalties but ATT_JSD: of the adversaries, of hidden, of p₁."
-    own, on_hidden, on_p1 = {}, 0.0, None
-    gap = weights.gap() if {'lambda_rep', 'lambda_fair'} & lambdas.keys() else None
+    own, on_hidden, on_p1 = {}, None, None
     if 'lambda_adv' in lambdas:
         scale = lambdas['lambda_adv']
         own, on_hidden, on_p1 = _adversary_gradients(params, hidden, p1, sens, scale)
     if 'lambda_rep' in lambdas:
-        scale = (lambdas['lambda_rep'] * 2 / hidden.shape[-1])[:, None]
-        on_hidden = on_hidden + ((gap[0] @ hidden) * scale).unsqueeze(1) * gap[0][:, None]
+        gap, scale = weights.gap[0], (lambdas['lambda_rep'] * 2 / hidden.shape[1])[:, None]
+        more = (hidden @ gap).mul_(scale).unsqueeze(-1) * gap
+        on_hidden = more if on_hidden is None else on_hidden.add_(more)
     if 'lambda_fair' in lambdas:
         scale = (lambdas['lambda_fair'] / 2)[:, None]
-        more = ((p1 @ gap.mT).sign_() * scale) @ gap
-        on_p1 = more if on_p1 is None else on_p1 + more
+        more = (p1 @ weights.gap.mT).sign_().mul_(scale) @ weights.gap
+        on_p1 = more if on_p1 is None else on_p1.add_(more)
     return own, on_hidden, on_p1
 
 # %% ../../nbs/34_losses.ipynb #bc49f421
@@ -324,20 +333,21 @@ def expert_gradients(
 ) -> dict[str, Tensor]:  # parameter → gradient; adversaries only with lambda_adv
     "Return the gradient of `expert_loss(…).sum()`."
     w, v = params['hidden.weight'], params['out.weight'][:, 1] - params['out.weight'][:, 0]
-    z = (x @ w.flatten(0, 1).mT).unflatten(1, w.shape[:2]).transpose(0, 1)
-    slope = torch.where(z > 0, z.new_ones(()), z.new_full((), negative_slope))
-    gate = slope if keep is None else slope * keep
-    hidden = z * gate
-    p1 = torch.sigmoid((hidden * v.unsqueeze(-2)).sum(-1))
+    z = (w.flatten(0, 1) @ x.mT).view(*w.shape[:2], -1)
+    gate = times_slope(z.new_ones(()) if keep is None else keep.mT, z, negative_slope)
+    hidden, v_each = z * gate, v.unsqueeze(-1)
+    p1 = _over_units(hidden * v_each).sigmoid_()
     own, on_hidden, on_p1 = _penalty_gradients(params, hidden, p1, sens, weights, lambdas)
-    on_margin = (p1 - y) / len(y)
+    on_margin = (p1 - y).div_(len(y))
     if on_p1 is not None:
-        on_margin = torch.addcmul(on_margin, on_p1, p1 * (1 - p1))
-    on_z = (on_margin.unsqueeze(-1) * v.unsqueeze(-2) + on_hidden) * gate
-    dw = (on_z.transpose(0, 1).flatten(1).mT @ x).view(w.shape)
-    dv = (on_margin.unsqueeze(1) @ hidden).squeeze(1)
+        on_margin.addcmul_(on_p1, p1 * (1 - p1))
+    on_z = on_margin.unsqueeze(1) * v_each
+    on_z = (on_z if on_hidden is None else on_z.add_(on_hidden)).mul_(gate)
+    dw = (on_z.flatten(0, 1) @ x).view(w.shape)
+    dv = torch.bmm(hidden, on_margin.unsqueeze(-1)).squeeze(-1)
     if 'lambda_attention' in lambdas:
         absx, scale = x.abs() if absx is None else absx, lambdas['lambda_attention']
-        more = _attribution_gradients(slope, v, w, absx, weights, scale, buffers)
-        dw, dv = dw + more[0], dv + more[1]
+        options = weights, scale, negative_slope, buffers
+        more = _attribution_gradients(z, v, w, absx, *options)
+        dw, dv = dw.add_(more[0]), dv.add_(more[1])
     return {'hidden.weight': dw, 'out.weight': torch.stack([-dv, dv], 1)} | own

@@ -155,8 +155,9 @@ class StackedAdam:
         self.shapes = {k: v.shape[1:] for k, v in params.items()}
         self.flat = torch.cat([v.detach().flatten(1) for v in params.values()], 1)
         self.mean, self.square = torch.zeros_like(self.flat), torch.zeros_like(self.flat)
-        self.lr, self.weight_decay = lr.view(len(lr), -1), weight_decay[:, None]
-        self.clip, self.betas, self.eps, self.t = clip, betas, eps, 0
+        self.down, self.weight_decay = -lr.view(len(lr), -1), weight_decay[:, None]
+        self.clip = torch.tensor(clip, dtype=self.flat.dtype, device=self.flat.device)
+        self.betas, self.eps, self.t = betas, eps, 0
         self._view()
 
     def _view(self):
@@ -181,13 +182,13 @@ def keep(
     index: Tensor,  # [K] rows that go on
 ):
     "Leave out all other models."
-    for name in ('flat', 'mean', 'square', 'lr', 'weight_decay'):
+    for name in ('flat', 'mean', 'square', 'down', 'weight_decay'):
         setattr(self, name, getattr(self, name)[index])
     self._view()
 
 # %% ../../nbs/36_optimizer.ipynb #11084f1f
 @patch
-@torch.no_grad()
+@torch.inference_mode()
 def step(
     self: StackedAdam,
     grads: Sequence[Tensor],  # [M, *shape] each, in the order of `params`
@@ -197,9 +198,9 @@ def step(
     b1, b2 = self.betas
     g = torch.cat([g.flatten(1) for g in grads], 1)
     norm = torch.linalg.vector_norm(g, dim=1, keepdim=True)
-    g.mul_((self.clip / (norm + 1e-6)).clamp_(max=1.0))
+    g.mul_(torch.div(self.clip, norm.add_(1e-6)).clamp_(max=1.0))
     g.addcmul_(self.flat, self.weight_decay)
     self.mean.lerp_(g, 1 - b1)
     self.square.mul_(b2).addcmul_(g, g, value=1 - b2)
     denominator = self.square.sqrt().mul_((1 - b2**self.t) ** -0.5).add_(self.eps)
-    self.flat.addcdiv_(self.mean * (-self.lr / (1 - b1**self.t)), denominator)
+    self.flat.addcdiv_(self.mean * (self.down / (1 - b1**self.t)), denominator)
