@@ -42,6 +42,7 @@ from moe_expert.mixture.gate_training import (
     GateConfig,
     GateSettings,
     Lesson,
+    ScoredOnce,
     best_start,
     make_lesson,
     train_gates,
@@ -209,7 +210,7 @@ def evaluator(
         split = 'val'
     if split not in self._evaluators:
         nodes = self._val_halves()[1] if split == 'select' else split
-        self._evaluators[split] = Evaluator(self.data, nodes)
+        self._evaluators[split] = ScoredOnce(Evaluator(self.data, nodes))
     return self._evaluators[split]
 
 
