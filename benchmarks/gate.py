@@ -180,7 +180,9 @@ class Reinforce(Direct):
 
 def expert_attributions(lesson: Lesson) -> Tensor:
     "[n, K, d] Integrated Gradients of each expert's own probability."
-    return (lesson.path.states.margin[..., None] * lesson.path.slopes).sum(0)
+    s = lesson.path.states
+    margin = (s.margin * s.weight).unflatten(1, lesson.path.margins.shape[:2])  # [K, S, n]
+    return (margin.permute(1, 2, 0)[..., None] * lesson.path.slopes).sum(0)
 
 
 def rewards(drawn: Tensor, lesson: Lesson, c: dict[str, Tensor]) -> Tensor:

@@ -1,6 +1,6 @@
 "The gate against captum, brute force, finite differences and scipy; and what may not matter."
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -20,6 +20,7 @@ from moe_expert.experts.losses import GroupWeights
 from moe_expert.experts.trainers import TrainConfig
 from moe_expert.experts.training import train_population
 from moe_expert.mixture import gate as mixture_gate
+from moe_expert.mixture import gate_training, integration
 from moe_expert.mixture.gate import (
     Mixture,
     expert_path,
@@ -30,17 +31,23 @@ from moe_expert.mixture.gate import (
     uniform_mixture,
 )
 from moe_expert.mixture.gate_training import (
+    EXPLAINED,
+    MOST_STEPS,
     SHARPNESS,
     GateConfig,
     GateSettings,
     GateTrainer,
     Lesson,
+    ScoredOnce,
+    best_start,
     gate_terms,
     make_lesson,
     soft_objective,
     soft_utility,
+    steps_of_epochs,
     train_gates,
 )
+from moe_expert.mixture.integration import FineTuner, FineTuneSettings
 from moe_expert.scores.attributions import gauss_legendre
 from moe_expert.scores.evaluation import Evaluator
 from moe_expert.scores.procedure import att_jsd
@@ -669,3 +676,166 @@ def test_a_lesson_holds_what_the_nodes_are(data, trained):
         and torch.equal(lesson.sens, data.sens[nodes])
     )
     torch.testing.assert_close(lesson.p1.T, trained.probabilities(data.x, None, nodes))
+
+
+# --- how much work it is --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('backbone', ['mlp', 'sage', 'gat'])
+def test_the_written_gradient_is_that_of_the_followed_one_and_of_differences(data, nodes, backbone):
+    experts, some = some_experts(8, backbone, 1.0), nodes[:40]
+    frozen = make_lesson(experts, data, some, 3)
+    learning = replace(
+        frozen, path=replace(frozen.path, margins=frozen.path.margins.clone().requires_grad_())
+    )
+    gates = {k: v.requires_grad_() for k, v in some_gates(8, 2).items()}
+    rng = torch.Generator().manual_seed(2)
+    size = torch.randn(2, 40, 8, generator=rng, dtype=torch.double)
+
+    def value(gates, lesson):
+        return (mixture_attributions(gates, lesson.x, lesson.path, 1.5) * size).sum()
+
+    written, followed = (
+        torch.autograd.grad(value(gates, lesson), list(gates.values()))
+        for lesson in (frozen, learning)
+    )
+    for name, a, b in zip(gates, written, followed):
+        torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-12)
+        direction = torch.randn(a.shape, generator=rng, dtype=torch.double)
+
+        def at(step, name=name, direction=direction):
+            moved = {k: v.detach() for k, v in gates.items()}
+            return value(moved | {name: moved[name] + step * direction}, frozen).item()
+
+        numeric = (at(1e-7) - at(-1e-7)) / 2e-7
+        assert (a * direction).sum().item() == pytest.approx(numeric, abs=2e-5, rel=1e-4), name
+
+
+def test_a_step_over_frozen_experts_is_not_followed_through_the_path(trained, lesson):
+    "The backward pass of the attributions is one operation, not one for each of the forward pass."
+    gates = {k: v.requires_grad_() for k, v in some_gates(8, 2).items()}
+    a = mixture_attributions(gates, lesson.x, lesson.path)
+    assert {type(f).__name__ for f, _ in a.grad_fn.next_functions if f} == {'AccumulateGrad'}
+
+
+@pytest.fixture(scope='module')
+def crowd():
+    "More nodes than a step may see."
+    data = make_synthetic(5000, 8, avg_degree=2, seed=0)
+    data.train_mask[:] = True
+    return data
+
+
+@pytest.mark.parametrize('epochs', [1000, 7])
+def test_many_nodes_teach_in_a_limited_number_of_small_steps(crowd, epochs):
+    settings = GateSettings(epochs=epochs, val_every=1)
+    n, y = len(crowd.y), crowd.y
+    rows = settings.rows(n)
+    assert rows == 1000 and n % rows == 0  # equal parts of at most 1,024
+    steps = steps_of_epochs(settings, y, torch.Generator().manual_seed(0))
+    per_epoch = [next(steps) for _ in range(epochs)]
+    assert sum(map(len, per_epoch)) == min(epochs * 5, MOST_STEPS)
+    assert max(map(len, per_epoch)) - min(map(len, per_epoch)) <= 1
+    first_pass = torch.cat([s for e in per_epoch for s in e][:5])
+    assert torch.equal(first_pass.sort().values, torch.arange(n))
+    assert settings.record(n) == asdict(settings) | {'steps': MOST_STEPS}
+
+
+def test_few_nodes_teach_as_ever(lesson):
+    "All at once, without a limit, and recorded as before there was one."
+    settings, n = GateSettings(epochs=3), len(lesson.y)
+    steps = steps_of_epochs(settings, lesson.y, torch.Generator())
+    assert [[len(s) for s in next(steps)] for _ in range(3)] == [[n]] * 3
+    assert settings.record(n) == asdict(settings) and settings.explained(n) is None
+    assert settings.rows(2048) == 2048 and settings.steps_until(3, 2048) == 3
+
+
+@pytest.mark.parametrize('kind', ['gate', 'mixture'])
+def test_a_step_of_many_nodes_explains_some_of_them(crowd, trained, kind, monkeypatch):
+    seen, module = [], gate_training if kind == 'gate' else integration
+    original = mixture_attributions
+
+    def note(params, x, path, temperature):
+        seen.append((len(x), path.slopes.numel()))
+        return original(params, x, path, temperature)
+
+    monkeypatch.setattr(module, 'mixture_attributions', note)
+    nodes = torch.arange(5000)
+    if kind == 'gate':
+        lesson = make_lesson(trained, crowd, nodes)
+        trainer = GateTrainer(trained, lesson, [GateConfig(), GateConfig(1e-2)], GateSettings(), 0)
+    else:
+        mixture = Mixture(trained, some_gates(8, 1))
+        trainer = FineTuner(mixture, crowd, nodes, FineTuneSettings(), 0)
+    before = trainer.adam.flat.clone()
+    for _ in range(2):
+        trainer.epoch(False)
+    assert set(seen) == {(EXPLAINED, EXPLAINED * 3 * 8)} and len(seen) <= 10
+    assert not torch.equal(before, trainer.adam.flat)
+
+
+def test_a_part_that_explains_less_has_the_weights_of_what_it_explains(lesson):
+    nodes = torch.tensor([5, 0, 40, 7, 9])
+    part = lesson.part(nodes, 3)
+    assert len(part.y) == 5 and part.path.margins.shape[1] == 3
+    expected = GroupWeights.of(lesson.sens[nodes[:3]], lesson.y[nodes[:3]])
+    assert torch.equal(part.explained_weights.group, expected.group)
+    assert lesson.explained_weights is lesson.group_weights
+
+
+def test_no_mixture_is_explained_twice(trained, data, lesson, monkeypatch):
+    "Six gates share their start, which was scored before; the chosen checkpoints are known, too."
+    evaluator, explained = Evaluator(data), []
+    original = evaluator.scores
+
+    def note(population, procedure=True):
+        if procedure:
+            explained.append(len(population))
+        return original(population, procedure)
+
+    monkeypatch.setattr(evaluator, 'scores', note)
+    once = ScoredOnce(evaluator)
+    start, _ = best_start(trained, 8, once)
+    assert explained == [4]
+    models = train_gates(trained, lesson, CONFIGS[:6], once, settings=QUICK, start=start)
+    assert len(explained) <= 1 + 60 // 20 and sum(explained) <= 4 + 6 * 3
+    for model in models:
+        again = original(model.population)
+        for name, value in model.metrics.items():
+            assert value == pytest.approx(again[name].item(), abs=1e-12), name
+
+
+def test_gates_are_told_apart(trained, data):
+    "Other experts, temperature or biases, or a hidden unit that is heard: not the same."
+    once, gates = ScoredOnce(Evaluator(data)), init_gates([0, 1], 8)
+    fresh = Mixture(trained, gates)
+    biased = Mixture(trained, gates | {'gate.out_bias': gates['gate.out_bias'] + torch.arange(3)})
+    heard = Mixture(trained, gates | {'gate.out': gates['gate.out'] + torch.arange(3)[:, None]})
+    others = Mixture(some_experts(8), gates)
+    for mixture, distinct in (
+        (fresh, 1), (fresh, 1), (biased, 2), (heard, 4), (replace(heard, temperature=2.0), 6),
+        (others, 7),
+    ):  # fmt: skip
+        found = once.scores(mixture)
+        expected = Evaluator(data).scores(mixture)
+        assert list(found) == list(expected) and len(once.known) == distinct
+        for name in found:
+            torch.testing.assert_close(found[name], expected[name], rtol=0, atol=1e-12)
+
+
+def test_gates_are_masked_together(mixture, data, nodes, monkeypatch):
+    "The experts are asked once for all gates."
+    calls, original = [], type(mixture.experts).masked_probabilities
+    monkeypatch.setattr(
+        type(mixture.experts),
+        'masked_probabilities',
+        lambda *a: (calls.append(1), original(*a))[1],
+    )
+    features = torch.randint(-1, 8, (3, len(nodes)), generator=torch.Generator().manual_seed(1))
+    together = mixture.masked_probabilities(data.x, data.edge_index, nodes, features)
+    assert len(calls) == 1
+    for m in range(3):
+        alone = mixture.select([m]).masked_probabilities(
+            data.x, data.edge_index, nodes, features[m : m + 1]
+        )
+        torch.testing.assert_close(together[m], alone[0], rtol=0, atol=1e-12)

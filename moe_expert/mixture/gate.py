@@ -265,7 +265,7 @@ def mixture_attributions(
     return _OverFrozenExperts.apply(x, path, temperature, *gate)
 
 # %% ../../nbs/50_gate.ipynb #8fd54904
-_CHUNK = 2**21  # numbers held in memory at once
+_CHUNK = 2**19  # numbers held at once; more do not fit into the processor's cache
 
 # %% ../../nbs/50_gate.ipynb #649b094d
 @dataclass(frozen=True)
@@ -384,12 +384,21 @@ def masked_probabilities(
     features: Tensor,  # [M, n] which feature of the node's own row is set to 0; −1: none
 ) -> Tensor:  # [M, n]
     "Probability of class 1 when one feature of each node's own row, and of no other, is 0."
-    masked, rows, k = [], self._rows(x, nodes), len(self.experts)
-    column = torch.arange(rows.shape[1], device=rows.device)
-    for m, feature in enumerate(features.to(rows.device)):
-        p1 = self.experts.masked_probabilities(x, edge_index, nodes, feature.expand(k, -1)).T
-        masked.append(self.select([m])._mean(rows * (column != feature[:, None]), p1))
-    return torch.cat(masked)
+    gates, k, rows = self.gates, len(self.experts), self._rows(x, nodes)
+    features, masked = features.to(rows.device), []
+    step = max(1, _CHUNK // (gates['gate.bias'].numel() + k * len(self) * rows.shape[1]))
+    for some in torch.arange(len(nodes), device=rows.device).split(step):
+        f, row = features[:, some], rows[some]  # [M, b], [b, d]
+        asked, every = nodes[some].repeat(len(self)), f.reshape(1, -1).expand(k, -1)
+        p1 = self.experts.masked_probabilities(x, edge_index, asked, every)  # [K, M·b]
+        p1 = p1.unflatten(1, f.shape).permute(1, 2, 0)
+        lost = row.T.gather(0, f.clamp(min=0)) * (f >= 0)  # [M, b]: what is set to 0
+        index = f.clamp(min=0)[:, :, None].expand(-1, -1, gates['gate.bias'].shape[1])
+        from_x = row @ gates['gate.features'].mT
+        from_x -= lost[..., None] * gates['gate.features'].mT.gather(1, index)
+        weights = gate_weights(gates, from_x, p1, self.temperature)
+        masked.append((weights * p1).sum(-1).clamp(max=1))
+    return torch.cat(masked, 1)
 
 # %% ../../nbs/50_gate.ipynb #309e5229
 @patch
