@@ -2574,6 +2574,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'moe_expert.trainer.MoETrainer._load': ('trainer.html#moetrainer._load', 'moe_expert/trainer.py'),
                                     'moe_expert.trainer.MoETrainer._repr_html_': ( 'trainer.html#moetrainer._repr_html_',
                                                                                    'moe_expert/trainer.py'),
+                                    'moe_expert.trainer.MoETrainer._simple_models': ( 'trainer.html#moetrainer._simple_models',
+                                                                                      'moe_expert/trainer.py'),
                                     'moe_expert.trainer.MoETrainer._train': ('trainer.html#moetrainer._train', 'moe_expert/trainer.py'),
                                     'moe_expert.trainer.MoETrainer._try_ways': ( 'trainer.html#moetrainer._try_ways',
                                                                                  'moe_expert/trainer.py'),
