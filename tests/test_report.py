@@ -665,9 +665,8 @@ def test_recorded_outputs_follow_the_protocol():
             message('status', 'c', execution_state='idle'),
         ]
     )
-    assert [o.output_type for o in cells['x'][1]] == ['stream', 'execute_result'] and cells['x'][1][
-        0
-    ].text == '2\n3\n'
+    assert [o['output_type'] for o in cells['x'][1]] == ['stream', 'execute_result']
+    assert cells['x'][1][0]['text'] == '2\n3\n'
     assert cells['y'] == (3, [])  # the last run counts
 
 
@@ -676,7 +675,7 @@ def test_cells_of_the_user_are_kept_where_they_ran():
 
     shipped = new_notebook(cells=[new_code_cell('a'), new_code_cell('b')])
     filled = report_pages.fill(shipped, {'b': (3, []), 'a': (1, []), 'mine': (2, [])})
-    assert [(c.source, c.execution_count) for c in filled.cells] == [
+    assert [(c['source'], c['execution_count']) for c in filled['cells']] == [
         ('a', 1),
         ('mine', 2),
         ('b', 3),

@@ -342,6 +342,17 @@ def test_files_are_named_as_the_contract_says(done):
         assert read(folder / f) == results[stage]
 
 
+def test_what_the_experts_stand_beside_is_not_computed_again_for_the_gate(cache, data, monkeypatch):
+    asked = []
+    real = trainer.simple_models
+    monkeypatch.setattr(trainer, 'simple_models', lambda e: (asked.append(e), real(e))[1])
+    result = moe(data, cache).tune_gate(1)
+    assert not asked
+    monkeypatch.undo()
+    again = real(moe(data, cache).evaluator('select'))
+    assert {name: result[name] for name in again} == again
+
+
 def test_the_winner_is_the_best_feasible_trial_and_its_own_weights(done, data):
     folder, _, results = done
     result = results['gate']

@@ -1,6 +1,8 @@
 "What speaks against a tuned model: each sign at its border, and noise flagged by every door."
 
 import re
+import subprocess
+import sys
 import warnings
 
 import nbformat
@@ -13,7 +15,7 @@ from moe_expert.data.synthetic import make_synthetic
 from moe_expert.datasets import load_dataset
 from moe_expert.errors import UsefulnessWarning
 from moe_expert.estimator import FairMoEClassifier
-from moe_expert.experts.floor import simple_models
+from moe_expert.experts.floor import logistic_regression, simple_models
 from moe_expert.experts.specs import EXPERTS
 from moe_expert.mixture import comparison
 from moe_expert.report.index import write_index
@@ -159,6 +161,26 @@ def test_simple_models_are_those_of_scikit_learn():
     assert found['baselines']['logistic_regression']['auc'] == pytest.approx(auc, abs=1e-9)
     assert found['outcomes'] == [int((y[val] == 0).sum()), int((y[val] == 1).sum())]
     assert found['baselines']['majority_class']['fair_result'] == 0
+
+
+@pytest.mark.parametrize('name', ['bail', 'synthetic-900'])
+def test_the_logistic_regression_is_that_of_scikit_learn(name):
+    from sklearn.linear_model import LogisticRegression
+
+    data = load_dataset(name, edition='offline') if name == 'bail' else load_dataset(name)
+    x, y = (t[data.train_mask].double().numpy() for t in (data.x, data.y))
+    fit, ours = LogisticRegression(max_iter=10_000).fit(x, y), logistic_regression(data)
+    assert ours.weight.numpy() == pytest.approx(fit.coef_, abs=1e-9)
+    assert ours.bias.numpy() == pytest.approx(fit.intercept_, abs=1e-9)
+
+
+def test_simple_models_import_no_scikit_learn():
+    code = (
+        'import sys, moe_expert.datasets as d, moe_expert.experts.floor as f\n'
+        "f.logistic_regression(d.load_dataset('synthetic-100'))\n"
+        "sys.exit('sklearn' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, '-c', code]).returncode == 0
 
 
 # ---- the constant in tables

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from fastcore.basics import patch
 from torch import Tensor
@@ -150,16 +151,32 @@ def majority_class(
     )
 
 # %% ../../nbs/38_floor.ipynb #0fd59fc7
+def _logistic_loss(
+    weights: np.ndarray,  # [d + 1], the last one without penalty
+    x: np.ndarray,  # [n, d]
+    y: np.ndarray,  # [n]
+) -> tuple[float, np.ndarray]:
+    "The penalised mean cross-entropy and its gradient."
+    (*w, b), n = weights, len(y)
+    w = np.array(w)
+    margin = x @ w + b
+    pull = (np.exp(-np.logaddexp(0, -margin)) - y) / n  # this sigmoid cannot overflow
+    loss = (np.logaddexp(0, margin) - y * margin).sum() / n + w @ w / (2 * n)
+    return loss, np.append(x.T @ pull + w / n, pull.sum())
+
+
 def logistic_regression(
     data: Data,  # x, y, train_mask
 ) -> Linear:
     "scikit-learn's default (L2 penalty, C = 1) on the training nodes."
-    from sklearn.linear_model import LogisticRegression
+    from scipy.optimize import minimize  # slow to import
 
-    x, y = (t[data.train_mask].cpu() for t in (data.x, data.y))
-    fit = LogisticRegression(max_iter=10_000).fit(x.double().numpy(), y.numpy())
+    x, y = (t[data.train_mask].cpu().double().numpy() for t in (data.x, data.y))
+    options = dict(maxiter=10_000, maxls=50, gtol=1e-4, ftol=64 * np.finfo(float).eps)
+    start = np.zeros(x.shape[1] + 1)
+    fit = minimize(_logistic_loss, start, (x, y), 'L-BFGS-B', jac=True, options=options).x
     like = {'dtype': torch.double, 'device': data.x.device}
-    return Linear(*(torch.as_tensor(v, **like) for v in (fit.coef_, fit.intercept_)))
+    return Linear(*(torch.as_tensor(v, **like) for v in (fit[None, :-1], fit[-1:])))
 
 # %% ../../nbs/38_floor.ipynb #8ee796ba
 BASELINES = {'majority_class': majority_class, 'logistic_regression': logistic_regression}
