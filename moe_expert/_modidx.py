@@ -2243,6 +2243,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                          'moe_expert.scores.lasso._faces': ('lasso.html#_faces', 'moe_expert/scores/lasso.py'),
                                          'moe_expert.scores.lasso._least_norm': ('lasso.html#_least_norm', 'moe_expert/scores/lasso.py'),
                                          'moe_expert.scores.lasso._move': ('lasso.html#_move', 'moe_expert/scores/lasso.py'),
+                                         'moe_expert.scores.lasso._on_face': ('lasso.html#_on_face', 'moe_expert/scores/lasso.py'),
                                          'moe_expert.scores.lasso._solve_supports': ( 'lasso.html#_solve_supports',
                                                                                       'moe_expert/scores/lasso.py'),
                                          'moe_expert.scores.lasso._sweep': ('lasso.html#_sweep', 'moe_expert/scores/lasso.py'),
