@@ -438,7 +438,8 @@ class GraphLIME:
         self.kernels = _kernels(x[self.present], tol)
         self.probability = kernel_features(chebyshev_grid(0, 1, device=x.device), 0.2, tol)
         self.by_rank = self.kernels.rank.argsort(descending=True, stable=True)
-        self.varying = _varying(x[:, self.by_rank], self.starts, members, self.chunk_elements)
+        varying = _varying(x, self.starts, members, self.chunk_elements)
+        self.varying = varying[:, self.by_rank]
         counts = self._counts()
         self._check(counts)
         self.chunks = self._chunks(counts)

@@ -66,27 +66,34 @@ class _Lassos:
     number: Tensor  # [P] row of the result
     f: Tensor  # [P, d] b − ρ
     owner: Tensor  # [P] number of the Gram matrix
+    at_boundary: Tensor  # [P] a variable was dropped: solve once more before one is added
     support: Tensor  # [P, t] variables
     beta: Tensor  # [P, t] their values
-    rows: Tensor  # [P, t, d] their rows of the Gram matrix
-    at_boundary: Tensor  # [P] a variable was dropped: solve once more before one is added
+    system: Tensor  # [P, t, t] their block of the Gram matrix; anything in unused places
+    rows: list[Tensor]  # t times [P, d]: their rows of it
 
     def select(self, which: Tensor) -> '_Lassos':
         "The problems in `which` (a mask)."
-        return _Lassos(*(t[which] for t in vars(self).values()))
+        *tensors, rows = vars(self).values()
+        return _Lassos(*(t[which] for t in tensors), [row[which] for row in rows])
 
     def descent(self) -> Tensor:
         "[P, d] w = f − Gβ outside the support, −∞ inside."
-        w = self.f - (self.beta[..., None] * self.rows).sum(1)
-        w = torch.cat([w, w.new_zeros(len(w), 1)], 1)  # a column for unused places
-        return w.scatter(1, self.support, -torch.inf)[:, :-1]
+        w = torch.cat([self.f, self.f[:, :1]], 1)  # a column for unused places
+        for beta, row in zip(self.beta.unbind(1), self.rows, strict=True):
+            w[:, :-1].addcmul_(beta[:, None], row, value=-1)
+        return w.scatter_(1, self.support, -torch.inf)[:, :-1]
 
     def add(self, entering: Tensor, grams: Grams):
         "Append the variables `entering` [P] (d: none) to the supports."
-        new = grams.rows(self.owner, entering.clamp(max=self.f.shape[1] - 1))
+        last = self.f.shape[1] - 1
+        new = grams.rows(self.owner, entering.clamp(max=last))
         self.support = torch.cat([self.support, entering[:, None]], 1)
         self.beta = torch.cat([self.beta, self.beta.new_zeros(len(new), 1)], 1)
-        self.rows = torch.cat([self.rows, new[:, None]], 1)
+        edge = new.gather(1, self.support.clamp(max=last))
+        self.system = torch.cat([self.system, edge[:, :-1, None]], 2)
+        self.system = torch.cat([self.system, edge[:, None]], 1)
+        self.rows.append(new)
 
     def pack(self):
         "Move unused places to the end and cut those that no problem uses."
@@ -94,28 +101,31 @@ class _Lassos:
         width = int((self.support < d).sum(1).amax())
         order = self.support.argsort(1)[:, :width]
         self.support, self.beta = self.support.gather(1, order), self.beta.gather(1, order)
-        self.rows = self.rows.gather(1, order[..., None].expand(-1, -1, d))
+        row, column = order[:, :, None], order[:, None]
+        rows = self.system.gather(1, row.expand(-1, -1, self.system.shape[2]))
+        self.system = rows.gather(2, column.expand(-1, width, -1))
+        rows = torch.stack(self.rows, 1).gather(1, row.expand(-1, -1, d))
+        self.rows = list(rows.unbind(1))
 
     def dense(self) -> Tensor:
         "[P, d] β of all variables."
         full = self.f.new_zeros(len(self.f), self.f.shape[1] + 1)
-        return full.scatter(1, self.support, self.beta)[:, :-1]
+        return full.scatter_(1, self.support, self.beta)[:, :-1]
 
 # %% ../../nbs/22_lasso.ipynb #8406da45
 def _with_empty_supports(f: Tensor, models: int) -> _Lassos:
     "The problems [n·M, d] that have a positive f; `models` of them in a row share a Gram matrix."
     number = (f > 0).any(1).nonzero().squeeze(1)
     beta = f.new_empty(len(number), 0)
-    rows = beta[..., None].expand(-1, -1, f.shape[1])
-    return _Lassos(number, f[number], number // models, beta.long(), beta, rows, beta.any(1))
+    system = f.new_empty(len(number), 0, 0)
+    return _Lassos(number, f[number], number // models, beta.any(1), beta.long(), beta, system, [])
 
 # %% ../../nbs/22_lasso.ipynb #d1f57419
 def _solve_supports(problems: _Lassos) -> Tensor:
     "[P, t] minimisers of the problems restricted to their supports, 0 in unused places."
     d = problems.f.shape[1]
     used, place = problems.support < d, problems.support.clamp(max=d - 1)
-    system = problems.rows.gather(2, place[:, None].expand(-1, place.shape[1], -1))
-    system = system * (used[:, :, None] & used[:, None, :])
+    system = problems.system * (used[:, :, None] & used[:, None, :])
     system += torch.diag_embed(torch.where(used, 1e-12, 1.0).to(system.dtype))
     right = torch.where(used, problems.f.gather(1, place), 0)
     if system.shape[1] == 1:
@@ -229,10 +239,9 @@ def _with_signs(faces: _Faces, tight: Tensor) -> Tensor:
     return (torch.linalg.pinv(rows.mT, rtol=1e-8) @ coordinates)[..., 0].clamp(min=0)
 
 # %% ../../nbs/22_lasso.ipynb #29f81bea
-def _least_norm(grams: Grams, owner: Tensor, f: Tensor, tight: Tensor) -> Tensor:
-    "[P, d] the points of least norm among the solutions of problems whose sets E are `tight`."
+def _on_face(grams: Grams, owner: Tensor, f: Tensor, tight: Tensor, width: int) -> Tensor:
+    "[P, d] the points of least norm on faces whose sets E, `tight`, have at most `width` members."
     tight, place = tight.sort(dim=1, descending=True, stable=True)
-    width = int(tight.sum(1).amax())  # few features are in E: the others are left out
     tight, place = tight[:, :width], place[:, :width]
     faces = _faces(grams.block(owner, place), f.gather(1, place) * tight, tight)
     least, negative = faces.least.clamp(min=0), (faces.least < -TIGHT).any(1)
@@ -240,6 +249,17 @@ def _least_norm(grams: Grams, owner: Tensor, f: Tensor, tight: Tensor) -> Tensor
         some = _Faces(*(t[negative] for t in vars(faces).values()))
         least[negative] = _with_signs(some, tight[negative])
     return torch.zeros_like(f).scatter(1, place, least)
+
+
+def _least_norm(grams: Grams, owner: Tensor, f: Tensor, tight: Tensor) -> Tensor:
+    "[P, d] the points of least norm among the solutions of problems whose sets E are `tight`."
+    out, size, narrower = torch.zeros_like(f), tight.sum(1), 0
+    for width in range(2, int(size.max()) + 2, 2):  # few features are in most sets E
+        some = ((size > narrower) & (size <= width)).nonzero().squeeze(1)
+        narrower = width
+        if len(some):
+            out[some] = _on_face(grams, owner[some], f[some], tight[some], width)
+    return out
 
 # %% ../../nbs/22_lasso.ipynb #bb61014d
 def nonnegative_lasso(
