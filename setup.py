@@ -36,7 +36,6 @@ setup(
     install_requires=cfg['requirements'].split(),
     extras_require={
         'dev': cfg['dev_requirements'].split(),
-        'ann': cfg['ann_requirements'].split(),
         'excel': cfg['excel_requirements'].split(),
         'parquet': cfg['parquet_requirements'].split(),
         'postgres': cfg['postgres_requirements'].split(),

@@ -299,19 +299,12 @@ def test_rule_refuses(x, kwargs, message):
 
 @pytest.mark.slow  # its package compiles itself first
 def test_approximate_rule_finds_the_edges():
-    pytest.importorskip('pynndescent', reason='the extra [ann] is not installed')
     x = np.random.default_rng(0).normal(size=(3000, 12))
     exact = {tuple(e) for e in similarity_graph(x, 0.85).T.tolist()}
     found = {
         tuple(e) for e in similarity_graph(x, 0.85, method='approximate', n_neighbors=60).T.tolist()
     }
     assert len(found & exact) / len(exact) > 0.95 and len(found - exact) / len(found) < 0.01
-
-
-def test_approximate_without_its_package(monkeypatch):
-    monkeypatch.setitem(sys.modules, 'pynndescent', None)
-    with pytest.raises(DataError, match=r'moe_expert\[ann\]'):
-        similarity_graph(np.eye(5), 0.5, method='approximate')
 
 
 # ---- splitting

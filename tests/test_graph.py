@@ -30,6 +30,7 @@ from moe_expert.data.graph import (
     largest_share,
     nearest_keys,
     nearest_known,
+    nearest_recall,
     read_edge_list,
     similarity_keys,
     undirected_graph,
@@ -195,15 +196,58 @@ def test_minus_zero_is_zero():
     assert contents(np.abs(x), nearest_keys(x, 1)) == contents(np.abs(x), nearest_keys(abs(x), 1))
 
 
-def test_many_different_rows_are_said_to_take_long(monkeypatch):
-    monkeypatch.setattr('moe_expert.data.graph.EXACT_UP_TO', 20)
-    x = np.repeat(np.arange(20.0), 2)[:, None]
-    with warnings.catch_warnings():
-        warnings.simplefilter('error')
-        nearest_keys(x, 3)
-    with pytest.warns(DataWarning, match='21 different rows are sought exactly') as caught:
-        nearest_keys(np.append(x, [[30.0]], axis=0), 3)
-    assert caught[0].filename == __file__
+# --- Large tables ------------------------------------------------------------------------
+
+
+def counted(monkeypatch):
+    "How many distances the graph asks for, one number per call."
+    import moe_expert.data.graph as graph
+
+    asked, kept = [], graph._distance
+
+    def count(x, i, j, *others):
+        asked.append(len(i))
+        return kept(x, i, j, *others)
+
+    monkeypatch.setattr(graph, '_distance', count)
+    return asked
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('discrete', [True, False])
+def test_the_approximate_graph_is_nearly_the_exact_one_in_every_order(discrete, monkeypatch):
+    rng = np.random.default_rng(0)
+    x = few_values(3000, 7, 0) if discrete else rng.normal(size=(3000, 30))
+    asked = counted(monkeypatch)
+    found = nearest_keys(x, 10, exact_up_to=100)
+    assert sum(asked) <= len(x) * 41  # all pairs would be 70 times as many
+    monkeypatch.undo()
+    exact = nearest_keys(x, 10)
+    recall = np.isin(exact, found).mean()
+    assert recall >= 0.95 and abs(len(found) / len(exact) - 1) < 0.02
+    assert nearest_recall(x, 10, found) == pytest.approx(recall, abs=0.02)
+    assert np.array_equal(nearest_keys(x, 10, exact_up_to=100), found)
+    rows, columns = rng.permutation(len(x)), rng.permutation(x.shape[1])
+    again = nearest_keys(x[rows][:, columns], 10, exact_up_to=100)
+    assert contents(x[rows], again) == contents(x, found)
+    if discrete:  # identical people are a ring, whatever the search
+        same = (x[exact // len(x)] == x[exact % len(x)]).all(1)
+        assert same.any() and np.isin(exact[same], found).all()
+
+
+def test_recall_counts_the_links_that_are_there():
+    x = np.random.default_rng(0).normal(size=(400, 3))
+    keys = nearest_keys(x, 5)
+    assert nearest_recall(x, 5, keys) == 1
+    assert nearest_recall(x, 5, keys[::2]) == pytest.approx(0.5, abs=0.05)
+    assert nearest_recall(np.ones((9, 2)), 2, nearest_keys(np.ones((9, 2)), 2)) == 1
+
+
+def test_few_exact_distances_follow_the_screening(monkeypatch):
+    x = np.random.default_rng(0).normal(size=(3000, 20))
+    asked = counted(monkeypatch)
+    nearest_keys(x, 10)
+    assert sum(asked) < 20 * len(x)
 
 
 # --- New people --------------------------------------------------------------------------

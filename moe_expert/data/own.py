@@ -45,10 +45,12 @@ from moe_expert.data.columns import (
     outcomes_of,
 )
 from moe_expert.data.graph import (
+    EXACT_UP_TO,
     edge_list,
     kept_keys,
     largest_share,
     nearest_keys,
+    nearest_recall,
     read_edge_list,
     similarity_keys,
 )
@@ -578,8 +580,12 @@ def graph_of(table: Table, card: Card, read: _Read, whole: RawTable, train: np.n
         return _Graph(key, origin, None, [])
     x, _ = scale_features(table.features, *feature_range(table.features, train, card.scale_on))
     if card.threshold is None and card.similarity is None:
+        key = nearest_keys(x, card.neighbours)
         origin = f'{card.neighbours} nearest neighbours on the scaled features'
-        return _Graph(nearest_keys(x, card.neighbours), origin, card.neighbours, [])
+        if len(x) > EXACT_UP_TO:
+            recall = nearest_recall(x, card.neighbours, key)
+            origin += f', of which {recall:.1%} were found (1,000 people sought exactly)'
+        return _Graph(key, origin, card.neighbours, [])
     key, origin, flags = _rule_graph(table.features, x, table.names, card)
     return _Graph(key, origin, None, flags)
 
