@@ -45,6 +45,7 @@ from moe_expert.mixture.gate_training import (
     GateConfig,
     GateSettings,
     Lesson,
+    ScoredOnce,
     best_start,
     make_lesson,
     train_gates,
@@ -212,7 +213,7 @@ def evaluator(
         split = 'val'
     if split not in self._evaluators:
         nodes = self._val_halves()[1] if split == 'select' else split
-        self._evaluators[split] = Evaluator(self.data, nodes)
+        self._evaluators[split] = ScoredOnce(Evaluator(self.data, nodes))
     return self._evaluators[split]
 
 
@@ -322,6 +323,15 @@ def _gate_search(self: MoETrainer) -> Search:
 
 
 @patch
+def _simple_models(self: MoETrainer) -> dict:
+    "What the gate stands beside: as recorded with the experts where the same nodes select both."
+    recorded = self.about['expert1']['result']
+    if self.settings.teachers == 'val_half' or 'baselines' not in recorded:  # as in version 0.1
+        return simple_models(self.evaluator('select'))
+    return {name: recorded[name] for name in ('outcomes', 'baselines')}
+
+
+@patch
 def _gate_facts(self: MoETrainer) -> dict:
     "What the gate's result file says besides the common record."
     starts = self.start()[1] if self.settings.gate.start == 'best' else None
@@ -330,7 +340,7 @@ def _gate_facts(self: MoETrainer) -> dict:
         'starts': starts,
         'nodes': who_did_what(self.settings.teachers),
         'device': str(self.device),
-        **simple_models(self.evaluator('select')),
+        **self._simple_models(),
     }
 
 # %% ../nbs/56_trainer.ipynb #7ff9dec9

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 # %% auto #0
 __all__ = ['TIED', 'EXACT_UP_TO', 'edge_keys', 'unique_keys', 'edge_tensor', 'similarity_keys', 'similarity_graph',
-           'largest_share', 'nearest_keys', 'nearest_known', 'check_edges', 'EdgeList', 'read_edge_list', 'edge_list',
-           'kept_keys', 'undirected_graph', 'read_edges']
+           'largest_share', 'nearest_keys', 'nearest_recall', 'nearest_known', 'check_edges', 'EdgeList',
+           'read_edge_list', 'edge_list', 'kept_keys', 'undirected_graph', 'read_edges']
 
 # %% ../../nbs/07_graph.ipynb #d01cfc8f
 def edge_keys(
@@ -193,16 +193,18 @@ def _check_cliques(x: np.ndarray, max_edges: int | None) -> None:
         raise _too_many(f'at least {pairs:,} pairs', x, max_edges)
 
 # %% ../../nbs/07_graph.ipynb #989c0241
+def _descent(x: np.ndarray, k: int, seed: int) -> np.ndarray:
+    "[N, k] row numbers of approximately nearest rows, each row among its own; −1: none found."
+    from pynndescent import NNDescent  # compiles for some 20 s
+
+    # one thread: the same neighbours on every run
+    return NNDescent(x, n_neighbors=k, random_state=seed, n_jobs=1).neighbor_graph[0]
+
+
 def _neighbour_pairs(x: np.ndarray, n_neighbors: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     "Nodes and their approximate nearest neighbours, as pairs (i, j)."
-    try:
-        from pynndescent import NNDescent
-    except ImportError as e:
-        raise DataError(
-            "method='approximate' needs the package pynndescent: pip install moe_expert[ann]"
-        ) from e
     k = min(n_neighbors + 1, len(x))  # a node finds itself
-    neighbours, _ = NNDescent(x, n_neighbors=k, random_state=seed).neighbor_graph
+    neighbours = _descent(x, k, seed)
     i, j = np.repeat(np.arange(len(x)), k), neighbours.ravel().astype(np.int64)
     keep = (i != j) & (j >= 0)
     return i[keep], j[keep]
@@ -256,7 +258,7 @@ def similarity_keys(
     x: np.ndarray | Tensor,  # [N, d] raw columns, N >= 2, finite
     threshold: float,  # θ in (0, 1)
     *,
-    method: str = 'exact',  # 'exact', or 'approximate' (needs `pip install moe_expert[ann]`)
+    method: str = 'exact',  # 'exact', or 'approximate' (by nearest-neighbour descent)
     n_neighbors: int = 50,  # approximate only: how many nearest neighbours may become edges
     seed: int = 0,  # approximate only
     block_bytes: int = 1 << 27,  # exact only: memory of one block
@@ -318,6 +320,7 @@ class _Rows(NamedTuple):
     x: np.ndarray  # [M, d]
     z: Tensor  # [M, d] centred
     sq: Tensor  # [M] squared norms of z
+    z32: Tensor  # [M, d] z in single precision
     mean: np.ndarray  # [d] that was taken off
     lot: np.ndarray  # [M] fingerprints, all different
     columns: np.ndarray  # [d] content of the columns
@@ -338,18 +341,54 @@ def _rows(x: np.ndarray) -> _Rows:
     ordered = _fingerprints(different, np.arange(x.shape[1], dtype=np.uint64))
     lot = np.where(shared[place.ravel()] > 1, ordered, lot)
     people = np.argsort(block, kind='stable')
-    return _Rows(different, z, (z**2).sum(1), mean, lot, columns, size, start, people)
+    sq = (z**2).sum(1)
+    return _Rows(different, z, sq, z.float(), mean, lot, columns, size, start, people)
 
 # %% ../../nbs/07_graph.ipynb #4d7dfe16
-def _within_bound(g: Tensor, value: Tensor, index: Tensor, bound: Tensor) -> tuple[Tensor, Tensor]:
-    "Pairs (row of the block, column) with g within the row's bound; the smallest g are given."
-    inside = value <= bound[:, None]
-    more = inside[:, -1] & (value.shape[1] < g.shape[1])  # there may be others within the bound
-    inside[more] = False
+def _smallest(g: Tensor, k: int) -> tuple[Tensor, Tensor]:  # [B, k] ascending, and their places
+    "The `k` smallest numbers of each row."
+    sets = g.shape[1] // 16
+    if sets < 4 * k:
+        return torch.topk(g, k, largest=False)
+    least = g[:, : 16 * sets].unflatten(1, (16, sets)).amin(1)
+    first = torch.topk(least, k, largest=False)[1]
+    place = (first[:, None] + sets * torch.arange(16)[:, None]).flatten(1)
+    rest = torch.arange(16 * sets, g.shape[1]).expand(len(g), -1)
+    place = torch.cat([place, rest], 1)
+    value, which = torch.topk(g.gather(1, place), k, largest=False)
+    return value, place.gather(1, which)
+
+
+def _screened(
+    g: Tensor,  # [B, M] screened distances, without the seekers' squared norms
+    sq: Tensor,  # [B] these
+    error: Tensor,  # [B] of g
+    size: np.ndarray,  # [M] people with each row
+    need: np.ndarray,  # [B] how many people each seeks
+    spare: int,  # rows that are looked at beyond those needed
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # seekers, rows; seekers with more, their bound
+    "Pairs that may be among the nearest, and the seekers who may have further ones."
+    value, index = _smallest(g, min(g.shape[1], int(need.max()) + spare))
+    enough = torch.from_numpy(size)[index].cumsum(1) >= torch.from_numpy(need)[:, None]
+    place = enough.int().argmax(1, keepdim=True)
+    radius = value.gather(1, place)[:, 0].double() + sq  # squared
+    bound = radius * (1 + 3 * TIED) + 2 * error - sq
+    # also where a number overflowed
+    more = ~(value[:, -1] > bound) & (value.shape[1] < g.shape[1] or ~bound.isfinite())
+    inside = (value <= bound[:, None]) & ~more[:, None]
     i, place = inside.nonzero().unbind(1)
-    more = more.nonzero()[:, 0]
-    row, j = (g[more] <= bound[more, None]).nonzero().unbind(1)
-    return torch.cat([i, more[row]]), torch.cat([index[i, place], j])
+    return i, index[i, place], more.nonzero()[:, 0], bound
+
+# %% ../../nbs/07_graph.ipynb #3aa64ab8
+def _block(rows: _Rows, z: Tensor, own: np.ndarray | None, memory: Tensor) -> Tensor:
+    "[B, M] g of the seekers `z`, in their precision; a seeker's `own` row is infinitely far."
+    single = z.dtype == torch.float32
+    others, sq = (rows.z32, rows.sq.float()) if single else (rows.z, rows.sq)
+    room = memory.view(z.dtype)[: z.shape[0] * len(others)].view(z.shape[0], -1)
+    g = torch.addmm(sq[None], z, others.T, alpha=-2, out=room)
+    if own is not None:
+        g[torch.arange(len(z)), torch.from_numpy(own)] = torch.inf
+    return g
 
 
 def _candidates(
@@ -357,25 +396,24 @@ def _candidates(
     x: np.ndarray,  # [B, d] who seeks neighbours
     need: np.ndarray,  # [B] how many people each seeks
     own: np.ndarray | None,  # [B] number of the own row, which does not count
-    memory: Tensor,  # [≥ B, M] for the block
-    exact: bool,  # every distance from differences?
+    memory: Tensor,  # [≥ B · M] double precision, for the block
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # seeker, different row, distance
     "All pairs that may be among the nearest."
     z = torch.from_numpy(x - rows.mean)
-    sq = (z**2).sum(1)
-    g = torch.addmm(rows.sq[None], z, rows.z.T, alpha=-2, out=memory[: len(x)])
-    if own is not None:
-        g[torch.arange(len(x)), torch.from_numpy(own)] = torch.inf
-    value, index = torch.topk(g, min(len(rows.x), int(need.max()) + 8), largest=False)
-    enough = torch.from_numpy(rows.size)[index].cumsum(1) >= torch.from_numpy(need)[:, None]
-    radius = value.gather(1, enough.int().argmax(1, keepdim=True))[:, 0] + sq  # squared
-    error = _screening_error(x.shape[1], sq, rows.sq.max())
-    i, j = _within_bound(g, value, index, radius * (1 + 3 * TIED) + 2 * error - sq)
-    distance = (g[i, j] + sq[i]).clamp(min=0).sqrt().numpy()
-    unsure = (error > TIED / 5 * radius)[i].numpy() | exact
+    sq, largest = (z**2).sum(1), rows.sq.max().sqrt()
+    unit = torch.finfo(torch.float32)
+    error = (x.shape[1] / 2 + 4) * (unit.eps * (sq.sqrt() + largest) ** 2 + unit.tiny)
+    g = _block(rows, z.float(), own, memory)
+    i, j, more, _ = _screened(g, sq, error, rows.size, need, 30)
+    if len(more):
+        again = more.numpy()
+        g = _block(rows, z[more], None if own is None else own[again], memory)
+        error = _screening_error(x.shape[1], sq[more], rows.sq.max())
+        a, b, rest, bound = _screened(g, sq[more], error, rows.size, need[again], 8)
+        row, c = (g[rest] <= bound[rest, None]).nonzero().unbind(1)
+        i, j = torch.cat([i, more[a], more[rest[row]]]), torch.cat([j, b, c])
     i, j = i.numpy(), j.numpy()
-    distance[unsure] = _distance(x, i[unsure], j[unsure], rows.x)
-    return i, j, distance
+    return i, j, _distance(x, i, j, rows.x)
 
 # %% ../../nbs/07_graph.ipynb #ee721037
 def _before(group: np.ndarray, size: np.ndarray) -> np.ndarray:
@@ -387,15 +425,12 @@ def _before(group: np.ndarray, size: np.ndarray) -> np.ndarray:
 
 def _nearest(
     rows: _Rows,
-    x: np.ndarray,
-    lots: np.ndarray,
-    need: np.ndarray,
-    own: np.ndarray | None,
-    memory: Tensor,
-    exact: bool,
+    lots: np.ndarray,  # [B] fingerprints of the seekers
+    need: np.ndarray,  # [B] how many people each seeks
+    found: tuple[np.ndarray, np.ndarray, np.ndarray],  # as from `_candidates`
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     "Seeker, different row, how many of its people, and the lot of the two; nearest first."
-    i, j, distance = _candidates(rows, x, need, own, memory, exact)
+    i, j, distance = found
     order = np.lexsort((distance, i))
     i, j, distance = i[order], j[order], distance[order]
     before = _before(i, rows.size[j])
@@ -440,7 +475,7 @@ def _picked_pairs(
     return rows.people[rows.start[i[pair]] + place], rows.people[rows.start[j[pair]] + picked]
 
 # %% ../../nbs/07_graph.ipynb #57bcab8e
-EXACT_UP_TO = 200_000  # different rows; beyond, the time, which grows with their square, is said
+EXACT_UP_TO = 100_000  # different rows; beyond, the search is approximate
 
 
 def _check_neighbours(x: np.ndarray, k: int, least: int = 2) -> np.ndarray:
@@ -453,15 +488,56 @@ def _check_neighbours(x: np.ndarray, k: int, least: int = 2) -> np.ndarray:
     return x
 
 
-def _warn_large(rows: _Rows, stacklevel: int = 3) -> None:
-    "`DataWarning` where an approximate search would be in place."
-    if len(rows.x) > EXACT_UP_TO:
-        warnings.warn(
-            f'the nearest neighbours of {len(rows.x):,} different rows are sought exactly, among '
-            'all pairs; this takes long. Give the edges of the graph, or fewer people',
-            DataWarning,
-            stacklevel=stacklevel,
-        )
+def _blocks(n: int, rows: _Rows, block_bytes: int) -> tuple[list[slice], Tensor]:
+    "Blocks of n seekers, and memory for the distances of one of them to all rows."
+    step = max(1, min(n, block_bytes // (8 * len(rows.x))))
+    memory = torch.empty(step * len(rows.x), dtype=torch.float64)
+    return [slice(a, min(a + step, n)) for a in range(0, n, step)], memory
+
+# %% ../../nbs/07_graph.ipynb #7a3f1c7e
+def _exact_pairs(
+    rows: _Rows,
+    need: np.ndarray,  # [M] how many people of other rows each person of a row seeks
+    seekers: np.ndarray,  # numbers of the rows that seek
+    block_bytes: int,
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    "Pairs of people and their nearest people, sought among all."
+    blocks, memory = _blocks(len(seekers), rows, block_bytes)
+    for block in blocks:
+        own = seekers[block]
+        found = _candidates(rows, rows.x[own], need[own], own, memory)
+        i, j, take, lot = _nearest(rows, rows.lot[own], need[own], found)
+        yield _picked_pairs(rows, own[i], j, take, lot)
+
+# %% ../../nbs/07_graph.ipynb #678fa8e9
+def _approximate_lists(rows: _Rows, k: int) -> np.ndarray:
+    "[M, m] numbers of rows that are probably among the `k` nearest of each row; −1: none."
+    order, columns = np.argsort(rows.lot), np.argsort(rows.columns, kind='stable')
+    x = rows.z32.numpy()[order[:, None], columns]
+    found = _descent(x, min(k + 30, len(x)), seed=0)
+    lists = np.empty(found.shape, dtype=np.int32)
+    lists[order] = np.where(found < 0, -1, order[found])
+    return lists
+
+
+def _approximate_pairs(
+    rows: _Rows, need: np.ndarray, block_bytes: int
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    "As `_exact_pairs`, among candidates."
+    lists, seekers = _approximate_lists(rows, int(need.max())), np.flatnonzero(need > 0)
+    step, few = max(1, block_bytes // (64 * lists.shape[1])), []
+    for a in range(0, len(seekers), step):
+        own = seekers[a : a + step]
+        listed = lists[own]
+        known = (listed >= 0) & (listed != own[:, None])
+        enough = np.where(known, rows.size[listed], 0).sum(1) >= need[own]
+        few.append(own[~enough])
+        own, (i, place) = own[enough], known[enough].nonzero()
+        j = listed[enough][i, place].astype(np.int64)
+        found = i, j, _distance(rows.x[own], i, j, rows.x)
+        i, j, take, lot = _nearest(rows, rows.lot[own], need[own], found)
+        yield _picked_pairs(rows, own[i], j, take, lot)
+    yield from _exact_pairs(rows, need, np.concatenate(few), block_bytes)
 
 # %% ../../nbs/07_graph.ipynb #45345f52
 def nearest_keys(
@@ -469,6 +545,7 @@ def nearest_keys(
     k: int,  # neighbours of each person
     *,
     block_bytes: int = 1 << 26,  # memory of one block of distances; in all it takes some more
+    exact_up_to: int = EXACT_UP_TO,  # different rows; beyond, the search is approximate
 ) -> np.ndarray:  # [E/2] sorted undirected edges as keys `low * N + high`
     """Link everybody to their `k` nearest neighbours, by the three rules above. `DataError`.
 
@@ -480,19 +557,41 @@ def nearest_keys(
     if n <= k + 1:
         return unique_keys([edge_keys(*np.triu_indices(n, 1), n)])
     rows = _rows(x)
-    _warn_large(rows)
     keys = [edge_keys(*_ring_pairs(rows, k), n)]
     need = k + 1 - rows.size
-    seekers = np.flatnonzero(need > 0)
-    step = max(1, min(len(seekers), block_bytes // (8 * len(rows.x))))
-    memory = torch.empty(step, len(rows.x), dtype=torch.float64)
-    for a in range(0, len(seekers), step):
-        own = seekers[a : a + step]
-        i, j, take, lot = _nearest(
-            rows, rows.x[own], rows.lot[own], need[own], own, memory, exact=False
-        )
-        keys.append(edge_keys(*_picked_pairs(rows, own[i], j, take, lot), n))
+    if len(rows.x) > exact_up_to:
+        pairs = _approximate_pairs(rows, need, block_bytes)
+    else:
+        pairs = _exact_pairs(rows, need, np.flatnonzero(need > 0), block_bytes)
+    keys += [edge_keys(*p, n) for p in pairs]
     return unique_keys(keys)
+
+# %% ../../nbs/07_graph.ipynb #01aa99a4
+def nearest_recall(
+    x: np.ndarray | Tensor,  # [N, d] the table
+    k: int,  # neighbours of each person
+    keys: np.ndarray,  # sorted edges, as from `nearest_keys`
+    *,
+    people: int = 1000,  # whose nearest are sought exactly; at even distances, by content
+    block_bytes: int = 1 << 26,
+) -> float:  # 0 to 1
+    """The share of people's nearest others to whom the graph links them. `DataError`.
+
+    >>> line = np.array([[0.0], [1], [3], [3.5]])
+    >>> nearest_recall(line, 1, nearest_keys(line, 1))
+    1.0
+    """
+    x = _check_neighbours(x, k)
+    rows = _rows(x)
+    need = k + 1 - rows.size
+    seekers = np.argsort(rows.lot)
+    seekers = seekers[need[seekers] > 0]
+    if not len(seekers) or len(x) <= k + 1:
+        return 1.0  # rings, or all pairs
+    seekers = seekers[np.linspace(0, len(seekers) - 1, min(people, len(seekers))).astype(int)]
+    pairs = _exact_pairs(rows, need, seekers, block_bytes)
+    near = np.concatenate([edge_keys(*p, len(x)) for p in pairs])
+    return float(np.isin(near, keys).mean())
 
 # %% ../../nbs/07_graph.ipynb #8b589d39
 def nearest_known(
@@ -513,15 +612,15 @@ def nearest_known(
             f'new people have {new.shape[1]} columns, but the known people have {known.shape[1]}'
         )
     rows, k = _rows(known), min(k, len(known))
-    step = max(1, min(len(new), block_bytes // (8 * len(rows.x))))
-    memory = torch.empty(step, len(rows.x), dtype=torch.float64)
+    blocks, memory = _blocks(len(new), rows, block_bytes)
     found = np.empty((len(new), k), dtype=np.int64)
-    for a in range(0, len(new), step):
-        x = new[a : a + step]
+    for block in blocks:
+        x = new[block]
         lots, need = _fingerprints(x, rows.columns), np.full(len(x), k)
-        _, j, take, _ = _nearest(rows, x, lots, need, None, memory, exact=True)
+        near = _candidates(rows, x, need, None, memory)
+        _, j, take, _ = _nearest(rows, lots, need, near)
         first = np.repeat(rows.start[j], take) + _counted(take)
-        found[a : a + step] = rows.people[first].reshape(len(x), k)
+        found[block] = rows.people[first].reshape(len(x), k)
     return found
 
 # %% ../../nbs/07_graph.ipynb #a0b13a45

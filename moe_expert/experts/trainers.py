@@ -260,7 +260,8 @@ class PopulationTrainer(Trainer):
     ):
         self.settings, self.dtype, self.device = settings, getattr(torch, settings.dtype), device
         train, seeds = data.train_mask, [c.seed for c in configs]
-        self.y, self.sens = data.y[train].to(device), data.sens[train].to(device)
+        place = device, self.dtype  # a step computes with classes and groups
+        self.y, self.sens = data.y[train].to(*place), data.sens[train].to(*place)
         self.rows = settings.rows(len(self.y))
         column = lambda name: per_model(configs, name, self.dtype, device)
         lambdas = {k: column(k) for k in LAMBDAS if any(getattr(c, k) != 0 for c in configs)}
@@ -310,18 +311,7 @@ def build(self: PopulationTrainer, params: dict[str, Tensor]) -> Population:
     own = {k: v for k, v in params.items() if k not in aside}
     return population_of(own, s.dropout, backbone=s.backbone)
 
-# %% ../../nbs/37_trainers.ipynb #669f9011
-@patch
-def batches(self: PopulationTrainer) -> Iterator[Batch]:
-    "Yield the steps of the next epoch, each with the next dropout mask."
-    done = self.settings.steps_until(self.epochs_done, len(self.y))
-    self.epochs_done += 1
-    wanted = self.settings.steps_until(self.epochs_done, len(self.y)) - done
-    for batch in islice(self.stream, wanted):
-        batch.keep = self.masks.next(self.rows)
-        yield batch
-
-
+# %% ../../nbs/37_trainers.ipynb #f9d6377d
 @patch
 def _endless(self: PopulationTrainer) -> Iterator[Batch]:
     if self.whole:
@@ -333,6 +323,17 @@ def _endless(self: PopulationTrainer) -> Iterator[Batch]:
 def _of_nodes(self: PopulationTrainer, nodes: Tensor) -> Batch:
     "Cut some nodes out; `index_select` is several times as fast as `[nodes]` on large data."
     return self._batch(*(t.index_select(0, nodes) for t in (self.x, self.y, self.sens)))
+
+# %% ../../nbs/37_trainers.ipynb #669f9011
+@patch
+def batches(self: PopulationTrainer) -> Iterator[Batch]:
+    "Yield the steps of the next epoch, each with the next dropout mask."
+    done = self.settings.steps_until(self.epochs_done, len(self.y))
+    self.epochs_done += 1
+    wanted = self.settings.steps_until(self.epochs_done, len(self.y)) - done
+    for batch in islice(self.stream, wanted):
+        batch.keep = self.masks.next(self.rows)
+        yield batch
 
 
 @patch
@@ -360,8 +361,9 @@ def gradients(self: PopulationTrainer, batch: Batch, warm: bool) -> Sequence[Ten
     if paired or not self.written_gradients:
         return Trainer.gradients(self, batch, warm)
     params, extra = self.adam.params, dict(absx=b.absx, keep=b.keep, buffers=self.buffers)
-    grads = expert_gradients(params, b.x, b.y, b.sens, b.weights, lambdas, **extra)
-    return [grads[k] if k in grads else torch.zeros_like(v) for k, v in params.items()]
+    with torch.inference_mode():  # an operation starts faster
+        grads = expert_gradients(params, b.x, b.y, b.sens, b.weights, lambdas, **extra)
+        return [grads[k] if k in grads else torch.zeros_like(v) for k, v in params.items()]
 
 # %% ../../nbs/37_trainers.ipynb #1924538e
 MANY_MESSAGES = 100_000  # messages of one step above which they are sampled

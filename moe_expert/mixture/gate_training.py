@@ -9,6 +9,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from hashlib import sha256
 from itertools import count, islice
 from typing import TYPE_CHECKING
 
@@ -39,8 +40,8 @@ if TYPE_CHECKING:
 
 # %% auto #0
 __all__ = ['SHARPNESS', 'MOST_STEPS', 'EXPLAINED', 'LEAN', 'soft_utility', 'soft_objective', 'Lesson', 'make_lesson',
-           'gate_terms', 'Schedule', 'steps_of_epochs', 'GateConfig', 'GateSettings', 'GateTrainer', 'train_gates',
-           'start_biases', 'best_start']
+           'gate_terms', 'Schedule', 'steps_of_epochs', 'GateConfig', 'GateSettings', 'GateTrainer', 'ScoredOnce',
+           'train_gates', 'start_biases', 'best_start']
 
 # %% ../../nbs/51_gate_training.ipynb #43c23222
 SHARPNESS = 0.1  # width of the soft step that stands for a decision
@@ -299,6 +300,52 @@ def loss(
     objective = soft_objective(p1, attributions, lesson.y, *weights)
     return c['lb_coeff'] * balance - c['entropy_coeff'] * entropy - objective
 
+# %% ../../nbs/51_gate_training.ipynb #b50a5c4e
+def _fingerprints(mixture: Mixture) -> list[bytes]:  # one per gate
+    "Equal for gates that give the same weights, as all fresh gates do, over the same experts."
+
+    def digest(*tensors):
+        return sha256(b''.join(t.detach().cpu().numpy().tobytes() for t in tensors)).digest()
+
+    experts, gates = digest(*mixture.experts.params.values()), mixture.gates
+    common = experts + str(mixture.temperature).encode()
+    fresh = (gates['gate.out'] == 0).flatten(1).all(1).tolist()
+    return [
+        common + digest(*(v[m] for k, v in gates.items() if k == 'gate.out_bias' or not fresh[m]))
+        for m in range(len(mixture))
+    ]
+
+
+class ScoredOnce:
+    "An evaluator of mixtures that explains no mixture a second time."
+
+    def __init__(self, evaluator: Evaluator):
+        self.evaluator, self.known = evaluator, {}
+
+    def __getattr__(self, name: str):
+        return getattr(self.evaluator, name)
+
+    def __repr__(self):
+        return repr(self.evaluator)
+
+    def scores(
+        self,
+        population: Mixture,  # M gates
+        procedure: bool = True,  # as of `Evaluator.scores`
+    ) -> dict[str, Tensor]:  # [M] each
+        "The scores of every gate."
+        if not procedure:
+            return self.evaluator.scores(population, procedure=False)
+        keys = _fingerprints(population)
+        new = {key: m for m, key in enumerate(keys) if key not in self.known}
+        if new:
+            scores = self.evaluator.scores(population.select(list(new.values())))
+            each = zip(*(s.tolist() for s in scores.values()))
+            self.known |= {key: dict(zip(scores, values)) for key, values in zip(new, each)}
+        names = self.known[keys[0]]
+        like = population.gates['gate.out_bias']
+        return {name: like.new_tensor([self.known[k][name] for k in keys]) for name in names}
+
 # %% ../../nbs/51_gate_training.ipynb #cf5dbba5
 def train_gates(
     experts: Population,  # K experts, frozen
@@ -319,6 +366,8 @@ def train_gates(
     """
     if not configs:
         raise ArgumentError('nothing to train: no configuration given')
+    if not isinstance(evaluator, ScoredOnce):
+        evaluator = ScoredOnce(evaluator)
     trainer = GateTrainer(experts, lesson, configs, settings, shuffle_seed, start)
     return run_training(
         trainer, configs, GATE, evaluator, floor, settings, progress, offer_start=start is not None
