@@ -246,14 +246,14 @@ def graph_attention_loss(
     divergence = lambda: divergence_of(layer.attributions(n_steps), weights)
     return penalized(layer.forward(keep), params, y, sens, weights, lambdas, divergence)
 
-# %% ../../nbs/34_losses.ipynb #e1998dd3
+# %% ../../nbs/34_losses.ipynb #e8f48212
 def _over_units(values: Tensor) -> Tensor:  # [M, h, n] → [M, n]
     "Sum over the hidden units."
     if values.shape[1] == 8:  # in the order in which PyTorch adds eight numbers in a row
         values = values[:, :4] + values[:, 4:]
     return values.sum(1)
 
-
+# %% ../../nbs/34_losses.ipynb #e1998dd3
 def _adversary_gradients(
     params: dict[str, Tensor],  # with those of the adversaries
     hidden: Tensor,  # [M, h, n]
