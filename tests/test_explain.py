@@ -13,10 +13,13 @@ from scipy.optimize import minimize, nnls
 from scipy.spatial.distance import jensenshannon
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LassoLars, LogisticRegression
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from moe_expert.data.synthetic import make_synthetic
 from moe_expert.datasets import load_dataset
-from moe_expert.errors import UndefinedScoreError
+from moe_expert.errors import ArgumentError, UndefinedScoreError
 from moe_expert.scores import attributions as scores_attributions
 from moe_expert.scores import graphlime as scores_graphlime
 from moe_expert.scores import lasso as scores_lasso
@@ -217,29 +220,133 @@ def test_a_population_is_its_members_one_by_one(small):
     together = plan.explain(p1)
     for m, p in enumerate(p1):
         torch.testing.assert_close(plan.explain(p[None])[0], together[m], atol=1e-9, rtol=0)
-    tiny = GraphLIME(small.x, small.edge_index, small.val_mask, cache_bytes=0, chunk_elements=64)
-    assert tiny.cached_bytes == 0 and len(tiny.chunks) > 50
-    torch.testing.assert_close(tiny.explain(p1), together, atol=1e-9, rtol=0)
-    half = GraphLIME(
-        small.x, small.edge_index, small.val_mask, cache_bytes=300_000, chunk_elements=5000
-    )
-    assert {chunk.phi is None for chunk in half.chunks} == {
-        True,
-        False,
-    } and half.cached_bytes <= 300_000
-    fewer = GraphLIME(
-        small.x, small.edge_index, small.val_mask, cache_bytes=60_000, chunk_elements=5000
-    )
-    assert {chunk.gram is None for chunk in fewer.chunks} == {
-        True,
-        False,
-    } and fewer.cached_bytes <= 60_000
-    torch.testing.assert_close(fewer.explain(p1), together, atol=1e-9, rtol=0)
-    torch.testing.assert_close(half.explain(p1), together, atol=1e-9, rtol=0)
+    least = plan.held_bytes + plan.largest_need
+    for memory in (2 * least, 4 * least, 8 * least):
+        args = small.x, small.edge_index, small.val_mask
+        other = GraphLIME(*args, memory_bytes=memory, chunk_elements=5000)
+        assert other.held_bytes + other.kept_bytes <= memory
+        kept = all(chunk.phi is not None for chunk in other.chunks)
+        assert kept == (memory == 8 * least), (kept, other.kept_bytes)
+        torch.testing.assert_close(other.explain(p1), together, atol=1e-9, rtol=0)
     proba = torch.stack([1 - p1, p1], -1)
     torch.testing.assert_close(
         graphlime(small.x, small.edge_index, proba[2], plan.nodes), together[2], atol=1e-9, rtol=0
     )
+
+
+def star(n):
+    return torch.stack([torch.arange(1, n), torch.zeros(n - 1, dtype=torch.long)])
+
+
+def table(n, d, seed=0):
+    "Continuous, binary, few-valued, constant, repeated and mirrored columns, and three models."
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.rand(n, d, generator=generator) * 2 - 1
+    kind = torch.arange(d) % 6
+    x[:, kind == 1] = x[:, kind == 1].sign()
+    x[:, kind == 2] = (2 * x[:, kind == 2]).round() / 2
+    x[:, kind == 3] = -1
+    for k in range(4, d):
+        if k % 6 > 3:
+            x[:, k] = x[:, k - 4] * (1 if k % 6 == 4 else -1)
+    weights = torch.randn(3, d, generator=generator) * (torch.rand(3, d, generator=generator) < 0.2)
+    return x, torch.sigmoid(2 * (weights @ x.T)).double()
+
+
+@pytest.mark.parametrize(
+    'n, d', [(2, 1), (2, 40), (5, 7), (12, 60), (40, 12), (30, 330), (300, 6), (600, 20)]
+)
+def test_any_shape_against_the_definition(n, d):
+    "Fewer people than features and more, a hub, and so many features that rows are computed."
+    x, p1 = table(n, d)
+    plan = GraphLIME(x, star(n), torch.tensor([0]))
+    assert all(chunk.by_row == (d == 330) for chunk in plan.chunks)
+    beta = plan.explain(p1)[:, 0].numpy()
+    for m in range(3):
+        kernels, target = definition(x.double().numpy(), p1[m].numpy())
+        gram, b = torch.tensor(kernels @ kernels.T), torch.tensor(kernels @ target)
+        exact = nonnegative_lasso(gram[None], b[None, None], RHO)[0, 0].numpy()
+        np.testing.assert_allclose(beta[m], exact, atol=1e-7)
+        assert objective(kernels, target, beta[m]) <= objective(kernels, target, exact) + 1e-9
+        assert (beta[m] > 0).any() or (kernels @ target <= RHO).all()
+    assert n < 40 or (beta > 0).any()
+
+
+@pytest.mark.parametrize('by_row', [False, True])
+def test_rows_of_gram_matrices_are_those_of_whole_ones(by_row, monkeypatch):
+    "The same coefficients either way, for many nodes of several sizes in one chunk."
+    x, p1 = table(60, 30)
+    ring = torch.stack([torch.arange(60).repeat(5), (torch.arange(300) % 60)])
+    ring[1] = (ring[0] + torch.arange(5).repeat_interleave(60) + 1 + (ring[0] % 3)) % 60
+    edges = torch.cat([ring, ring.flip(0)], 1)
+    expected = GraphLIME(x, edges, torch.arange(60)).explain(p1)
+    monkeypatch.setattr(scores_graphlime._Chunk, 'by_row', by_row)
+    beta = GraphLIME(x, edges, torch.arange(60)).explain(p1)
+    torch.testing.assert_close(beta, expected, atol=1e-9, rtol=0)
+    assert (expected > 0).any(-1).float().mean() > 0.5
+
+
+class LiveBytes(TorchDispatchMode):
+    "The largest sum of bytes of all tensors made inside that were alive at the same time."
+
+    def __init__(self):
+        super().__init__()
+        self.alive, self.peak = {}, 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for t in tree_leaves(out):
+            if torch.is_tensor(t) and t.untyped_storage().nbytes() > 4096:
+                self.count(t.untyped_storage())
+        return out
+
+    def count(self, storage):
+        self.alive = {k: v for k, v in self.alive.items() if not v[0].expired()}
+        self.alive[storage._cdata] = StorageWeakRef(storage), storage.nbytes()
+        self.peak = max(self.peak, sum(size for _, size in self.alive.values()))
+
+
+@pytest.mark.parametrize(
+    'n, d, neighbours, megabytes',
+    [(200, 120, 8, 4), (60, 330, 60, 16), (200, 330, 5, 16), (4000, 20, None, 24)],
+)
+def test_memory_stays_within_the_limit(n, d, neighbours, megabytes):
+    """All tensors that are alive at the same time, results included, in a small version of 1,000
+    people × 600 columns (Gram matrices alone take 22 MB at this size), of a complete graph, and of
+    a hub."""
+    x, p1 = table(n, d)
+    if neighbours is None:
+        edges, nodes = star(n), torch.tensor([0])
+    else:
+        source = torch.arange(n).repeat_interleave(neighbours)
+        edges = torch.stack([source, (source + torch.arange(len(source)) % neighbours + 1) % n])
+        edges, nodes = torch.cat([edges, edges.flip(0)], 1), torch.arange(0, n, 8)
+    with LiveBytes() as seen:
+        plan = GraphLIME(x, edges, nodes, memory_bytes=megabytes * 2**20)
+        plan.top_features(p1)
+    assert seen.peak <= megabytes * 2**20
+    assert plan.held_bytes + plan.largest_need <= megabytes * 2**20
+
+
+def test_what_does_not_fit_is_refused_before_the_work(monkeypatch):
+    x, _ = table(3000, 20)
+    monkeypatch.setattr(scores_graphlime, '_centred', None)  # whoever begins the work fails
+    with pytest.raises(ArgumentError, match='node 0 has 2999 neighbours and 1. features') as error:
+        GraphLIME(x, star(3000), torch.tensor([0]), memory_bytes=2**21)
+    assert 'the limit is 2 MB' in str(error.value) and 'memory_bytes' in str(error.value)
+
+
+def test_what_does_not_vary_in_a_neighbourhood_costs_nothing():
+    "One-hot columns of a table: people who resemble each other differ in few of them."
+    category = torch.arange(400) // 8
+    x = torch.nn.functional.one_hot(category, 50).float() * 2 - 1
+    x = torch.cat([x, torch.linspace(-1, 1, 400)[:, None]], 1)
+    source = torch.arange(399)
+    edges = torch.stack([torch.cat([source, source + 1]), torch.cat([source + 1, source])])
+    plan = GraphLIME(x, edges, torch.arange(400))
+    entries = sum(torch.Size(chunk.shapes[1]).numel() for chunk in plan.chunks)
+    everything = len(plan.members) * plan.kernels.columns
+    assert entries < everything / 5, (entries, everything)
 
 
 @settings(max_examples=30, deadline=None)

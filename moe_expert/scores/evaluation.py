@@ -157,16 +157,18 @@ class Evaluator:
         *,
         rho: float = 0.1,  # GraphLIME's penalty
         fidelity: str = 'class',  # 'class' or 'cfa', see `moe_expert.explain.fidelity`
+        memory_bytes: int = 2**30,  # for GraphLIME, see `moe_expert.explain.GraphLIME`
     ):
         self.fidelity = procedure.check_fidelity_mode(fidelity)
-        self.data, self.rho = data, rho
+        self.data, self.rho, self.memory_bytes = data, rho, memory_bytes
         self.nodes = node_numbers(split_nodes(data, split), data.num_nodes, data.x.device)
         self.y, self.sens = data.y[self.nodes], data.sens[self.nodes]
 
     @cached_property
     def plan(self) -> GraphLIME:
         "The part of GraphLIME that does not depend on a model, made once."
-        return GraphLIME(self.data.x, self.data.edge_index, self.nodes, self.rho)
+        data, memory = self.data, self.memory_bytes
+        return GraphLIME(data.x, data.edge_index, self.nodes, self.rho, memory_bytes=memory)
 
     def __repr__(self) -> str:
         sizes = [int((self.sens == group).sum()) for group in (0, 1)]
