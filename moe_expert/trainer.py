@@ -229,7 +229,7 @@ def _teaching(self: MoETrainer) -> Tensor:
         return self._val_halves()[0]
     return self.data.train_mask.nonzero()[:, 0]
 
-
+# %% ../nbs/56_trainer.ipynb #5fe34a82
 @patch
 def lesson(self: MoETrainer) -> Lesson:
     "The nodes that teach the gate, with what the experts say about them; made once."

@@ -33,7 +33,7 @@ from moe_expert.mixture.gate import (
     init_gates,
     mixture_attributions,
 )
-from ..scores.evaluation import Evaluator
+from ..scores.evaluation import Evaluator, Explainable
 
 if TYPE_CHECKING:
     from torch_geometric.data import Data
@@ -317,7 +317,7 @@ def _fingerprints(mixture: Mixture) -> list[bytes]:  # one per gate
 
 
 class ScoredOnce:
-    "An evaluator of mixtures that explains no mixture a second time."
+    "An evaluator that explains no mixture a second time."
 
     def __init__(self, evaluator: Evaluator):
         self.evaluator, self.known = evaluator, {}
@@ -330,12 +330,12 @@ class ScoredOnce:
 
     def scores(
         self,
-        population: Mixture,  # M gates
+        population: Explainable,  # M models; only the scores of a `Mixture` are remembered
         procedure: bool = True,  # as of `Evaluator.scores`
     ) -> dict[str, Tensor]:  # [M] each
-        "The scores of every gate."
-        if not procedure:
-            return self.evaluator.scores(population, procedure=False)
+        "The scores of every model."
+        if not procedure or not isinstance(population, Mixture):
+            return self.evaluator.scores(population, procedure)
         keys = _fingerprints(population)
         new = {key: m for m, key in enumerate(keys) if key not in self.known}
         if new:

@@ -119,7 +119,7 @@ def settings_record(
         },
     }
 
-
+# %% ../../nbs/45_settings.ipynb #1adad599
 def _without_limit(
     train: TrainSettings,
     n: int,  # training nodes
