@@ -445,19 +445,6 @@ class GraphLIME:
         self.chunks = self._chunks(counts)
         self.kept_bytes = self._keep()
 
-    def top_features(
-        self,
-        p1: Tensor,  # [M, N] each model's probability of class 1, for all nodes of the graph
-    ) -> Tensor:  # [M, n, d] bool; none where nothing is explained
-        "The most important features of every node, without holding all coefficients at once."
-        p1 = _population(p1, len(self.x))
-        shape = len(p1), len(self.nodes), self.x.shape[1]
-        top = torch.zeros(shape, dtype=torch.bool, device=self.x.device)
-        for rows, features, beta in self._solve(p1):
-            node, model, place = top_features(beta).nonzero().unbind(1)
-            top[model, rows[node], features[node, place]] = True
-        return top
-
 # %% ../../nbs/23_graphlime.ipynb #300f93a4
 @patch
 def _counts(self: GraphLIME) -> Tensor:
@@ -496,7 +483,7 @@ def _check(self: GraphLIME, counts: Tensor):
         'Give each person fewer neighbours or leave out features, or raise memory_bytes'
     )
 
-
+# %% ../../nbs/23_graphlime.ipynb #060be640
 @patch(as_prop=True)
 def _table_fits(self: GraphLIME) -> bool:
     "May the kernel features of all nodes take a quarter of the memory?"
@@ -534,7 +521,7 @@ def _prepare(self: GraphLIME, chunk: _Chunk) -> _Problem:
         self._compute(problem, chunk.by_row)
     return problem
 
-
+# %% ../../nbs/23_graphlime.ipynb #ddae7b6f
 @patch
 def _compute(self: GraphLIME, problem: _Problem, by_row: bool):
     "Φ̃ and, unless they are kept or computed row by row, the Gram matrices."
@@ -638,6 +625,21 @@ def explain(
         node, model, place = solved.nonzero().unbind(1)
         beta[model, rows[node], features[node, place]] = solved[node, model, place]
     return beta
+
+# %% ../../nbs/23_graphlime.ipynb #33c93402
+@patch
+def top_features(
+    self: GraphLIME,
+    p1: Tensor,  # [M, N] each model's probability of class 1, for all nodes of the graph
+) -> Tensor:  # [M, n, d] bool; none where nothing is explained
+    "The most important features of every node, without holding all coefficients at once."
+    p1 = _population(p1, len(self.x))
+    shape = len(p1), len(self.nodes), self.x.shape[1]
+    top = torch.zeros(shape, dtype=torch.bool, device=self.x.device)
+    for rows, features, beta in self._solve(p1):
+        node, model, place = top_features(beta).nonzero().unbind(1)
+        top[model, rows[node], features[node, place]] = True
+    return top
 
 # %% ../../nbs/23_graphlime.ipynb #af1d49cf
 @patch

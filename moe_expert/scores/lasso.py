@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
+from fastcore.basics import patch
 from torch import Tensor
 
 from ..errors import ConvergenceError
@@ -84,33 +85,39 @@ class _Lassos:
             w[:, :-1].addcmul_(beta[:, None], row, value=-1)
         return w.scatter_(1, self.support, -torch.inf)[:, :-1]
 
-    def add(self, entering: Tensor, grams: Grams):
-        "Append the variables `entering` [P] (d: none) to the supports."
-        last = self.f.shape[1] - 1
-        new = grams.rows(self.owner, entering.clamp(max=last))
-        self.support = torch.cat([self.support, entering[:, None]], 1)
-        self.beta = torch.cat([self.beta, self.beta.new_zeros(len(new), 1)], 1)
-        edge = new.gather(1, self.support.clamp(max=last))
-        self.system = torch.cat([self.system, edge[:, :-1, None]], 2)
-        self.system = torch.cat([self.system, edge[:, None]], 1)
-        self.rows.append(new)
+# %% ../../nbs/22_lasso.ipynb #56a1f24c
+@patch
+def add(self: _Lassos, entering: Tensor, grams: Grams):
+    "Append the variables `entering` [P] (d: none) to the supports."
+    last = self.f.shape[1] - 1
+    new = grams.rows(self.owner, entering.clamp(max=last))
+    self.support = torch.cat([self.support, entering[:, None]], 1)
+    self.beta = torch.cat([self.beta, self.beta.new_zeros(len(new), 1)], 1)
+    edge = new.gather(1, self.support.clamp(max=last))
+    self.system = torch.cat([self.system, edge[:, :-1, None]], 2)
+    self.system = torch.cat([self.system, edge[:, None]], 1)
+    self.rows.append(new)
 
-    def pack(self):
-        "Move unused places to the end and cut those that no problem uses."
-        d = self.f.shape[1]
-        width = int((self.support < d).sum(1).amax())
-        order = self.support.argsort(1)[:, :width]
-        self.support, self.beta = self.support.gather(1, order), self.beta.gather(1, order)
-        row, column = order[:, :, None], order[:, None]
-        rows = self.system.gather(1, row.expand(-1, -1, self.system.shape[2]))
-        self.system = rows.gather(2, column.expand(-1, width, -1))
-        rows = torch.stack(self.rows, 1).gather(1, row.expand(-1, -1, d))
-        self.rows = list(rows.unbind(1))
 
-    def dense(self) -> Tensor:
-        "[P, d] β of all variables."
-        full = self.f.new_zeros(len(self.f), self.f.shape[1] + 1)
-        return full.scatter_(1, self.support, self.beta)[:, :-1]
+@patch
+def pack(self: _Lassos):
+    "Move unused places to the end and cut those that no problem uses."
+    d = self.f.shape[1]
+    width = int((self.support < d).sum(1).amax())
+    order = self.support.argsort(1)[:, :width]
+    self.support, self.beta = self.support.gather(1, order), self.beta.gather(1, order)
+    row, column = order[:, :, None], order[:, None]
+    rows = self.system.gather(1, row.expand(-1, -1, self.system.shape[2]))
+    self.system = rows.gather(2, column.expand(-1, width, -1))
+    rows = torch.stack(self.rows, 1).gather(1, row.expand(-1, -1, d))
+    self.rows = list(rows.unbind(1))
+
+
+@patch
+def dense(self: _Lassos) -> Tensor:
+    "[P, d] β of all variables."
+    full = self.f.new_zeros(len(self.f), self.f.shape[1] + 1)
+    return full.scatter_(1, self.support, self.beta)[:, :-1]
 
 # %% ../../nbs/22_lasso.ipynb #8406da45
 def _with_empty_supports(f: Tensor, models: int) -> _Lassos:
