@@ -1176,6 +1176,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                    'moe_expert/experts/training.py'),
                                              'moe_expert.experts.training.TrainingRun._result': ( 'training.html#trainingrun._result',
                                                                                                   'moe_expert/experts/training.py'),
+                                             'moe_expert.experts.training.TrainingRun.checkpoint_scores': ( 'training.html#trainingrun.checkpoint_scores',
+                                                                                                            'moe_expert/experts/training.py'),
                                              'moe_expert.experts.training.TrainingRun.drop_diverged': ( 'training.html#trainingrun.drop_diverged',
                                                                                                         'moe_expert/experts/training.py'),
                                              'moe_expert.experts.training.TrainingRun.is_due': ( 'training.html#trainingrun.is_due',

@@ -79,6 +79,7 @@ class Selection:
     violation: float = math.inf  # sum of the violated constraints; 0 when feasible
     epoch: int = 0  # when it was taken
     params: Tensor | None = None  # [P] its flat parameters
+    metrics: dict[str, float] | None = None  # all its scores, where they are known
     waited: int = 0  # validations since a feasible checkpoint was better
 
     def better(self, score: float) -> bool:
@@ -93,10 +94,11 @@ def offer(
     violation: float,  # 0 when feasible
     score: float | None,  # objective; None where it is not feasible
     params: Tensor,  # [P] flat parameters; copied when kept
+    metrics: dict[str, float] | None = None,  # all scores, where they are known
 ):
     "Keep the checkpoint if it is better, or count that it was not."
     if violation == 0 and self.better(score):
-        self.score, self.waited = score, 0
+        self.score, self.metrics, self.waited = score, metrics, 0
         self.violation, self.epoch, self.params = 0.0, epoch, params.clone()
     elif self.score is None and violation > 0 and violation < self.violation:
         self.violation, self.epoch, self.params = violation, epoch, params.clone()

@@ -125,19 +125,26 @@ def objectives(
     cheap: dict[str, Tensor],  # [K] each: scores without explanations
     objective: str,  # name of a score
     selections: list[Selection],  # [K]
-) -> list[float]:  # [K] the objective, or a bound that is not better than what is kept
-    "Score the models, with explanations only where they can decide."
+) -> tuple[list[float], dict[int, dict[str, float]]]:
+    """Score the models, with explanations only where they can decide.
+
+    Returns the objective [K], or a bound that is not better than what is kept, and all scores of
+    the models that were explained, by position.
+    """
     if objective in cheap:
-        return cheap[objective].tolist()
+        return cheap[objective].tolist(), {}
     values = [None] * len(population)
     if objective == 'final_score':
         values = (cheap['utility'] - cheap['fair_result']).tolist()
     undecided = [k for k, (v, s) in enumerate(zip(values, selections)) if v is None or s.better(v)]
+    explained = {}
     if undecided:
-        exact = evaluator.scores(population.select(undecided))[objective].tolist()
-        for k, value in zip(undecided, exact):
-            values[k] = value
-    return values
+        scores = evaluator.scores(population.select(undecided))
+        each = zip(*(s.tolist() for s in scores.values()))
+        explained = {k: dict(zip(scores, row)) for k, row in zip(undecided, each)}
+        for k, row in explained.items():
+            values[k] = row[objective]
+    return values, explained
 
 # %% ../../nbs/39_training.ipynb #3b54903c
 @patch
@@ -151,16 +158,17 @@ def offer_checkpoints(
     "Offer the parameters of all running models to their selections."
     running = self.running
     feasible = [k for k, v in enumerate(violations) if v == 0]
-    values = [None] * len(running)
+    values, metrics = [None] * len(running), {}
     if feasible:
         cheap = {name: s[feasible] for name, s in scores.items()}
         kept, chosen = [running[k].selection for k in feasible], population.select(feasible)
-        exact = objectives(self.evaluator, chosen, cheap, self.spec.objective, kept)
+        exact, all_of = objectives(self.evaluator, chosen, cheap, self.spec.objective, kept)
+        metrics = {feasible[k]: scored for k, scored in all_of.items()}
         for k, value in zip(feasible, exact):
             values[k] = value
     for k, record in enumerate(running):
         params = self.trainer.adam.flat[k]
-        record.selection.offer(epoch, violations[k], values[k], params)
+        record.selection.offer(epoch, violations[k], values[k], params, metrics.get(k))
 
 # %% ../../nbs/39_training.ipynb #8a2ce6bc
 @patch
@@ -203,7 +211,7 @@ def on_train_end(self: TrainingRun) -> list[TrainedModel]:
     population = self.trainer.population(
         torch.stack([self.records[i].selection.params for i in kept])
     )
-    scores = self.evaluator.scores(population)
+    scores = self.checkpoint_scores(population, [self.records[i].selection for i in kept])
     constraints = [()] * len(kept)
     if self.floor:
         constraints = self.floor.of(kept).constraints(scores).tolist()
@@ -213,6 +221,21 @@ def on_train_end(self: TrainingRun) -> list[TrainedModel]:
         models[i].score = models[i].metrics[self.spec.objective]
         models[i].constraints = tuple(constraints[k])
     return models
+
+
+@patch
+def checkpoint_scores(
+    self: TrainingRun,
+    population: Population,  # [K] the checkpoints
+    selections: list[Selection],  # [K] that chose them
+) -> dict[str, Tensor]:  # [K] each
+    "All scores; what is known is not explained a second time."
+    rows = [s.metrics for s in selections]
+    if new := [k for k, row in enumerate(rows) if row is None]:
+        scores = self.evaluator.scores(population.select(new))
+        for k, values in zip(new, zip(*(s.tolist() for s in scores.values()))):
+            rows[k] = dict(zip(scores, values))
+    return {name: torch.tensor([row[name] for row in rows], dtype=torch.double) for name in rows[0]}
 
 
 @patch
