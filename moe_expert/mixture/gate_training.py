@@ -150,7 +150,7 @@ def gate_terms(
     return entropy, (usage * (log(usage) + torch.tensor(g.shape[-1]).log())).sum(-1)
 
 # %% ../../nbs/51_gate_training.ipynb #ca3dc25c
-MOST_STEPS = 1_000  # of a training on many nodes
+MOST_STEPS = 500  # of a training on many nodes
 EXPLAINED = 256  # nodes of such a step that have attributions
 
 
@@ -220,7 +220,7 @@ class GateConfig:
 class GateSettings(Schedule):
     "How every gate is trained. Raises `MoEExpertError` for a value out of range."
 
-    epochs: int = 1000  # passes over the nodes that teach, or parts of `MOST_STEPS`, at most
+    epochs: int = 500  # passes over the nodes that teach, or parts of `MOST_STEPS`, at most
     val_every: int = 100  # epochs from one validation to the next
     patience: int = 3  # validations without a better feasible checkpoint before a gate stops
     hidden: int = 16  # hidden units
