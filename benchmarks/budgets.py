@@ -1,6 +1,7 @@
 """What the budget of steps costs: the same configurations trained with it and without it.
 
     python benchmarks/budgets.py --data own:20000x60 --seeds 10   # more seeds, or what is missing
+    python benchmarks/budgets.py --gates bail german              # gates: 1,000 epochs, the default
     python benchmarks/budgets.py --summary                        # what is there
 
 On large data a step sees some of the training nodes and a configuration has a limited number of
@@ -8,6 +9,9 @@ steps. Here the same ten configurations of an expert (the default one and nine r
 trained both ways, with the same floor, the one of the reference that was trained without limits.
 What counts is the best feasible validation objective of the ten, paired by seed. Seeds 100 to 102
 are for choosing the budget; 200 and above confirm.
+
+Gates are compared likewise, over experts that are tuned first: ten gates with 1,000 epochs and with
+the default number.
 
 Units are kept as JSON in `work/budgets`; they do not become old when the code changes.
 """
@@ -18,7 +22,7 @@ import argparse
 import time
 from pathlib import Path
 
-from common import EXPERTS, draw, read_json, t_interval, write_json
+from common import EXPERTS, draw, find_data, read_json, t_interval, write_json
 
 WORK = Path(__file__).resolve().parent / 'work' / 'budgets'
 FULL, LIMITED = 'without limits', 'the default'
@@ -111,6 +115,48 @@ def compute(work: Path, name: str, seeds, experts, n: int, epochs: int, public: 
         print({**about, **found}, flush=True)
 
 
+def gate_configurations(n: int, seed: int) -> list:
+    "The default configuration of a gate and random ones."
+    import numpy as np
+
+    from moe_expert.mixture.gate_training import GateConfig
+    from moe_expert.tuning.settings import GATE_DEFAULTS, GATE_SPACE
+
+    rng = np.random.default_rng(seed)
+    drawn = [GATE_DEFAULTS, *(draw(GATE_SPACE, rng) for _ in range(n - 1))]
+    return [GateConfig(**params, seed=seed) for params in drawn]
+
+
+def compute_gates(work: Path, name: str, seeds, n: int, data_dir: Path | None):
+    "Compute the units of gates that are missing; experts are tuned once, in the work folder."
+    from moe_expert.mixture.gate_training import GateSettings, train_gates
+    from moe_expert.scores.evaluation import Evaluator
+    from moe_expert.trainer import MoETrainer
+
+    place = lambda seed, v: work / f'{name}-{seed}-gate-{v}.json'
+    settings = {FULL: GateSettings(epochs=1000), LIMITED: GateSettings()}
+    missing = [(s, v) for s in seeds for v in settings if not place(s, v).exists()]
+    if not missing:
+        return
+    cache = {'cache_dir': work / 'experts', 'data_dir': data_dir, 'device': 'cpu'}
+    trainer = MoETrainer(name, **cache)
+    lesson, (start, _) = trainer.lesson(), trainer.start()
+    for seed, variant in missing:
+        begin, chosen = time.process_time(), settings[variant]
+        gates = gate_configurations(n, seed)
+        # an evaluator of its own: what it remembers would make the second variant cheaper
+        evaluator = Evaluator(trainer.data, 'val')
+        models = train_gates(
+            trainer.experts, lesson, gates, evaluator, trainer.floor, chosen, start=start
+        )
+        scores = [m.score for m in models if m.feasible]
+        about = {'data': name, 'seed': seed, 'expert': 'gate', 'variant': variant}
+        about |= {'configurations': n, 'epochs': settings[FULL].epochs, 'feasible': len(scores)}
+        found = {'best': max(scores, default=None), 'cpu': time.process_time() - begin}
+        write_json(place(seed, variant), about | found)
+        print({**about, **found}, flush=True)
+
+
 def _pairs(units: list[dict]) -> dict[tuple[str, str], dict[int, dict[str, dict]]]:
     "(data, expert) → seed → variant → unit."
     found = {}
@@ -123,14 +169,16 @@ def _pairs(units: list[dict]) -> dict[tuple[str, str], dict[int, dict[str, dict]
 def _row(name: str, expert: str, both: list[dict[str, dict]]) -> dict:
     "What the limits lose, from the seeds that have both variants."
     from moe_expert.experts.specs import EXPERTS as SPECS
+    from moe_expert.experts.specs import GATE
 
+    spec = GATE if expert == 'gate' else SPECS[expert]
     best = [(s[FULL]['best'], s[LIMITED]['best']) for s in both]
-    sign = 1 if SPECS[expert].maximize else -1
+    sign = 1 if spec.maximize else -1
     mean, half = t_interval([sign * (a - b) for a, b in best if a is not None and b is not None])
     return {
         'data': name,
         'expert': expert,
-        'objective': SPECS[expert].objective,
+        'objective': spec.objective,
         'seeds': len(both),
         'configurations': both[0][FULL]['configurations'],
         'epochs': both[0][FULL]['epochs'],
@@ -183,13 +231,19 @@ def main():
     p.add_argument('--experts', nargs='+', default=list(EXPERTS))
     p.add_argument('--configurations', type=int, default=10)
     p.add_argument('--epochs', type=int, default=2000)
+    p.add_argument('--gates', nargs='+', metavar='NAME', help='gates on these benchmarks instead')
+    p.add_argument('--data-dir', type=Path, default=find_data(), help='files of the benchmarks')
     p.add_argument('--public', type=Path, help='files of the catalogue')
     p.add_argument('--work', type=Path, default=WORK)
     p.add_argument('--summary', action='store_true', help='compute nothing')
     a = p.parse_args()
     if not a.summary:
         seeds = range(a.first_seed, a.first_seed + a.seeds)
-        compute(a.work, a.data, seeds, a.experts, a.configurations, a.epochs, a.public)
+        for name in a.gates or ():
+            compute_gates(a.work, name, seeds, a.configurations, a.data_dir)
+        if not a.gates:
+            options = a.configurations, a.epochs, a.public
+            compute(a.work, a.data, seeds, a.experts, *options)
     for row in [HEAD, *table(analyse(a.work))]:
         print(' | '.join(row))
 
