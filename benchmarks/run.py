@@ -126,7 +126,10 @@ def work_jobs(a, real, data: dict, device: dict) -> list[tuple[str, str, dict, i
     if a.public and not a.quick:
         table = {'kind': 'adult', 'data_dir': str(a.public)}
         out.append(('neighbours', 'adult', table, 1))
-    out += [('shapes', s, {'shape': s}, 1) for s in SHAPES if not a.quick]
+    small = {'a complete graph of 60': (60, 5, 'complete')}
+    for shape, size in (small if a.quick else SHAPES).items():
+        of = dict(zip(('people', 'features', 'degree'), size))
+        out.append(('shapes', shape, {'shape': shape, **of}, 1))
     sizes = {'people': (500, 1000)} if a.quick else GROWTH
     short = {'epochs': 20} if a.quick else {}
     for vary, values in sizes.items():

@@ -23,7 +23,7 @@ IMPORTS = {
     'torch and optuna': 'import torch, optuna',
     'moe_expert.trainer': 'import moe_expert.trainer',
 }
-SHAPES = {  # people, features, neighbours of everyone ('complete': all; 'hub': one has all)
+SHAPES = {  # people, features, degree: see `shapes`
     '1,000 people × 600 features': (1000, 600, 20),
     '600 people × 1,000 features': (600, 1000, 20),
     '600 people × 2,000 features': (600, 2000, 20),
@@ -211,7 +211,13 @@ def neighbours(
     }
 
 
-def shapes(shape: str, models: int = 3) -> dict:
+def shapes(
+    shape: str,  # what it is called
+    people: int,
+    features: int,
+    degree: int | str,  # neighbours of everyone; 'complete'; 'hub': one person has all
+    models: int = 3,
+) -> dict:
     "GraphLIME of all people of an unusual graph: seconds and memory, or the error that it ends in."
     import numpy as np
     import torch
@@ -219,7 +225,6 @@ def shapes(shape: str, models: int = 3) -> dict:
     from moe_expert.errors import MoEExpertError
     from moe_expert.scores.graphlime import GraphLIME
 
-    people, features, degree = SHAPES[shape]
     rng = np.random.default_rng(0)
     x = torch.from_numpy(rng.uniform(-1, 1, size=(people, features)))
     if degree == 'hub':

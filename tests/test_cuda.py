@@ -6,6 +6,8 @@ from dataclasses import fields, is_dataclass, replace
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from moe_expert.data.synthetic import make_synthetic
 from moe_expert.experts.specs import EXPERTS
@@ -25,6 +27,17 @@ CONFIGS = [
 on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason='no CUDA device here')
 
 
+class OneDevice(TorchDispatchMode):
+    "Operations on tensors of two devices are errors: matrix products let those of 'meta' pass."
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        found = tree_leaves((args, kwargs or {}))
+        devices = {t.device.type for t in found if isinstance(t, torch.Tensor) and t.ndim}
+        if len(devices) > 1:
+            raise RuntimeError(f'{operation}: {" and ".join(sorted(devices))}')
+        return operation(*args, **(kwargs or {}))
+
+
 def without_content(trainer):
     """The trainer's state on the device 'meta': shapes without content.
 
@@ -42,11 +55,12 @@ def without_content(trainer):
 
     for part, names in (
         (trainer, ('x', 'y', 'sens', 'whole', 'coefficients', 'buffers')),
-        (trainer.adam, ('flat', 'mean', 'square', 'lr', 'weight_decay')),
+        (trainer.adam, ('flat', 'mean', 'square', 'down', 'weight_decay')),
     ):
         for name in names:
             setattr(part, name, move(getattr(part, name)))
     trainer.adam._view()
+    trainer.stream = trainer._endless()  # of the batch that was moved
     trainer.masks.device = torch.device('meta')
     return trainer
 
@@ -62,8 +76,9 @@ def trainer(**settings):
 @pytest.mark.parametrize('batch_size', [None, 100])
 @pytest.mark.parametrize('warm', [True, False])
 def test_a_step_stays_on_the_device_and_never_waits(batch_size, warm):
-    t = trainer(batch_size=batch_size)
-    for _ in range(2):
+    t = trainer(batch_size=batch_size, epochs=500)
+    with OneDevice():
+        t.epoch(warm)
         t.epoch(warm)
     assert t.adam.flat.device.type == 'meta' and t.adam.t == 2 * (
         4 if batch_size else 1
@@ -82,7 +97,8 @@ def test_a_stranger_from_the_cpu_is_noticed(name):
         t.coefficients = other.coefficients
     else:
         t.whole = replace(t.whole, **{name: getattr(other.whole, name)})
-    with pytest.raises((RuntimeError, NotImplementedError), match='meta'):
+        t.stream = t._endless()
+    with pytest.raises((RuntimeError, NotImplementedError), match='meta'), OneDevice():
         t.epoch(False)
 
 

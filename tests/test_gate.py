@@ -524,7 +524,7 @@ def test_screening_changes_neither_winner_nor_history(trained, data, lesson, mon
     screened = train_gates(trained, lesson, CONFIGS, evaluator, settings=settings)
     few = sum(explained)
     explained.clear()
-    everything = lambda ev, pop, cheap, objective, kept: ev.scores(pop)[objective].tolist()
+    everything = lambda ev, pop, cheap, objective, kept: (ev.scores(pop)[objective].tolist(), {})
     monkeypatch.setattr(experts_training, 'objectives', everything)
     plain = train_gates(trained, lesson, CONFIGS, evaluator, settings=settings)
     assert few < sum(explained)  # there was something to save
