@@ -516,7 +516,7 @@ define(
     (*RUNS, 'FairMoEClassifier', 'study.ipynb'),
     {
         'FairMoEClassifier': dict(
-            meaning='passes over the training rows, at most; at most 1000 for a gate'
+            meaning='passes over the training rows, at most; at most 500 for a gate'
         ),
         'study.ipynb': dict(needs=('quick', False)),
         'ExpertTuner': dict(needs=('settings', None)),
