@@ -82,7 +82,7 @@ def everything(
     from moe_expert.trainer import MoETrainer
     from moe_expert.tune_experts import ExpertTuner
 
-    spent = {}
+    spent = {'imports': busy()}  # of this process so far; what is imported later counts there
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter('ignore')
         source, where = dataset, {'data_dir': data_dir}

@@ -2346,6 +2346,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                        'moe_expert/scores/metrics.py'),
                                            'moe_expert.scores.metrics._checked': ('metrics.html#_checked', 'moe_expert/scores/metrics.py'),
                                            'moe_expert.scores.metrics._gap': ('metrics.html#_gap', 'moe_expert/scores/metrics.py'),
+                                           'moe_expert.scores.metrics._ranks': ('metrics.html#_ranks', 'moe_expert/scores/metrics.py'),
                                            'moe_expert.scores.metrics._rate': ('metrics.html#_rate', 'moe_expert/scores/metrics.py'),
                                            'moe_expert.scores.metrics.accuracy': ('metrics.html#accuracy', 'moe_expert/scores/metrics.py'),
                                            'moe_expert.scores.metrics.by_group': ('metrics.html#by_group', 'moe_expert/scores/metrics.py'),

@@ -356,7 +356,7 @@ def test_arguments():
 
 def test_everything_is_measured_stage_by_stage_with_its_children():
     record = work_rows.everything('own:300x6', n_trials=1, epochs=20, stages='experts')
-    assert list(record['stages']) == ['load', 'expert1', 'expert2', 'expert3']
+    assert list(record['stages']) == ['imports', 'load', 'expert1', 'expert2', 'expert3']
     assert record['people'] == 300 and record['features'] == 7  # six, and the group
     assert record['cpu'] == sum(record['stages'].values()) > 0
     before = work_rows.busy()

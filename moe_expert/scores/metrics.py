@@ -125,6 +125,17 @@ def f1(
     return torch.where(positives > 0, score, torch.nan)
 
 # %% ../../nbs/21_metrics.ipynb #d022ce81
+def _ranks(
+    ordered: Tensor,  # [..., N] ascending
+) -> Tensor:  # [..., N] from 1 on; equal values share the mean of their places
+    place, begins = torch.arange(ordered.shape[-1], device=ordered.device), ordered == ordered
+    begins[..., 1:] = ordered[..., 1:] != ordered[..., :-1]
+    first = (place * begins).cummax(-1).values
+    beyond = place.expand_as(ordered).masked_fill(~begins.roll(-1, -1), ordered.shape[-1])
+    last = beyond.flip(-1).cummin(-1).values.flip(-1)
+    return (first + last + 2).double() / 2
+
+
 @carries(FACTS['auc'])
 def roc_auc(
     p1: Tensor,  # [..., N] probability of class 1, in [0, 1]
@@ -142,10 +153,9 @@ def roc_auc(
     p1, y = _checked(p1, undefined, y).contiguous(), y.double()
     n1, n0 = y.sum(-1), (1 - y).sum(-1)
     require_nodes(undefined, 'AUC is undefined: it needs nodes of both classes', n1, n0)
-    ordered = p1.sort(-1).values
-    left, right = (torch.searchsorted(ordered, p1, right=side) for side in (False, True))
-    rank = (left + right + 1).double() / 2
-    return ((rank * y).sum(-1) - n1 * (n1 + 1) / 2) / (n1 * n0)
+    ordered, place = torch.broadcast_tensors(p1, y)[0].sort(-1)
+    positive = y.expand_as(place).gather(-1, place)
+    return ((_ranks(ordered) * positive).sum(-1) - n1 * (n1 + 1) / 2) / (n1 * n0)
 
 # %% ../../nbs/21_metrics.ipynb #53329a0b
 @carries(FACTS['utility'])
