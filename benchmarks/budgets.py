@@ -132,6 +132,7 @@ def compute_gates(work: Path, name: str, seeds, n: int, data_dir: Path | None):
     from moe_expert.mixture.gate_training import GateSettings, train_gates
     from moe_expert.scores.evaluation import Evaluator
     from moe_expert.trainer import MoETrainer
+    from moe_expert.tune_experts import ExpertTuner
 
     place = lambda seed, v: work / f'{name}-{seed}-gate-{v}.json'
     settings = {FULL: GateSettings(epochs=1000), LIMITED: GateSettings()}
@@ -139,6 +140,7 @@ def compute_gates(work: Path, name: str, seeds, n: int, data_dir: Path | None):
     if not missing:
         return
     cache = {'cache_dir': work / 'experts', 'data_dir': data_dir, 'device': 'cpu'}
+    ExpertTuner(name, **cache).tune_all_experts()  # what is there is taken
     trainer = MoETrainer(name, **cache)
     lesson, (start, _) = trainer.lesson(), trainer.start()
     for seed, variant in missing:
