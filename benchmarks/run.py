@@ -187,6 +187,9 @@ def do_job(section: str, arguments: dict, result: Path):
     "In the job's own process."
     import sections
 
+    sys.path.remove(str(HERE))  # where coverage.py would hide the package that numba looks for
+    sys.path.append(str(HERE))
+
     sections.warm(section)
     import torch
 
