@@ -106,7 +106,7 @@ def jobs(a) -> list[tuple[str, str, dict, int]]:
                 1,
             )
         )
-    return [j for j in out if j[0] in a.only]
+    return [j for j in out if j[0] in a.only and (a.names is None or j[1] in a.names)]
 
 
 def work_jobs(a, real, data: dict, device: dict) -> list[tuple[str, str, dict, int]]:
@@ -279,6 +279,7 @@ def parse(argv=None):
         metavar='SECTION',
         help='some of: ' + ' '.join(SECTIONS),
     )
+    p.add_argument('--names', nargs='+', metavar='JOB', help='some jobs of these sections')
     p.add_argument('--quick', action='store_true', help='small sizes and synthetic data')
     p.add_argument('--render', action='store_true', help='measure nothing')
     p.add_argument('--fresh', action='store_true', help='measure also what is there')
