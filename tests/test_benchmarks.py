@@ -405,7 +405,10 @@ def test_targets_compare_before_and_after(tmp_path):
     text = render.write({'everything': records, 'papermill': empty}, tmp_path).read_text()
     lines = [x for x in text.splitlines() if x.startswith('| bail') or x.startswith('| german')]
     assert '| 20 s | 10 s | 0.50 |' in lines[0] and lines[0].endswith('yes |')  # 10 s of 15
-    assert '22 s | 11 s' in lines[2] and lines[2].endswith('**no** |')  # 11 s of 10 · 20 / 25
+    assert '22 s | 11 s' in lines[2] and lines[2].endswith('speed |')  # 11 s of 10 · 22 / 16
+    assert (
+        render._verdict(9, 8, 1.1) == '**no**' and render._verdict(9, 10, other=False) == '**no**'
+    )
     assert '| 12.5 s | 1.5 s | 0.12 | ≤ 3 s | yes |' in text  # above an empty report
     assert any(x.startswith('| german: load and 30') and x.endswith('yes |') for x in lines)
 
