@@ -40,8 +40,8 @@ if TYPE_CHECKING:
 
 # %% auto #0
 __all__ = ['WHOLE_ROWS', 'STEP_ROWS', 'MOST_STEPS', 'MANY_MESSAGES', 'SAMPLED_MESSAGES', 'TrainConfig', 'check_counts',
-           'TrainSettings', 'per_model', 'Trainer', 'Batch', 'start_parameters', 'PopulationTrainer',
-           'GraphAttentionTrainer']
+           'TrainSettings', 'rows_of_a_step', 'steps_by', 'per_model', 'Trainer', 'Batch', 'start_parameters',
+           'PopulationTrainer', 'GraphAttentionTrainer']
 
 # %% ../../nbs/37_trainers.ipynb #b5012617
 @dataclass(frozen=True)
@@ -99,6 +99,32 @@ STEP_ROWS = 1_024  # nodes of a step above that, at most
 MOST_STEPS = 4_000  # steps of a configuration where a step does not see all nodes
 
 
+def rows_of_a_step(
+    n: int,  # nodes that teach
+) -> int:
+    """Return how many nodes a step sees by default: all, or equal parts of many.
+
+    >>> rows_of_a_step(2_048), rows_of_a_step(10_000)
+    (2048, 1000)
+    """
+    return n if n <= WHOLE_ROWS else n // math.ceil(n / STEP_ROWS)
+
+
+def steps_by(
+    epoch: int,  # 0: the start
+    epochs: int,  # in all, equal parts of the steps
+    per_pass: int,  # steps of a pass over the nodes
+    limit: int | None,  # of all steps; None: there is none
+) -> int:
+    """Return how many steps are done at the end of an epoch.
+
+    >>> steps_by(1, epochs=200, per_pass=10, limit=4_000), steps_by(1, 2000, 10, 4_000)
+    (10, 2)
+    """
+    total = epochs * per_pass
+    return (total if limit is None else min(total, limit)) * epoch // epochs
+
+# %% ../../nbs/37_trainers.ipynb #817584c7
 @patch
 def rows(
     self: TrainSettings,
@@ -107,7 +133,7 @@ def rows(
     "Return how many nodes a step sees: `batch_size`, else all, or equal parts of many."
     if self.batch_size:
         return min(n, self.batch_size)
-    return n if n <= WHOLE_ROWS else n // math.ceil(n / STEP_ROWS)
+    return rows_of_a_step(n)
 
 
 @patch
@@ -126,8 +152,7 @@ def steps_until(
     n: int,  # training nodes
 ) -> int:
     "Return how many steps are done at the end of an epoch."
-    total, limit = self.epochs * (n // self.rows(n)), self.step_limit(n)
-    return (total if limit is None else min(total, limit)) * epoch // self.epochs
+    return steps_by(epoch, self.epochs, n // self.rows(n), self.step_limit(n))
 
 # %% ../../nbs/37_trainers.ipynb #32af510b
 def per_model(

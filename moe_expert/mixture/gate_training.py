@@ -5,7 +5,6 @@
 # %% ../../nbs/51_gate_training.ipynb #64755346
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -23,7 +22,14 @@ from ..experts.losses import GroupWeights, divergence_of, soft_gaps
 from ..experts.optimizer import endless_minibatches
 from ..experts.populations import Population
 from ..experts.specs import GATE
-from ..experts.trainers import STEP_ROWS, WHOLE_ROWS, Trainer, check_counts, per_model
+from moe_expert.experts.trainers import (
+    WHOLE_ROWS,
+    Trainer,
+    check_counts,
+    per_model,
+    rows_of_a_step,
+    steps_by,
+)
 from ..experts.training import TrainedModel, run_training
 from moe_expert.mixture.gate import (
     ExpertPath,
@@ -162,8 +168,7 @@ class Schedule:
         n: int,  # nodes that teach
     ) -> int:
         "How many nodes a step sees: all, or equal parts of many."
-        fits = n if n <= WHOLE_ROWS else n // math.ceil(n / STEP_ROWS)
-        return min(self.batch_size, fits)
+        return min(self.batch_size, rows_of_a_step(n))
 
     def step_limit(self, n: int) -> int | None:
         "How many steps are allowed; None: any number."
@@ -175,8 +180,7 @@ class Schedule:
         n: int,  # nodes that teach
     ) -> int:
         "How many steps are done at the end of an epoch."
-        total = min(self.epochs * (n // self.rows(n)), self.step_limit(n) or math.inf)
-        return total * epoch // self.epochs
+        return steps_by(epoch, self.epochs, n // self.rows(n), self.step_limit(n))
 
     def explained(self, n: int) -> int | None:
         "How many nodes of a step have attributions; None: all."
