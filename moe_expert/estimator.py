@@ -19,7 +19,6 @@ from sklearn.utils.multiclass import check_classification_targets, type_of_targe
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch_geometric.data import Data
 
-from . import metrics
 from .data.assembly import assemble, feature_range, scale_features
 from .data.catalogue import DatasetSpec
 from .data.columns import reduce_groups
@@ -57,6 +56,7 @@ from moe_expert.mixture.comparison import (
 )
 from .mixture.gate_training import GateSettings
 from .parameters import Given, check, takes
+from .scores import metrics
 from .scores.intervals import auc_interval
 from .scores.metrics import decide
 from .trainer import MoESettings, MoETrainer
