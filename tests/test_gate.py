@@ -18,7 +18,7 @@ from moe_expert.experts.floor import Floor
 from moe_expert.experts.initialisation import init_population
 from moe_expert.experts.losses import GroupWeights
 from moe_expert.experts.trainers import TrainConfig
-from moe_expert.experts.training import train_population
+from moe_expert.experts.training import FEWEST, train_population
 from moe_expert.mixture import gate as mixture_gate
 from moe_expert.mixture import gate_training, integration
 from moe_expert.mixture.gate import (
@@ -443,8 +443,9 @@ CONFIGS = [
 
 def test_a_gate_does_not_depend_on_its_batch(trained, data, lesson):
     evaluator = Evaluator(data)
-    together = train_gates(trained, lesson, CONFIGS, evaluator, settings=QUICK)
-    for k in (0, 9):
+    few = CONFIGS[: FEWEST - 1]  # nobody of so few stops for being behind the others
+    together = train_gates(trained, lesson, few, evaluator, settings=QUICK)
+    for k in (0, len(few) - 1):
         (alone,) = train_gates(trained, lesson, CONFIGS[k : k + 1], evaluator, settings=QUICK)
         assert (alone.epoch, alone.epochs_run) == (together[k].epoch, together[k].epochs_run)
         for name in alone.population.gates:
@@ -452,7 +453,7 @@ def test_a_gate_does_not_depend_on_its_batch(trained, data, lesson):
                 alone.population.gates[name], together[k].population.gates[name], rtol=0, atol=1e-5
             )
         assert alone.score == pytest.approx(together[k].score, abs=1e-5)
-    assert len({m.score for m in together}) > 5
+    assert len({m.score for m in together}) == len(few)
 
 
 def test_what_is_selected_is_the_measured_best_validation(trained, data, lesson):

@@ -25,9 +25,16 @@ from moe_expert.experts.optimizer import (
     using_threads,
 )
 from moe_expert.experts.populations import PARAMETERS, Population
-from moe_expert.experts.specs import EXPERTS, LAMBDAS
+from moe_expert.experts.specs import EXPERTS, GATE, LAMBDAS
 from moe_expert.experts.trainers import PopulationTrainer, TrainConfig, Trainer, TrainSettings
-from moe_expert.experts.training import reference_floor, run_training, train_population
+from moe_expert.experts.training import (
+    FEWEST,
+    TRIES,
+    TrainingRun,
+    reference_floor,
+    run_training,
+    train_population,
+)
 from moe_expert.scores import metrics as scores_metrics
 from moe_expert.scores.evaluation import Evaluator
 
@@ -389,12 +396,90 @@ def mixed_configs(n=30):
     ]
 
 
+class Everyone:
+    "Stands for a trainer whose models all run until they are left out."
+
+    def __init__(self, n):
+        self.running = list(range(n))
+
+    def keep(self, which):
+        self.running = [self.running[k] for k in which]
+
+
+@pytest.mark.parametrize('name, sign', [('expert3', 1), ('gate', -1)])
+def test_who_is_worse_than_the_median_after_two_scores_stops(name, sign):
+    spec = EXPERTS.get(name, GATE)
+    scores = [sign * v for v in (5.0, 4.0, 3.0, 2.0, 1.0, 9.0)]
+
+    def run(n, spec=spec):
+        trainer = Everyone(n)
+        run = TrainingRun(trainer, [None] * n, spec, None, None, TrainSettings())
+        return run, trainer, [r.selection for r in run.records]
+
+    run_, trainer, selections = run(7)
+    offer = lambda s, epoch, score: s.offer(epoch, 0.0, score, torch.zeros(1))
+    for epoch in (0, 100):  # the start is not a try
+        for s, score in zip(selections, scores):
+            offer(s, epoch, score)
+        run_.stop_behind()
+        assert trainer.running == list(range(7))
+    for s in selections[:5]:  # the sixth has one score only, the seventh none
+        offer(s, 200, sign * 99.0)
+    run_.stop_behind()  # the median of the six is 3.5
+    assert TRIES == 2 and trainer.running == [2, 3, 4, 5, 6]
+
+    few, trainer, selections = run(FEWEST - 1)
+    aim, every, wanted = run(7, dataclasses.replace(spec, several=True))
+    for s, score in [*zip(selections, scores), *zip(wanted, scores)]:
+        for epoch in (100, 200):
+            offer(s, epoch, score)
+    few.stop_behind(), aim.stop_behind()
+    assert len(trainer.running) == FEWEST - 1 and len(every.running) == 7
+
+
+def test_equal_scores_are_not_behind_each_other(data):
+    trainer = Everyone(6)
+    run = TrainingRun(trainer, [None] * 6, EXPERTS['expert3'], None, None, TrainSettings())
+    for epoch in (100, 200, 300):
+        for record in run.records:
+            record.selection.offer(epoch, 0.0, 0.25, torch.zeros(1))
+    run.stop_behind()
+    assert len(trainer.running) == 6
+
+
+def test_explanations_of_checkpoints_that_nothing_is_chosen_among_are_not_computed(data):
+    class Counting(Evaluator):
+        explained = 0
+
+        def scores(self, population, procedure=True):
+            self.explained += procedure * len(population)
+            return super().scores(population, procedure)
+
+    configs = [TrainConfig(lr=lr) for lr in (1e-2, 1e-3, 1e-9, 1e-10)]
+    settings = TrainSettings(epochs=150, val_every=50, patience=50)
+    for floor in (Floor(0.8, 0.8, 0.9, 0.9), Floor(1.0, 1.0, 1.0, 1.0), None):
+        counting = Counting(data)
+        models = train_population(
+            data, configs, EXPERTS['expert1'], evaluator=counting, floor=floor, settings=settings
+        )
+        explained = [m for m in models if 'final_score' in m.metrics]
+        feasible = [m for m in models if m.feasible]
+        assert counting.explained == len(explained) == max(1, len(feasible))
+        assert all(m in explained for m in feasible)
+        if not feasible:
+            lacking = lambda m: sum(max(0.0, c) for c in m.constraints)
+            assert lacking(explained[0]) == min(map(lacking, models))
+
+
 @pytest.mark.parametrize('name', ['expert2', 'expert3'])
 def test_alone_and_among_thirty(data, evaluator, name):
     configs, train = mixed_configs(), TrainSettings(epochs=150, val_every=10, patience=2)
     floor = Floor(0.8, 0.85, 0.85, 0.6)
+    spec = dataclasses.replace(
+        EXPERTS[name], several=True
+    )  # nobody stops for being behind the others
     together = train_population(
-        data, configs, EXPERTS[name], evaluator=evaluator, floor=floor, settings=train
+        data, configs, spec, evaluator=evaluator, floor=floor, settings=train
     )
     ends = [m.epochs_run for m in together]
     assert len(set(ends)) >= 4 and any(m.feasible for m in together)  # they stop at different times
@@ -404,12 +489,12 @@ def test_alone_and_among_thirty(data, evaluator, name):
     order = sorted(range(30), key=ends.__getitem__)
     for i in [order[k] for k in (0, 4, 9, 14, 19, 24, 29)]:
         (alone,) = train_population(
-            data, [configs[i]], EXPERTS[name], evaluator=evaluator, floor=floor, settings=train
+            data, [configs[i]], spec, evaluator=evaluator, floor=floor, settings=train
         )
         assert_close(together[i], alone)
         assert [h['epoch'] for h in together[i].history] == [h['epoch'] for h in alone.history]
     backwards = train_population(
-        data, configs[::-1], EXPERTS[name], evaluator=evaluator, floor=floor, settings=train
+        data, configs[::-1], spec, evaluator=evaluator, floor=floor, settings=train
     )
     for a, b in zip(together, backwards[::-1]):
         assert a.config == b.config

@@ -81,6 +81,7 @@ class Selection:
     params: Tensor | None = None  # [P] its flat parameters
     metrics: dict[str, float] | None = None  # all its scores, where they are known
     waited: int = 0  # validations since a feasible checkpoint was better
+    scored: int = 0  # validations after the start that were feasible
 
     def better(self, score: float) -> bool:
         "Is the score of a feasible checkpoint better than the one that is kept?"
@@ -97,6 +98,7 @@ def offer(
     metrics: dict[str, float] | None = None,  # all scores, where they are known
 ):
     "Keep the checkpoint if it is better, or count that it was not."
+    self.scored += violation == 0 and epoch > 0
     if violation == 0 and self.better(score):
         self.score, self.metrics, self.waited = score, metrics, 0
         self.violation, self.epoch, self.params = 0.0, epoch, params.clone()

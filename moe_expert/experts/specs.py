@@ -22,6 +22,7 @@ class ExpertSpec:
     objective: str  # score on the validation nodes that decides
     lambdas: tuple[str, ...] = ()  # coefficients that are tuned; all others are 0
     warmup: float = 0.0  # share of the epochs with cross-entropy alone
+    several: bool = False  # is it one of several aims, so that all scores of all trials count?
 
     @property
     def maximize(self) -> bool:
@@ -39,4 +40,4 @@ EXPERTS = {spec.name: spec for spec in _SPECS}
 
 # %% ../../nbs/35_specs.ipynb #434309b6
 GATE = ExpertSpec('gate', 'mixture', 'final_score')
-PARETO = ExpertSpec('pareto', 'trade-off', 'final_score', LAMBDAS, warmup=0.2)
+PARETO = ExpertSpec('pareto', 'trade-off', 'final_score', LAMBDAS, warmup=0.2, several=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from copy import copy
 from dataclasses import asdict, dataclass, field
+from statistics import median
 from typing import TYPE_CHECKING
 
 import torch
@@ -31,8 +32,8 @@ if TYPE_CHECKING:
     from torch_geometric.data import Data
 
 # %% auto #0
-__all__ = ['DIVERGED', 'REFERENCE', 'ConfigRecord', 'TrainedModel', 'TrainingRun', 'objectives', 'run_training',
-           'train_population', 'reference_floor']
+__all__ = ['DIVERGED', 'FEWEST', 'TRIES', 'REFERENCE', 'ConfigRecord', 'TrainedModel', 'TrainingRun', 'objectives',
+           'run_training', 'train_population', 'reference_floor']
 
 # %% ../../nbs/39_training.ipynb #4879c941
 @dataclass
@@ -95,6 +96,8 @@ class TrainingRun:
 
 # %% ../../nbs/39_training.ipynb #72ff2cf9
 DIVERGED = 1e30  # no training that works comes near it, and products with it are still finite
+FEWEST = 5  # configurations with a score that have a median worth a comparison
+TRIES = 2  # validations with a score before a configuration is compared
 
 
 @patch
@@ -118,7 +121,26 @@ def stop_early(self: TrainingRun):
     if len(which) < len(self.trainer.running):
         self.trainer.keep(which)
 
+
+@patch
+def stop_behind(self: TrainingRun):
+    "Leave out the models whose checkpoints are worse than the median after `TRIES` with a score."
+    selections = [r.selection for r in self.records if r.selection.score is not None]
+    if len(selections) < FEWEST or self.spec.several:
+        return
+    middle = Selection(self.spec.maximize, median(s.score for s in selections))
+    tried = lambda s: s.scored >= TRIES and s.score != middle.score
+    behind = lambda s: tried(s) and not middle.better(s.score)
+    which = [k for k, r in enumerate(self.running) if not behind(r.selection)]
+    if len(which) < len(self.trainer.running):
+        self.trainer.keep(which)
+
 # %% ../../nbs/39_training.ipynb #d6d9c6e5
+def _rows(scores: dict[str, Tensor]) -> list[dict[str, float]]:
+    "The scores of each model."
+    return [dict(zip(scores, row)) for row in zip(*(s.tolist() for s in scores.values()))]
+
+
 def objectives(
     evaluator: Evaluator,
     population: Population,  # [K] models that clear the floor
@@ -140,8 +162,7 @@ def objectives(
     explained = {}
     if undecided:
         scores = evaluator.scores(population.select(undecided))
-        each = zip(*(s.tolist() for s in scores.values()))
-        explained = {k: dict(zip(scores, row)) for k, row in zip(undecided, each)}
+        explained = dict(zip(undecided, _rows(scores)))
         for k, row in explained.items():
             values[k] = row[objective]
     return values, explained
@@ -189,6 +210,8 @@ def validate(
     self.write_history(epoch, scores, violations)
     if counts:
         self.offer_checkpoints(epoch, population, scores, violations)
+    if self.spec.objective not in scores:  # validations need explanations
+        self.stop_behind()
 
 
 @patch
@@ -211,15 +234,11 @@ def on_train_end(self: TrainingRun) -> list[TrainedModel]:
     population = self.trainer.population(
         torch.stack([self.records[i].selection.params for i in kept])
     )
-    scores = self.checkpoint_scores(population, [self.records[i].selection for i in kept])
-    constraints = [()] * len(kept)
-    if self.floor:
-        constraints = self.floor.of(kept).constraints(scores).tolist()
+    scores, constraints = self.checkpoint_scores(population, kept)
     for k, i in enumerate(kept):
         models[i].population = population.select([k]).to('cpu')
-        models[i].metrics = {name: s[k].item() for name, s in scores.items()}
-        models[i].score = models[i].metrics[self.spec.objective]
-        models[i].constraints = tuple(constraints[k])
+        models[i].metrics, models[i].constraints = scores[k], constraints[k]
+        models[i].score = scores[k][self.spec.objective]
     return models
 
 
@@ -227,15 +246,30 @@ def on_train_end(self: TrainingRun) -> list[TrainedModel]:
 def checkpoint_scores(
     self: TrainingRun,
     population: Population,  # [K] the checkpoints
-    selections: list[Selection],  # [K] that chose them
-) -> dict[str, Tensor]:  # [K] each
-    "All scores; what is known is not explained a second time."
-    rows = [s.metrics for s in selections]
-    if new := [k for k, row in enumerate(rows) if row is None]:
-        scores = self.evaluator.scores(population.select(new))
-        for k, values in zip(new, zip(*(s.tolist() for s in scores.values()))):
-            rows[k] = dict(zip(scores, values))
-    return {name: torch.tensor([row[name] for row in rows], dtype=torch.double) for name in rows[0]}
+    kept: list[int],  # [K] positions of their records
+) -> tuple[list[dict[str, float]], list[tuple[float, ...]]]:  # scores and constraints of each
+    "Scores with explanations where they count; what is known is not explained a second time."
+    known = [self.records[i].selection.metrics for i in kept]
+    plain = self.evaluator.scores(population, procedure=False)
+    constraints = [()] * len(kept)
+    if self.floor:
+        constraints = [tuple(c) for c in self.floor.of(kept).constraints(plain).tolist()]
+    rows = [row or made for row, made in zip(known, _rows(plain))]
+    new = [k for k in self._to_explain(plain, constraints) if known[k] is None]
+    if new:
+        for k, row in zip(new, _rows(self.evaluator.scores(population.select(new)))):
+            rows[k] = row
+    return rows, constraints
+
+
+@patch
+def _to_explain(self: TrainingRun, plain: dict[str, Tensor], constraints: list[tuple]) -> list[int]:
+    "All checkpoints if the objective needs it, else the feasible ones or the nearest to it."
+    violations = [sum(max(0.0, c) for c in each) for each in constraints]
+    if self.spec.several or self.spec.objective not in plain:
+        return list(range(len(violations)))
+    feasible = [k for k, v in enumerate(violations) if v == 0]
+    return feasible or [violations.index(min(violations))]
 
 
 @patch

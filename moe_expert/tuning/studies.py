@@ -42,7 +42,7 @@ from moe_expert.tuning.trials import (
 logger = logging.getLogger(__name__)
 
 # %% ../../nbs/44_studies.ipynb #eb09fe46
-BATCH = 10  # trials that train side by side; also the number of random trials at the start
+BATCH = 15  # trials that train side by side; also the number of random trials at the start
 
 
 def draw_seed(
