@@ -2,6 +2,8 @@
 
     python benchmarks/budgets.py --data own:20000x60 --seeds 10   # more seeds, or what is missing
     python benchmarks/budgets.py --gates bail german              # gates: 1,000 epochs, the default
+    python benchmarks/budgets.py --studies bail german           # whole studies; the code before by
+    PYTHONPATH=EARLIER python benchmarks/budgets.py --studies bail german --before
     python benchmarks/budgets.py --summary                        # what is there
 
 On large data a step sees some of the training nodes and a configuration has a limited number of
@@ -12,6 +14,9 @@ are for choosing the budget; 200 and above confirm.
 
 Gates are compared likewise, over experts that are tuned first: ten gates with 1,000 epochs and with
 the default number.
+
+Whole studies of 30 trials are compared likewise, with those of an earlier state of the code: what
+they lose by larger batches, and by leaving out configurations that are behind.
 
 Units are kept as JSON in `work/budgets`; they do not become old when the code changes.
 """
@@ -159,6 +164,29 @@ def compute_gates(work: Path, name: str, seeds, n: int, data_dir: Path | None):
         print({**about, **found}, flush=True)
 
 
+def compute_studies(work: Path, name: str, seeds, n: int, variant: str, data_dir: Path | None):
+    "Compute the studies that are missing with the code at hand."
+    import tempfile
+
+    from moe_expert.datasets import load_dataset
+    from moe_expert.tune_experts import ExpertTuner
+
+    place = lambda seed, e: work / f'{name}-{seed}-{e}-study-{variant}.json'
+    for seed in (s for s in seeds if not all(place(s, e).exists() for e in EXPERTS)):
+        with tempfile.TemporaryDirectory() as folder:
+            data = load_dataset(name, data_dir=data_dir)
+            tuner = ExpertTuner(data, seed=seed, cache_dir=folder, device='cpu')
+            for expert in EXPERTS:
+                begin = time.process_time()
+                result = tuner.tune_expert(expert, n)
+                about = {'data': f'{name}, studies', 'seed': seed, 'expert': expert}
+                about |= {'variant': variant, 'configurations': n, 'epochs': 2000}
+                found = {'best': result['best_score'] if result['feasible'] else None}
+                found |= {'feasible': result['n_feasible'], 'cpu': time.process_time() - begin}
+                write_json(place(seed, expert), about | found)
+                print({**about, **found}, flush=True)
+
+
 def _pairs(units: list[dict]) -> dict[tuple[str, str], dict[int, dict[str, dict]]]:
     "(data, expert) → seed → variant → unit."
     found = {}
@@ -234,6 +262,8 @@ def main():
     p.add_argument('--configurations', type=int, default=10)
     p.add_argument('--epochs', type=int, default=2000)
     p.add_argument('--gates', nargs='+', metavar='NAME', help='gates on these benchmarks instead')
+    p.add_argument('--studies', nargs='+', metavar='NAME', help='whole studies of these instead')
+    p.add_argument('--before', action='store_true', help='the code at hand is the earlier one')
     p.add_argument('--data-dir', type=Path, default=find_data(), help='files of the benchmarks')
     p.add_argument('--public', type=Path, help='files of the catalogue')
     p.add_argument('--work', type=Path, default=WORK)
@@ -243,7 +273,10 @@ def main():
         seeds = range(a.first_seed, a.first_seed + a.seeds)
         for name in a.gates or ():
             compute_gates(a.work, name, seeds, a.configurations, a.data_dir)
-        if not a.gates:
+        for name in a.studies or ():
+            variant = FULL if a.before else LIMITED
+            compute_studies(a.work, name, seeds, 30, variant, a.data_dir)
+        if not a.gates and not a.studies:
             options = a.configurations, a.epochs, a.public
             compute(a.work, a.data, seeds, a.experts, *options)
     for row in [HEAD, *table(analyse(a.work))]:
