@@ -89,9 +89,7 @@ def test_scores_of_bad_tensors(data, name):
     args = []
     for i, letter in enumerate(letters):
         good = good_p1 if letter == 'p' else binary
-        args.append(
-            data.draw(st.one_of(no_tensor, broken_tensor(letter)) if i == wrong else good)
-        )
+        args.append(data.draw(st.one_of(no_tensor, broken_tensor(letter)) if i == wrong else good))
     with pytest.raises((errors.ScoreInputError, errors.UndefinedScoreError)) as caught:
         getattr(scores_metrics, name)(*args)
     assert str(caught.value) and isinstance(caught.value, MoEExpertError)
