@@ -105,7 +105,7 @@ def test_rates_by_group_against_fairlearn(seed):
 
 def test_equalized_odds_need_both_classes_in_both_groups():
     p1, y, sens = draw(3)
-    for label, message in ((0, 'node with label 0'), (1, 'node with label 1')):
+    for label, message in ((0, 'nodes with label 0'), (1, 'nodes with label 1')):
         one_sided = torch.where(sens == 1, 1 - label, y)
         with pytest.raises(UndefinedScoreError, match=message):
             scores_metrics.equalized_odds(p1, one_sided, sens)
@@ -167,20 +167,23 @@ def test_constant_predictors():
         (lambda p, y, s: scores_metrics.roc_auc(p, torch.zeros_like(y)), 'both classes'),
         (lambda p, y, s: scores_metrics.roc_auc(p, torch.ones_like(y)), 'both classes'),
         (lambda p, y, s: scores_metrics.utility(p, torch.zeros_like(y)), 'undefined'),
-        (lambda p, y, s: scores_metrics.demographic_parity(p, torch.ones_like(s)), 'no nodes'),
-        (lambda p, y, s: scores_metrics.equal_opportunity(p, y * s, s), 'no node with label 1'),
+        (
+            lambda p, y, s: scores_metrics.demographic_parity(p, torch.ones_like(s)),
+            'fewer than two groups',
+        ),
+        (lambda p, y, s: scores_metrics.equal_opportunity(p, y * s, s), 'nodes with label 1'),
         (lambda p, y, s: scores_metrics.fair_result(p, y * s, s), 'undefined'),
         (
             lambda p, y, s: scores_metrics.soft_demographic_parity(p, torch.zeros_like(s)),
-            'no nodes',
+            'fewer than two groups',
         ),
         (
             lambda p, y, s: scores_metrics.soft_equal_opportunity(p, y * (1 - s), s),
-            'no node with label 1',
+            'nodes with label 1',
         ),
         (
             lambda p, y, s: scores_metrics.soft_equal_opportunity(p, torch.zeros_like(y), s),
-            'no node with label 1',
+            'nodes with label 1',
         ),
         (lambda p, y, s: scores_metrics.accuracy(p[:, :0], y[:0]), 'no nodes'),
     ],

@@ -7,6 +7,7 @@ __all__ = ['gauss_legendre', 'Pieces', 'Integral', 'integrate_until_complete', '
            'homogeneous_attributions', 'graph_integrated_gradients', 'attribution_shares', 'js_divergence']
 
 # %% ../../nbs/24_attributions.ipynb #41b34a93
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -246,17 +247,17 @@ def attribution_shares(
 
 # %% ../../nbs/24_attributions.ipynb #371bec7b
 def js_divergence(
-    q0: Tensor,  # [..., d] distribution
-    q1: Tensor,  # [..., d] distribution
+    *distributions: Tensor,  # K ≥ 2 distributions [..., d]
 ) -> Tensor:  # [...] in [0, 1]
-    """Jensen–Shannon divergence, base 2; its gradient is finite even where both are 0.
+    """Jensen–Shannon divergence of K distributions with equal weights, to base K (Lin, 1991).
 
-    It is the square of scipy's `jensenshannon(q0, q1, base=2)`.
+    For two it is the square of scipy's `jensenshannon(q0, q1, base=2)`. Its gradient is finite even
+    where all distributions are 0.
 
     >>> js_divergence(torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0])).item()
     1.0
     """
-    tiny = torch.finfo(q0.dtype).tiny
-    log_mean = ((q0 + q1) / 2).clamp(min=tiny).log2()
-    divergences = [(q * (q.clamp(min=tiny).log2() - log_mean)).sum(-1) for q in (q0, q1)]
-    return sum(divergences).div(2).clamp(0, 1)
+    k, tiny = len(distributions), torch.finfo(distributions[0].dtype).tiny
+    log_mean = (sum(distributions) / k).clamp(min=tiny).log2()
+    divergences = [(q * (q.clamp(min=tiny).log2() - log_mean)).sum(-1) for q in distributions]
+    return sum(divergences).div(k * math.log2(k)).clamp(0, 1)

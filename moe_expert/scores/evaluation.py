@@ -6,7 +6,7 @@
 __all__ = ['Explainable', 'plain_scores', 'procedure_scores', 'with_final', 'NodeRecord', 'split_nodes', 'Evaluator']
 
 # %% ../../nbs/26_evaluation.ipynb #c0e7867d
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol
@@ -19,7 +19,7 @@ from ..errors import ArgumentError
 from . import metrics, procedure
 from .facts import FACTS
 from .graphlime import GraphLIME, node_numbers
-from .metrics import decide
+from .metrics import attributes_of, decide, groups_of, largest
 
 # %% ../../nbs/26_evaluation.ipynb #007b8819
 class Explainable(Protocol):
@@ -40,24 +40,34 @@ class Explainable(Protocol):
         takes `return_completeness=True` and then also returns the completeness errors [M, n].
         """
 
+# %% ../../nbs/26_evaluation.ipynb #0f31d9cf
+def _selection_rate(p1: Tensor, weight: Tensor | None) -> Tensor:
+    if weight is None:
+        return decide(p1).mean(-1)
+    return (decide(p1) * weight.double()).sum(-1) / weight.double().sum(-1)
+
 # %% ../../nbs/26_evaluation.ipynb #0fa3caac
 def plain_scores(
     p1: Tensor,  # [..., n] probability of class 1
     y: Tensor,  # [n] or [..., n] labels
-    sens: Tensor,  # [n] or [..., n] groups
+    sens: Tensor | Sequence[Tensor],  # [n] or [..., n] groups; a list of them: separate attributes
     undefined: str = 'raise',  # 'raise' or 'nan': what an undefined score gives
+    *,
+    sample_weight: Tensor | None = None,  # [n] or [..., n], > 0; None: everybody counts 1
 ) -> dict[str, Tensor]:  # [...] each
     "Utility and result fairness with their parts, and the share of decisions for class 1."
+    extra = {'undefined': undefined, 'sample_weight': sample_weight}
+    attributes = [sens] if isinstance(sens, Tensor) else sens
     scores = {
-        'acc': metrics.accuracy(p1, y, undefined=undefined),
-        'f1': metrics.f1(p1, y, undefined=undefined),
-        'auc': metrics.roc_auc(p1, y, undefined=undefined),
+        'acc': metrics.accuracy(p1, y, **extra),
+        'f1': metrics.f1(p1, y, **extra),
+        'auc': metrics.roc_auc(p1, y, **extra),
     }
     scores['utility'] = FACTS['utility'].of(scores)
-    scores['dp'] = metrics.demographic_parity(p1, sens, undefined=undefined)
-    scores['eo'] = metrics.equal_opportunity(p1, y, sens, undefined=undefined)
+    scores['dp'] = largest(lambda s: metrics.demographic_parity(p1, s, **extra), attributes)
+    scores['eo'] = largest(lambda s: metrics.equal_opportunity(p1, y, s, **extra), attributes)
     scores['fair_result'] = FACTS['fair_result'].of(scores)
-    return scores | {'selection_rate': decide(p1).mean(-1)}
+    return scores | {'selection_rate': _selection_rate(p1, sample_weight)}
 
 # %% ../../nbs/26_evaluation.ipynb #0cb20373
 def procedure_scores(
@@ -65,12 +75,19 @@ def procedure_scores(
     correct: Tensor,  # [..., n] 1 where the decision is right
     correct_after: Tensor,  # [..., n] the same after masking; a mean where features are tied
     jsd: Tensor,  # [...] ATT_JSD
-    sens: Tensor,  # [n] groups
+    sens: Tensor | Sequence[Tensor],  # [n] groups; a list of them: separate attributes
+    *,
+    sample_weight: Tensor | None = None,  # [n], > 0; None: everybody counts 1
 ) -> dict[str, Tensor]:  # [...] each
     "Procedural fairness with its parts."
+    attributes, extra = (
+        [sens] if isinstance(sens, Tensor) else sens,
+        {'sample_weight': sample_weight},
+    )
+    seen = fidelity, correct, correct_after
     scores = {
-        'ref': procedure.ref(fidelity, sens),
-        'vef': procedure.vef(fidelity, correct, correct_after, sens),
+        'ref': largest(lambda s: procedure.ref(fidelity, s, **extra), attributes),
+        'vef': largest(lambda s: procedure.vef(*seen, s, **extra), attributes),
         'att_jsd': jsd,
     }
     return scores | {'fair_procedure': FACTS['fair_procedure'].of(scores)}
@@ -91,13 +108,14 @@ class NodeRecord:
 
     nodes: Tensor  # [n] node numbers
     y: Tensor  # [n] labels
-    sens: Tensor  # [n] groups
+    sens: Tensor  # [n] groups, or [n, A] of separate attributes
     p1: Tensor  # [M, n] probability of class 1
     fidelity: Tensor | None = None  # [M, n] mean effect of masking, 0 where nothing is explained
     flipped: Tensor | None = None  # [M, n] share of the masked features that change the decision
     masked: Tensor | None = None  # [M, n, d] bool, the most important features, masked one by one
     attributions: Tensor | None = None  # [M, n, d] Integrated Gradients, signed
     completeness: Tensor | None = None  # [M, n] completeness errors of numerical attributions
+    weight: Tensor | None = None  # [n] of the people; None: everybody counts 1
 
     def __repr__(self) -> str:
         explained = 'without explanations' if self.fidelity is None else 'with explanations'
@@ -122,12 +140,13 @@ class NodeRecord:
 @patch
 def scores(self: NodeRecord) -> dict[str, Tensor]:
     "All scores [M]; the procedural ones only if the record has explanations."
-    scores = plain_scores(self.p1, self.y, self.sens)
+    attributes, extra = attributes_of(self.sens), {'sample_weight': self.weight}
+    scores = plain_scores(self.p1, self.y, attributes, **extra)
     if self.fidelity is None:
         return scores
-    jsd = procedure.att_jsd(self.attributions, self.sens)
-    explained = procedure_scores(self.fidelity, self.correct, self.correct_after, jsd, self.sens)
-    scores = with_final(scores | explained)
+    jsd = largest(lambda s: procedure.att_jsd(self.attributions, s, **extra), attributes)
+    seen = self.fidelity, self.correct, self.correct_after
+    scores = with_final(scores | procedure_scores(*seen, jsd, attributes, **extra))
     if self.completeness is not None:
         scores['completeness'] = self.completeness.amax(-1)
     return scores
@@ -146,13 +165,24 @@ def split_nodes(
         )
     return data[f'{split}_mask']
 
+# %% ../../nbs/26_evaluation.ipynb #82c09666
+def _group_text(sens: Tensor) -> str:
+    "How many people of one attribute are in which group."
+    sizes = {group: int((sens == group).sum()) for group in groups_of(sens)}
+    if len(sizes) > 6:
+        text = [f'{len(sizes)} groups of {min(sizes.values())} to {max(sizes.values())}']
+    else:
+        text = [f'{size} in group {group}' for group, size in sizes.items()]
+    others = int((sens < 0).sum())
+    return ', '.join(text + [f'{others} not compared'] * (others > 0))
+
 # %% ../../nbs/26_evaluation.ipynb #b7f6f8b1
 class Evaluator:
     "Scores populations of models on one set of nodes."
 
     def __init__(
         self,
-        data,  # torch_geometric Data with x, edge_index, y, sens, and the mask of the split
+        data,  # torch_geometric Data: x, edge_index, y, sens, the mask of the split, perhaps weight
         split: str | Tensor = 'val',  # 'train', 'val', 'test', or node numbers [n], or a mask [N]
         *,
         rho: float = 0.1,  # GraphLIME's penalty
@@ -163,6 +193,8 @@ class Evaluator:
         self.data, self.rho, self.memory_bytes = data, rho, memory_bytes
         self.nodes = node_numbers(split_nodes(data, split), data.num_nodes, data.x.device)
         self.y, self.sens = data.y[self.nodes], data.sens[self.nodes]
+        weight = getattr(data, 'weight', None)
+        self.weight = None if weight is None else weight[self.nodes].double()
 
     @cached_property
     def plan(self) -> GraphLIME:
@@ -171,8 +203,8 @@ class Evaluator:
         return GraphLIME(data.x, data.edge_index, self.nodes, self.rho, memory_bytes=memory)
 
     def __repr__(self) -> str:
-        sizes = [int((self.sens == group).sum()) for group in (0, 1)]
-        return f'Evaluator({len(self.nodes)} nodes, {sizes[0]} in group 0, {sizes[1]} in group 1)'
+        groups = '; '.join(map(_group_text, attributes_of(self.sens)))
+        return f'Evaluator({len(self.nodes)} nodes, {groups})'
 
 # %% ../../nbs/26_evaluation.ipynb #563ac8c4
 def _one_by_one(masked: Tensor) -> Iterator[Tensor]:
@@ -222,7 +254,8 @@ def record(
     "What the models say about every evaluated node."
     nodes = None if explain else self.nodes
     p1 = population.probabilities(self.data.x, self.data.edge_index, nodes).detach().double()
-    record = NodeRecord(self.nodes, self.y, self.sens, p1[:, self.nodes] if explain else p1)
+    p1_here = p1[:, self.nodes] if explain else p1
+    record = NodeRecord(self.nodes, self.y, self.sens, p1_here, weight=self.weight)
     if explain:
         self._mask(record, population, p1)
         self._attribute(record, population)
@@ -243,4 +276,5 @@ def scores(
 def att_jsd(self: Evaluator, population: Explainable) -> Tensor:
     "[M] divergence of the groups' mean attributions, without GraphLIME."
     a = population.attributions(self.data.x, self.data.edge_index, self.nodes).detach()
-    return procedure.att_jsd(a, self.sens)
+    gap = lambda sens: procedure.att_jsd(a, sens, sample_weight=self.weight)
+    return largest(gap, attributes_of(self.sens))

@@ -85,15 +85,15 @@ _RESULT = (
         'dp',
         'demographic parity difference',
         False,
-        'Demographic parity difference: gap between the shares of people in each group for whom '
-        'class 1 is predicted.',
+        'Demographic parity difference: largest gap between the shares of people in each group '
+        'for whom class 1 is predicted.',
     ),
     ScoreFacts(
         'eo',
         'equal opportunity difference',
         False,
-        'Equal opportunity difference: gap between the shares predicted 1 among the people in each '
-        'group whose outcome is 1.',
+        'Equal opportunity difference: largest gap between the shares predicted 1 among the people '
+        'in each group whose outcome is 1.',
     ),
 )
 
@@ -104,22 +104,22 @@ _PROCEDURE = (
         'REF',
         False,
         'Take the fifth of all people whose prediction depends most on its most important feature: '
-        'gap between the shares of the groups that are in it.',
+        'largest gap between the shares of the groups that are in it.',
     ),
     ScoreFacts(
         'vef',
         'VEF',
         False,
-        "In each group's own such fifth, mask that feature: gap between the groups' losses of "
-        'accuracy.',
+        "In each group's own such fifth, mask that feature: largest gap between the groups' "
+        'losses of accuracy.',
         high=2.0,
     ),
     ScoreFacts(
         'att_jsd',
         'ATT_JSD',
         False,
-        "Divergence (Jensen–Shannon, base 2) of the groups' mean attributions: 0 when the same "
-        'features weigh the same, 1 when none is shared.',
+        "Divergence (Jensen–Shannon, base K) of the K groups' mean attributions: 0 when the same "
+        'features weigh the same, 1 when no two groups share one.',
     ),
 )
 
@@ -177,7 +177,7 @@ _THREE = (
         'fair_result',
         'result fairness',
         False,
-        'Mean of dp and eo: how differently the two groups are decided about.',
+        'Mean of dp and eo: how differently the groups are decided about.',
         _RESULT,
     ),
     _composite(
@@ -185,7 +185,7 @@ _THREE = (
         'procedural fairness',
         False,
         'Mean of ref, vef and att_jsd: how different the reasons for the predictions are in the '
-        'two groups.',
+        'groups.',
         _PROCEDURE,
     ),
 )

@@ -19,9 +19,10 @@ if TYPE_CHECKING:
     import pandas as pd
 
 # %% auto #0
-__all__ = ['RATES', 'decide', 'require_nodes', 'accuracy', 'f1', 'roc_auc', 'utility', 'GroupRate', 'GroupRates', 'by_group',
-           'demographic_parity', 'equal_opportunity', 'fair_result', 'equalized_odds', 'soft_demographic_parity',
-           'soft_equal_opportunity', 'fair_procedure', 'final_score']
+__all__ = ['RATES', 'decide', 'check_groups', 'check_weights', 'require_nodes', 'accuracy', 'f1', 'roc_auc', 'utility',
+           'attributes_of', 'largest', 'groups_of', 'GroupRate', 'GroupRates', 'by_group', 'demographic_parity',
+           'equal_opportunity', 'fair_result', 'equalized_odds', 'soft_demographic_parity', 'soft_equal_opportunity',
+           'fair_procedure', 'final_score']
 
 # %% ../../nbs/21_metrics.ipynb #98ef67f7
 def decide(
@@ -35,17 +36,29 @@ def decide(
     return (p1 >= 0.5).double()
 
 # %% ../../nbs/21_metrics.ipynb #b68398f8
-def _checked(p1: Tensor, undefined: str, *binary: Tensor) -> Tensor:
-    "`p1` in float64; refuses wrong probabilities, labels and groups unless checks are off."
+def _checked(
+    p1: Tensor,
+    undefined: str,
+    *binary: Tensor,  # labels
+    groups: Sequence[Tensor] = (),
+    weight: Tensor | None = None,
+) -> Tensor:
+    "`p1` in float64; refuses wrong probabilities, labels, groups, weights unless checks are off."
     if undefined == 'raise':
-        _check_types(p1, *binary)
+        extra = [*groups] if weight is None else [*groups, weight]
+        _check_types(p1, *binary, *extra)
         if p1.is_complex() or p1.dim() == 0 or not bool(((p1 >= 0) & (p1 <= 1)).all()):
             raise ScoreInputError(
                 'p1 must hold probabilities in [0, 1] without NaN, [..., N]; '
                 'were logits passed instead?'
             )
+        for values in (*binary, *extra):
+            _check_shape(values, p1.shape)
         for values in binary:
-            _check_binary(values, p1.shape)
+            _check_binary(values)
+        for sens in groups:
+            check_groups(sens)
+        check_weights(weight)
     return p1.double()
 
 # %% ../../nbs/21_metrics.ipynb #63c71dbe
@@ -58,16 +71,44 @@ def _check_types(*arrays: Tensor) -> None:
         )
 
 # %% ../../nbs/21_metrics.ipynb #a7fcdb72
-def _check_binary(values: Tensor, shape: torch.Size) -> None:
-    "Refuse labels or groups that do not fit probabilities of this shape or are not 0 or 1."
+def _check_shape(values: Tensor, shape: torch.Size) -> None:
+    "Refuse labels, groups or weights that do not fit probabilities of this shape."
     fits = values.dim() > 0 and values.shape[-1] == shape[-1]
     if not fits or values.shape[:-1] not in (shape[:-1], ()):
         raise ScoreInputError(
-            f'labels and groups must have the shape of p1 {list(shape)} or its last one, '
+            f'labels, groups and weights must have the shape of p1 {list(shape)} or its last one, '
             f'not {list(values.shape)}'
         )
+
+
+def _check_binary(values: Tensor) -> None:
     if not bool(((values == 0) | (values == 1)).all()):
-        raise ScoreInputError('labels and groups must be 0 or 1')
+        raise ScoreInputError('labels must be 0 or 1')
+
+# %% ../../nbs/21_metrics.ipynb #faf84488
+def check_groups(
+    sens: Tensor,  # of any shape
+) -> None:
+    """`ScoreInputError` unless the groups are whole numbers from −1 on.
+
+    >>> check_groups(torch.tensor([0, 2, 1, -1]))
+    """
+    whole = sens.round() if sens.is_floating_point() else sens
+    if sens.is_complex() or not bool(((sens == whole) & (sens >= -1) & (sens < torch.inf)).all()):
+        raise ScoreInputError(
+            'groups must be whole numbers 0, 1, 2, …, or −1 for people who are not compared'
+        )
+
+
+def check_weights(
+    weight: Tensor | None,  # of any shape; None: nothing to check
+) -> None:
+    """`ScoreInputError` unless the weights are positive.
+
+    >>> check_weights(torch.tensor([0.5, 2.0]))
+    """
+    if weight is not None and not bool(((weight > 0) & weight.isfinite()).all()):
+        raise ScoreInputError('weights must be positive numbers; leave out whoever is not to count')
 
 # %% ../../nbs/21_metrics.ipynb #00397b56
 def require_nodes(
@@ -84,6 +125,11 @@ def require_nodes(
     if undefined == 'raise' and not all(bool((count > 0).all()) for count in counts):
         raise UndefinedScoreError(message)
 
+# %% ../../nbs/21_metrics.ipynb #528d1644
+def _weighed(values: Tensor, weight: Tensor | None) -> Tensor:
+    "[..., N] the values, times the weights if there are any."
+    return values if weight is None else values * weight.double()
+
 # %% ../../nbs/21_metrics.ipynb #96c0928e
 @carries(FACTS['acc'])
 def accuracy(
@@ -91,6 +137,7 @@ def accuracy(
     y: Tensor,  # [N] or [..., N] labels, 0 or 1
     *,
     undefined: str = 'raise',  # 'raise' or 'nan': what an undefined score gives
+    sample_weight: Tensor | None = None,  # [N] or [..., N], > 0; None: everybody counts 1
 ) -> Tensor:  # [...] in [0, 1], higher is better
     """Share of nodes whose decision equals the label.
 
@@ -99,9 +146,12 @@ def accuracy(
     >>> accuracy(torch.tensor([0.9, 0.6, 0.3, 0.2]), torch.tensor([1, 0, 1, 0])).item()
     0.5
     """
-    hits = (decide(_checked(p1, undefined, y)) == y).double()
+    hits = (decide(_checked(p1, undefined, y, weight=sample_weight)) == y).double()
     require_nodes(undefined, 'accuracy is undefined: there are no nodes', torch.tensor(y.shape[-1]))
-    return hits.sum(-1) / hits.shape[-1] if hits.shape[-1] else hits.sum(-1) * torch.nan
+    if not hits.shape[-1]:
+        return hits.sum(-1) * torch.nan
+    people = hits.shape[-1] if sample_weight is None else sample_weight.double().sum(-1)
+    return _weighed(hits, sample_weight).sum(-1) / people
 
 # %% ../../nbs/21_metrics.ipynb #9e473d1e
 @carries(FACTS['f1'])
@@ -110,6 +160,7 @@ def f1(
     y: Tensor,  # [N] or [..., N] labels, 0 or 1
     *,
     undefined: str = 'raise',  # 'raise' or 'nan'
+    sample_weight: Tensor | None = None,  # [N] or [..., N], > 0; None: everybody counts 1
 ) -> Tensor:  # [...] in [0, 1], higher is better
     """F1 of class 1: harmonic mean of its precision and recall.
 
@@ -118,44 +169,54 @@ def f1(
     >>> f1(torch.tensor([0.9, 0.6, 0.3, 0.2]), torch.tensor([1, 0, 1, 0])).item()
     0.5
     """
-    yhat, y = decide(_checked(p1, undefined, y)), y.double()
+    yhat = decide(_checked(p1, undefined, y, weight=sample_weight))
+    y = _weighed(y.double(), sample_weight)
     positives = y.sum(-1)
     require_nodes(undefined, 'F1 is undefined: no node has label 1', positives)
-    score = 2 * (yhat * y).sum(-1) / (yhat.sum(-1) + positives)
+    score = 2 * (yhat * y).sum(-1) / (_weighed(yhat, sample_weight).sum(-1) + positives)
     return torch.where(positives > 0, score, torch.nan)
 
 # %% ../../nbs/21_metrics.ipynb #d022ce81
-def _ranks(
+def _middles(
     ordered: Tensor,  # [..., N] ascending
-) -> Tensor:  # [..., N] from 1 on; equal values share the mean of their places
+    weight: Tensor | None = None,  # [..., N] in the same order
+) -> Tensor:  # [..., N] weight below each value, and half of the weight tied with it
     place, begins = torch.arange(ordered.shape[-1], device=ordered.device), ordered == ordered
     begins[..., 1:] = ordered[..., 1:] != ordered[..., :-1]
     first = (place * begins).cummax(-1).values
     beyond = place.expand_as(ordered).masked_fill(~begins.roll(-1, -1), ordered.shape[-1])
     last = beyond.flip(-1).cummin(-1).values.flip(-1)
-    return (first + last + 2).double() / 2
+    if weight is None:
+        return (first + last + 1).double() / 2
+    through = weight.cumsum(-1)
+    return ((through - weight).gather(-1, first) + through.gather(-1, last)) / 2
 
-
+# %% ../../nbs/21_metrics.ipynb #a354f13b
 @carries(FACTS['auc'])
 def roc_auc(
     p1: Tensor,  # [..., N] probability of class 1, in [0, 1]
     y: Tensor,  # [N] or [..., N] labels, 0 or 1
     *,
     undefined: str = 'raise',  # 'raise' or 'nan'
+    sample_weight: Tensor | None = None,  # [N] or [..., N], > 0; None: everybody counts 1
 ) -> Tensor:  # [...] in [0, 1], higher is better
-    """Area under the ROC curve, ties at their average rank (Hanley & McNeil, 1982).
+    """Area under the ROC curve, ties counting one half (Hanley & McNeil, 1982).
 
     Raises `UndefinedScoreError` if a class is absent, `ScoreInputError` for wrong input.
 
     >>> roc_auc(torch.tensor([0.9, 0.6, 0.3, 0.2]), torch.tensor([1, 0, 1, 0])).item()
     0.75
     """
-    p1, y = _checked(p1, undefined, y).contiguous(), y.double()
-    n1, n0 = y.sum(-1), (1 - y).sum(-1)
-    require_nodes(undefined, 'AUC is undefined: it needs nodes of both classes', n1, n0)
-    ordered, place = torch.broadcast_tensors(p1, y)[0].sort(-1)
-    positive = y.expand_as(place).gather(-1, place)
-    return ((_ranks(ordered) * positive).sum(-1) - n1 * (n1 + 1) / 2) / (n1 * n0)
+    p1, y = _checked(p1, undefined, y, weight=sample_weight).contiguous(), y.double()
+    positive = _weighed(y, sample_weight)
+    w1, w0 = positive.sum(-1), _weighed(1 - y, sample_weight).sum(-1)
+    require_nodes(undefined, 'AUC is undefined: it needs nodes of both classes', w1, w0)
+    ordered, place = torch.broadcast_tensors(p1, positive)[0].sort(-1)
+    positive = positive.expand_as(place).gather(-1, place)
+    weight = None
+    if sample_weight is not None:
+        weight = sample_weight.double().expand_as(place).gather(-1, place)
+    return ((_middles(ordered, weight) * positive).sum(-1) - w1**2 / 2) / (w1 * w0)
 
 # %% ../../nbs/21_metrics.ipynb #53329a0b
 @carries(FACTS['utility'])
@@ -164,6 +225,7 @@ def utility(
     y: Tensor,  # [N] or [..., N] labels, 0 or 1
     *,
     undefined: str = 'raise',  # 'raise' or 'nan'
+    sample_weight: Tensor | None = None,  # [N] or [..., N], > 0; None: everybody counts 1
 ) -> Tensor:  # [...] in [0, 1], higher is better
     """Mean of accuracy, F1 of class 1 and AUC; raises what they raise.
 
@@ -171,8 +233,54 @@ def utility(
     >>> round(utility(p1, y).item(), 4)  # (0.5 + 0.5 + 0.75) / 3
     0.5833
     """
-    parts = (metric(p1, y, undefined=undefined) for metric in (accuracy, f1, roc_auc))
+    parts = (
+        metric(p1, y, undefined=undefined, sample_weight=sample_weight)
+        for metric in (accuracy, f1, roc_auc)
+    )
     return FACTS['utility'].combine(*parts)
+
+# %% ../../nbs/21_metrics.ipynb #6be0c461
+def attributes_of(
+    sens: Tensor,  # [N] groups of one attribute, or [N, A] of A separate ones
+) -> list[Tensor]:  # A tensors [N]
+    """The groups of each attribute; `ScoreInputError` if `sens` is neither of both.
+
+    >>> [column.tolist() for column in attributes_of(torch.tensor([[0, 2], [1, 0]]))]
+    [[0, 1], [2, 0]]
+    """
+    if sens.dim() not in (1, 2):
+        raise ScoreInputError(
+            f'sens must be [N], or [N, A] for separate attributes, not {list(sens.shape)}'
+        )
+    return [sens] if sens.dim() == 1 else list(sens.unbind(1))
+
+# %% ../../nbs/21_metrics.ipynb #e9311fbb
+def largest(
+    gap: Callable[[Tensor], Tensor],  # groups of one attribute → its gap [...]
+    attributes: Sequence[Tensor],  # groups of each attribute
+) -> Tensor:  # [...] NaN where one of the gaps is NaN
+    """The gap in the attribute where it is largest.
+
+    >>> p1, sens = torch.tensor([0.9, 0.2, 0.8, 0.6]), torch.tensor([[0, 0, 1, 1], [0, 1, 0, 1]])
+    >>> largest(lambda groups: demographic_parity(p1, groups), sens.unbind()).item()
+    0.5
+    """
+    gaps = [gap(sens) for sens in attributes]
+    return gaps[0] if len(gaps) == 1 else torch.stack(gaps).amax(0)
+
+# %% ../../nbs/21_metrics.ipynb #d9ab9717
+def groups_of(
+    sens: Tensor,  # of any shape, groups of one attribute
+) -> list[int]:  # ascending, at least two
+    """Numbers of the groups that have people; those with −1 are in none.
+
+    >>> groups_of(torch.tensor([0, 3, -1, 1])), groups_of(torch.tensor([1, 1]))
+    ([0, 1, 3], [0, 1])
+    """
+    if not sens.numel() or int(sens.max()) <= 1:
+        return [0, 1]
+    present = [int(group) for group in sens.unique().tolist() if group >= 0]
+    return present if len(present) > 1 else [0, *present]
 
 # %% ../../nbs/21_metrics.ipynb #b8bd49d1
 @dataclass(frozen=True)
@@ -215,37 +323,42 @@ class GroupRates:
     counts: pd.DataFrame  # a row per group: number of people that each rate is about
 
     def difference(self) -> pd.Series:
-        "Largest minus smallest group, for each rate; NaN where a group has none."
-        rates = self.by_group.drop(columns='people')
-        return rates.max(skipna=False) - rates.min(skipna=False)
+        "Largest minus smallest group, for each rate; NaN where fewer than two groups have it."
+        return self._compared(lambda rates: rates.max() - rates.min())
 
     def ratio(self) -> pd.Series:
-        "Smallest over largest group, for each rate; NaN where both are 0."
+        "Smallest over largest group, for each rate; NaN where both are 0 or fewer have it."
+        return self._compared(lambda rates: rates.min() / rates.max())
+
+    def _compared(self, compare: Callable[[pd.DataFrame], pd.Series]) -> pd.Series:
         rates = self.by_group.drop(columns='people')
-        return rates.min(skipna=False) / rates.max(skipna=False)
+        return compare(rates).where(rates.notna().sum() > 1)
 
 # %% ../../nbs/21_metrics.ipynb #d72829ff
-def _all_rates(decided: Tensor, y: Tensor) -> dict:
-    rates = {n: _rate(r.value(decided, y), r.members(y)).item() for n, r in RATES.items()}
+def _all_rates(decided: Tensor, y: Tensor, weight: Tensor | None = None) -> dict:
+    members = {name: _weighed(rate.members(y), weight) for name, rate in RATES.items()}
+    rates = {n: _rate(rate.value(decided, y), members[n]).item() for n, rate in RATES.items()}
     return {'people': len(y)} | rates
 
 # %% ../../nbs/21_metrics.ipynb #bf3b3a26
-def _check_groups(p1: Tensor, groups: Tensor, names: Sequence[str] | None) -> None:
+def _check_table(p1: Tensor, groups: Tensor, names: Sequence[str] | None) -> None:
     whole = isinstance(groups, Tensor) and not (groups.is_floating_point() or groups.is_complex())
     if not whole or p1.dim() != 1 or groups.shape != p1.shape:
         raise ScoreInputError('by_group needs p1, y and groups [N], groups as whole numbers')
-    if names is None or not len(groups):
-        return
-    low, high = int(groups.min()), int(groups.max())
-    if not 0 <= low <= high < len(names):
-        raise ScoreInputError(f'groups go from {low} to {high}, but there are {len(names)} names')
+    check_groups(groups)
+    if names is not None and len(groups) and int(groups.max()) >= len(names):
+        raise ScoreInputError(
+            f'groups go up to {int(groups.max())}, but there are {len(names)} names'
+        )
 
 # %% ../../nbs/21_metrics.ipynb #e37eb1e3
 def by_group(
     p1: Tensor,  # [N] probability of class 1, in [0, 1]
     y: Tensor,  # [N] labels, 0 or 1
-    groups: Tensor,  # [N] which group, 0 … G − 1
-    names: Sequence[str] | None = None,  # of the G groups; None: their numbers
+    groups: Tensor,  # [N] which group, 0 … K − 1; −1: in none
+    names: Sequence[str] | None = None,  # of the K groups; None: their numbers
+    *,
+    sample_weight: Tensor | None = None,  # [N], > 0; None: everybody counts 1
 ) -> GroupRates:
     """The five rates of each group that has members; `ScoreInputError` for wrong input.
 
@@ -255,17 +368,18 @@ def by_group(
     """
     import pandas as pd  # slow to import
 
-    decided, y = decide(_checked(p1, 'raise', y)), y.double()
-    _check_groups(p1, groups, names)
-    present = groups.unique().tolist()
+    decided, y = decide(_checked(p1, 'raise', y, weight=sample_weight)), y.double()
+    _check_table(p1, groups, names)
+    present = [g for g in groups.unique().tolist() if g >= 0]
     index = pd.Index([g if names is None else str(names[g]) for g in present], name='group')
     masks = [groups == g for g in present]
-    rows = [_all_rates(decided[mask], y[mask]) for mask in masks]
+    weights = [None if sample_weight is None else sample_weight[mask] for mask in masks]
+    rows = [_all_rates(decided[m], y[m], w) for m, w in zip(masks, weights, strict=True)]
     counts = [{n: int(r.members(y[mask]).sum()) for n, r in RATES.items()} for mask in masks]
     return GroupRates(
-        pd.DataFrame(rows, index=index),
-        pd.Series(_all_rates(decided, y)),
-        pd.DataFrame(counts, index=index),
+        pd.DataFrame(rows, index=index, columns=['people', *RATES]),
+        pd.Series(_all_rates(decided, y, sample_weight)),
+        pd.DataFrame(counts, index=index, columns=list(RATES)),
     )
 
 # %% ../../nbs/21_metrics.ipynb #6bee2f7d
@@ -276,64 +390,75 @@ def _gap(
     y: Tensor,  # [N] or [..., N] labels, unused by rates over all people
     sens: Tensor,  # [N] or [..., N] groups
     undefined: str,  # 'raise' or 'nan'
+    weight: Tensor | None = None,  # [N] or [..., N] of the people
 ) -> Tensor:  # [...]
-    "|mean of the values in group 0 − in group 1|, over the people that the rate is about."
-    sens, about = sens.double(), rate.members(y)
-    members = (1 - sens) * about, sens * about
-    missing = 'nodes' if rate.outcome is None else f'node with label {rate.outcome}'
-    message = f'{subject} undefined: a group (sens = 0 or 1) has no {missing}'
-    require_nodes(undefined, message, *(m.sum(-1) for m in members))
-    return (_rate(values, members[0]) - _rate(values, members[1])).abs()
+    "Largest − smallest of the groups' means of the values, over the people the rate is about."
+    about = _weighed(rate.members(y), weight)
+    members = [(sens == group) * about for group in groups_of(sens)]
+    sizes = torch.stack([m.sum(-1) for m in members], -1)
+    sums = torch.stack([(values * m).sum(-1) for m in members], -1)
+    left = (sizes > 0).sum(-1)
+    people = 'nodes' if rate.outcome is None else f'nodes with label {rate.outcome}'
+    message = f'{subject} undefined: fewer than two groups have {people}'
+    require_nodes(undefined, message, (left - 1).clamp(min=0))
+    means = sums / torch.where(sizes > 0, sizes, 1)
+    highest = means.masked_fill(sizes == 0, -torch.inf).amax(-1)
+    lowest = means.masked_fill(sizes == 0, torch.inf).amin(-1)
+    return torch.where(left > 1, highest - lowest, torch.nan)
 
 # %% ../../nbs/21_metrics.ipynb #937fe8a6
 @carries(FACTS['dp'])
 def demographic_parity(
     p1: Tensor,  # [..., N] probability of class 1, in [0, 1]
-    sens: Tensor,  # [N] or [..., N] group, 0 or 1
+    sens: Tensor,  # [N] or [..., N] group, 0 … K − 1; −1: not compared
     *,
     undefined: str = 'raise',  # 'raise' or 'nan'
+    sample_weight: Tensor | None = None,  # [N] or [..., N], > 0; None: everybody counts 1
 ) -> Tensor:  # [...] in [0, 1], lower is fairer
-    """Gap between the groups' rates of positive decisions (Dwork et al., 2012).
+    """Largest gap between groups' rates of positive decisions (Dwork et al., 2012).
 
-    Raises `UndefinedScoreError` if a group is empty, `ScoreInputError` for wrong input.
+    Raises `UndefinedScoreError` with fewer than two groups, `ScoreInputError` for wrong input.
 
     >>> p1, sens = torch.tensor([0.9, 0.2, 0.8, 0.6]), torch.tensor([0, 0, 1, 1])
     >>> demographic_parity(p1, sens).item()
     0.5
     """
-    decided = decide(_checked(p1, undefined, sens))
+    decided = decide(_checked(p1, undefined, groups=[sens], weight=sample_weight))
     rate = RATES['selection rate']
-    return _gap('demographic parity is', rate, decided, sens, sens, undefined)
+    return _gap('demographic parity is', rate, decided, sens, sens, undefined, sample_weight)
 
 # %% ../../nbs/21_metrics.ipynb #b81a1199
 @carries(FACTS['eo'])
 def equal_opportunity(
     p1: Tensor,  # [..., N] probability of class 1, in [0, 1]
     y: Tensor,  # [N] or [..., N] labels, 0 or 1
-    sens: Tensor,  # [N] or [..., N] group, 0 or 1
+    sens: Tensor,  # [N] or [..., N] group, 0 … K − 1; −1: not compared
     *,
     undefined: str = 'raise',  # 'raise' or 'nan'
+    sample_weight: Tensor | None = None,  # [N] or [..., N], > 0; None: everybody counts 1
 ) -> Tensor:  # [...] in [0, 1], lower is fairer
-    """Gap between the groups' true positive rates (Hardt, Price & Srebro, 2016).
+    """Largest gap between groups' true positive rates (Hardt, Price & Srebro, 2016).
 
-    Raises `UndefinedScoreError` if a group has no positives, `ScoreInputError` for wrong input.
+    Raises `UndefinedScoreError` if fewer than two groups have positives, `ScoreInputError` for
+    wrong input.
 
     >>> p1, y, sens = torch.tensor([[0.9, 0.2, 0.8, 0.6], [1, 1, 1, 0], [0, 0, 1, 1]])
     >>> equal_opportunity(p1, y, sens).item()
     0.5
     """
-    decided = decide(_checked(p1, undefined, y, sens))
+    decided = decide(_checked(p1, undefined, y, groups=[sens], weight=sample_weight))
     rate = RATES['true positive rate']
-    return _gap('equal opportunity is', rate, decided, y, sens, undefined)
+    return _gap('equal opportunity is', rate, decided, y, sens, undefined, sample_weight)
 
 # %% ../../nbs/21_metrics.ipynb #5be0e6e8
 @carries(FACTS['fair_result'])
 def fair_result(
     p1: Tensor,  # [..., N] probability of class 1, in [0, 1]
     y: Tensor,  # [N] or [..., N] labels, 0 or 1
-    sens: Tensor,  # [N] or [..., N] group, 0 or 1
+    sens: Tensor,  # [N] or [..., N] group, 0 … K − 1; −1: not compared
     *,
     undefined: str = 'raise',  # 'raise' or 'nan'
+    sample_weight: Tensor | None = None,  # [N] or [..., N], > 0; None: everybody counts 1
 ) -> Tensor:  # [...] in [0, 1], lower is fairer
     """Mean of the demographic parity and the equal opportunity gap; raises what they raise.
 
@@ -342,8 +467,8 @@ def fair_result(
     0.5
     """
     return FACTS['fair_result'].combine(
-        demographic_parity(p1, sens, undefined=undefined),
-        equal_opportunity(p1, y, sens, undefined=undefined),
+        demographic_parity(p1, sens, undefined=undefined, sample_weight=sample_weight),
+        equal_opportunity(p1, y, sens, undefined=undefined, sample_weight=sample_weight),
     )
 
 # %% ../../nbs/21_metrics.ipynb #86cc7646
@@ -351,58 +476,65 @@ def fair_result(
 def equalized_odds(
     p1: Tensor,  # [..., N] probability of class 1, in [0, 1]
     y: Tensor,  # [N] or [..., N] labels, 0 or 1
-    sens: Tensor,  # [N] or [..., N] group, 0 or 1
+    sens: Tensor,  # [N] or [..., N] group, 0 … K − 1; −1: not compared
     *,
     undefined: str = 'raise',  # 'raise' or 'nan'
+    sample_weight: Tensor | None = None,  # [N] or [..., N], > 0; None: everybody counts 1
 ) -> Tensor:  # [...] in [0, 1], lower is fairer
     """The larger of the groups' gaps in true and in false positive rates (Hardt et al., 2016).
 
-    Raises `UndefinedScoreError` if a group lacks a class, `ScoreInputError` for wrong input.
+    Raises `UndefinedScoreError` if fewer than two groups have a class, `ScoreInputError` for wrong
+    input.
 
     >>> p1, y, sens = torch.tensor([[0.9, 0.2, 0.8, 0.6], [1, 0, 1, 0], [0, 0, 1, 1]])
     >>> equalized_odds(p1, y, sens).item()  # no gap for outcome 1, the largest for outcome 0
     1.0
     """
-    decided = decide(_checked(p1, undefined, y, sens))
+    decided = decide(_checked(p1, undefined, y, groups=[sens], weight=sample_weight))
+    extra, rate = (y, sens, undefined, sample_weight), RATES['false positive rate']
     return torch.maximum(
-        equal_opportunity(p1, y, sens, undefined=undefined),
-        _gap('equalized odds are', RATES['false positive rate'], decided, y, sens, undefined),
+        equal_opportunity(p1, y, sens, undefined=undefined, sample_weight=sample_weight),
+        _gap('equalized odds are', rate, decided, *extra),
     )
 
 # %% ../../nbs/21_metrics.ipynb #379d690a
 def soft_demographic_parity(
     p1: Tensor,  # [..., N] probability of class 1
-    sens: Tensor,  # [N] or [..., N] group, 0 or 1
+    sens: Tensor,  # [N] or [..., N] group, 0 … K − 1; −1: not compared
     *,
-    undefined: str = 'raise',  # 'raise' or 'nan' (no check, hence no GPU synchronisation)
+    undefined: str = 'raise',  # 'raise' or 'nan'
+    sample_weight: Tensor | None = None,  # [N] or [..., N], > 0; None: everybody counts 1
 ) -> Tensor:  # [...] in [0, 1], differentiable in p1
-    """Gap between the groups' mean probability of class 1; `UndefinedScoreError` if one is empty.
+    """Largest gap between groups' mean probability of class 1.
+
+    Raises `UndefinedScoreError` with fewer than two groups.
 
     >>> p1, sens = torch.tensor([0.9, 0.5, 0.4, 0.6]), torch.tensor([0, 0, 1, 1])
     >>> round(soft_demographic_parity(p1, sens).item(), 6)
     0.2
     """
     rate = RATES['selection rate']
-    return _gap('demographic parity is', rate, p1.double(), sens, sens, undefined)
+    return _gap('demographic parity is', rate, p1.double(), sens, sens, undefined, sample_weight)
 
 # %% ../../nbs/21_metrics.ipynb #7f2080e0
 def soft_equal_opportunity(
     p1: Tensor,  # [..., N] probability of class 1
     y: Tensor,  # [N] or [..., N] labels, 0 or 1
-    sens: Tensor,  # [N] or [..., N] group, 0 or 1
+    sens: Tensor,  # [N] or [..., N] group, 0 … K − 1; −1: not compared
     *,
-    undefined: str = 'raise',  # 'raise' or 'nan' (no check, hence no GPU synchronisation)
+    undefined: str = 'raise',  # 'raise' or 'nan'
+    sample_weight: Tensor | None = None,  # [N] or [..., N], > 0; None: everybody counts 1
 ) -> Tensor:  # [...] in [0, 1], differentiable in p1
-    """Gap between the groups' mean probability of class 1 among the nodes with label 1.
+    """Largest gap between groups' mean probability of class 1 among the nodes with label 1.
 
-    Raises `UndefinedScoreError` if a group has none.
+    Raises `UndefinedScoreError` if fewer than two groups have such nodes.
 
     >>> p1, y, sens = torch.tensor([[0.9, 0.5, 0.4, 0.6], [1, 0, 1, 0], [0, 0, 1, 1]])
     >>> round(soft_equal_opportunity(p1, y, sens).item(), 6)
     0.5
     """
     rate = RATES['true positive rate']
-    return _gap('equal opportunity is', rate, p1.double(), y, sens, undefined)
+    return _gap('equal opportunity is', rate, p1.double(), y, sens, undefined, sample_weight)
 
 # %% ../../nbs/21_metrics.ipynb #04744b50
 @carries(FACTS['fair_procedure'])
