@@ -18,6 +18,7 @@ from torch import Tensor
 from .backbones import Forward, forward, hidden_gradient, times_slope
 from .graph_attention import GraphAttention, Incoming
 from ..scores.attributions import attribution_shares, js_divergence
+from ..scores.metrics import attributes_of
 
 # %% ../../nbs/34_losses.ipynb #06415dfb
 def group_sizes(
@@ -28,11 +29,7 @@ def group_sizes(
     >>> group_sizes(torch.tensor([0, 1, 2, -1])), group_sizes(torch.tensor([[0, 3], [1, -1]]))
     ((3,), (2, 4))
     """
-    return tuple(max(2, 1 + int(s.max())) if len(s) else 2 for s in _attributes(sens))
-
-
-def _attributes(sens: Tensor) -> Sequence[Tensor]:  # [n] or [n, A] → A times [n]
-    return (sens,) if sens.dim() == 1 else sens.unbind(1)
+    return tuple(max(2, 1 + int(s.max())) if len(s) else 2 for s in attributes_of(sens))
 
 
 def weighted_mean(
@@ -110,7 +107,7 @@ class GroupWeights:
         sizes: tuple[int, ...] | None = None,  # None: `group_sizes(sens)`
         unknown: bool | None = None,  # may anybody be in no group? None: look
     ) -> 'GroupWeights':
-        sizes, columns = sizes or group_sizes(sens), _attributes(sens)
+        sizes, columns = sizes or group_sizes(sens), attributes_of(sens)
         number = [torch.arange(k, device=sens.device)[:, None] for k in sizes]
         member = torch.cat([s == g for s, g in zip(columns, number)])
         both = torch.stack([member, member & (y == 1)])
@@ -328,7 +325,7 @@ def _guess_loss(
     "Return the mean cross-entropy, over people and attributes."
     losses, parts = [], weights.compared
     parts = [None] * len(weights.sizes) if parts is None else parts
-    each = zip(logits.split(_heads(weights.sizes), 1), _attributes(sens), parts)
+    each = zip(logits.split(_heads(weights.sizes), 1), attributes_of(sens), parts)
     for head, group, part in each:
         if head.shape[1] == 1:
             losses.append(cross_entropy(head[:, 0], group, part))
@@ -466,7 +463,8 @@ def _guess_gradients(
         parts = logits.new_ones(1, logits.shape[-1]).expand(len(weights.sizes), -1)
     tiny = torch.finfo(parts.dtype).tiny
     parts = parts / parts.sum(1, keepdim=True).clamp(min=tiny)
-    for head, group, part in zip(logits.split(_heads(weights.sizes), 2), _attributes(sens), parts):
+    each = zip(logits.split(_heads(weights.sizes), 2), attributes_of(sens), parts)
+    for head, group, part in each:
         if head.shape[2] == 1:
             head.sigmoid_().sub_(group)
         else:
