@@ -988,6 +988,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                            'moe_expert.experts.losses._head_gradients': ( 'losses.html#_head_gradients',
                                                                                           'moe_expert/experts/losses.py'),
                                            'moe_expert.experts.losses._heads': ('losses.html#_heads', 'moe_expert/experts/losses.py'),
+                                           'moe_expert.experts.losses._log_ratios': ( 'losses.html#_log_ratios',
+                                                                                      'moe_expert/experts/losses.py'),
                                            'moe_expert.experts.losses._over_units': ( 'losses.html#_over_units',
                                                                                       'moe_expert/experts/losses.py'),
                                            'moe_expert.experts.losses._penalty_gradients': ( 'losses.html#_penalty_gradients',

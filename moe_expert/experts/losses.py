@@ -238,19 +238,26 @@ class _GroupAttribution(torch.autograd.Function):
         return du, dw, None, None, None
 
 # %% ../../nbs/34_losses.ipynb #66bffd36
+def _log_ratios(
+    q: Tensor,  # [M, K, d] mean attributions of an attribute's groups
+    count: Tensor,  # number of groups that are there
+    factor: Tensor,
+) -> Tensor:  # [M, K, d]
+    tiny = torch.finfo(q.dtype).tiny
+    log_mean = q.sum(1, keepdim=True).div_(count).clamp_(min=tiny).log2_()
+    return q.clamp(min=tiny).log2_().sub_(log_mean).mul_(factor)
+
+
 def _divergence_slopes(
     q: Tensor,  # [M, R, d] mean attributions
     weights: GroupWeights,
     scale: Tensor | float = 1.0,  # [M, 1, 1] or a number, ≥ 0
 ) -> Tensor:  # [M, R, d]
     "Return the gradient of the divergence, times `scale`."
-    tiny, slopes = torch.finfo(q.dtype).tiny, []
-    blocks = q.split(weights.sizes, 1)
-    for block, count, unit in zip(blocks, weights.count, weights.unit):
-        log_mean = block.sum(1, keepdim=True).div_(count).clamp_(min=tiny).log2_()
-        slopes.append(block.clamp(min=tiny).log2_().sub_(log_mean).mul_(scale * unit))
-    if len(blocks) == 1:
-        return slopes[0]
+    if len(weights.sizes) == 1:
+        return _log_ratios(q, weights.count, weights.unit * scale)
+    blocks, factors = q.split(weights.sizes, 1), [unit * scale for unit in weights.unit]
+    slopes = [_log_ratios(*each) for each in zip(blocks, weights.count, factors)]
     values = [(s * block).sum((1, 2)) for s, block in zip(slopes, blocks)]
     largest = _at_top(torch.stack(values, -1))[..., None, None].unbind(1)  # A times [M, 1, 1]
     return torch.cat([s * top for s, top in zip(slopes, largest)], 1)
@@ -439,7 +446,7 @@ def _adversary_gradients(
     if part is not None:
         n = part.sum().clamp(min=torch.finfo(part.dtype).tiny)
     a, b, c, e = (params[k] for k in names)
-    a, scale = a.unsqueeze(-1), scale[:, None, None] / (2 * n)
+    a, scale = a.unsqueeze(-1), scale.view(-1, 1, 1) / (2 * n)
     guesses = torch.stack([_over_units(hidden * a).add_(b), torch.addcmul(e, p1, c)], 1)
     guesses.sigmoid_().sub_(sens).mul_(scale)  # now gradients, [M, 2, n]
     if part is not None:
@@ -505,7 +512,7 @@ def _attribution_gradients(
 ) -> tuple[Tensor, Tensor]:  # of W and of v
     u = times_slope(v.unsqueeze(-1), z, negative_slope).mT
     q, kept = group_attribution(u, w, absx, weights.group, buffers)
-    dq = _divergence_slopes(q, weights, scale[:, None, None])
+    dq = _divergence_slopes(q, weights, scale.view(-1, 1, 1))
     du, dw = group_attribution_gradient(kept, u, w, dq, kept[0])
     return dw, times_slope(du, z.mT.contiguous(), negative_slope).sum(1)
 
