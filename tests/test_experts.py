@@ -421,7 +421,7 @@ def attention(params, x, sens, y, slope=0.1, buffers=None):
         forward(params, x, slope),
         params,
         x.abs(),
-        GroupWeights.of(sens, y, x.dtype),
+        GroupWeights.of(sens, y, dtype=x.dtype),
         slope,
         buffers,
     )
@@ -555,7 +555,7 @@ def adversaries(m, hidden, seed=0):
 def test_adversaries_learn_while_the_expert_unlearns():
     x, (_, sens) = rows(50, 7), labels(50)
     params, adversary = leaves(init_population(range(3), 7, 6).params), leaves(adversaries(3, 6))
-    loss = adversary_loss(forward(params, x), adversary, sens)
+    loss = adversary_loss(forward(params, x), adversary, sens, GroupWeights.of(sens, sens))
 
     def plain(m):
         hidden = F.leaky_relu(x @ params['hidden.weight'][m].T, 0.01)
@@ -603,7 +603,7 @@ def test_expert_loss_is_the_weighted_sum_of_its_terms():
         representation_gap(f.hidden, weights),
         soft_gaps(f.p1, weights),
         attribution_divergence(f, params, x.abs(), weights),
-        adversary_loss(f, params, sens),
+        adversary_loss(f, params, sens, weights),
     )
     expected = cross_entropy(f.margin, y) + sum(lambdas[k] * t for k, t in zip(LAMBDAS, terms))
     torch.testing.assert_close(expert_loss(params, x, y, sens, weights, lambdas), expected)
@@ -653,7 +653,7 @@ def test_gradient_by_hand_is_that_of_autograd(names, dtype, dropout):
         0,
     )  # a row without attributions, zeros, a constant model
     params = leaves({k: v.to(dtype) for k, v in params.items()})
-    x, weights = x.to(dtype), GroupWeights.of(sens, y, dtype)
+    x, weights = x.to(dtype), GroupWeights.of(sens, y, dtype=dtype)
     lambdas = {
         k: torch.tensor([0.3, 2.0, 0.0, 0.7], dtype=dtype) * (i + 1) for i, k in enumerate(names)
     }

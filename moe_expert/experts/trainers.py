@@ -25,6 +25,7 @@ from moe_expert.experts.losses import (
     expert_gradients,
     expert_loss,
     graph_attention_loss,
+    group_sizes,
 )
 from moe_expert.experts.optimizer import (
     DropoutMasks,
@@ -247,8 +248,8 @@ class Batch:
 
     x: Tensor  # [n, P·d] inputs of the dense layers; gat: [N, d] rows that messages come from
     y: Tensor  # [n] classes
-    sens: Tensor  # [n] groups
-    weights: GroupWeights  # of these nodes
+    sens: Tensor  # [n] or [n, A] groups
+    weights: GroupWeights  # of these nodes, and their own weights
     absx: Tensor | None = None  # |x|, with lambda_attention only; not needed by gat
     edges: Incoming | None = None  # the nodes' messages, gat only
     keep: Tensor | None = None  # dropout mask, a new one at each step; None: no dropout
@@ -259,13 +260,14 @@ def start_parameters(
     in_features: int,  # number of features d
     settings: TrainSettings,
     adversaries: bool,  # does any model have adversaries?
+    sizes: Sequence[int] = (2,),  # groups of each attribute
 ) -> dict[str, Tensor]:  # [M, *shape] each, on the CPU
     "Draw the parameters of models, and of their adversaries."
     s, dtype = settings, getattr(torch, settings.dtype)
     shape = dict(dropout=s.dropout, dtype=dtype, backbone=s.backbone)
     params = dict(init_population(seeds, in_features, s.hidden, **shape).params)
     if adversaries:
-        for name, shape in adversary_shapes(s.hidden).items():
+        for name, shape in adversary_shapes(s.hidden, sizes).items():
             params[name] = torch.zeros(len(seeds), *shape, dtype=dtype)
     return params
 
@@ -287,10 +289,14 @@ class PopulationTrainer(Trainer):
         train, seeds = data.train_mask, [c.seed for c in configs]
         place = device, self.dtype  # a step computes with classes and groups
         self.y, self.sens = data.y[train].to(*place), data.sens[train].to(*place)
+        weight = getattr(data, 'weight', None)
+        self.weight = None if weight is None else weight[train].to(*place)
+        self.sizes, self.unknown = group_sizes(data.sens), bool((self.sens < 0).any())
         self.rows = settings.rows(len(self.y))
         column = lambda name: per_model(configs, name, self.dtype, device)
         lambdas = {k: column(k) for k in LAMBDAS if any(getattr(c, k) != 0 for c in configs)}
-        params = start_parameters(seeds, data.x.shape[1], settings, 'lambda_adv' in lambdas)
+        kinds = 'lambda_adv' in lambdas, self.sizes
+        params = start_parameters(seeds, data.x.shape[1], settings, *kinds)
         params = {k: v.to(device) for k, v in params.items()}
         rates = column('lr'), column('weight_decay')
         super().__init__(params, *rates, settings.clip, shuffle_seed, lambdas)
@@ -307,13 +313,27 @@ def _inputs(self: PopulationTrainer, data: Data, train: Tensor):
     seen, _ = graph_inputs(self.settings.backbone, data.x, data.edge_index)
     self.x = seen[train].to(self.device, self.dtype)
     if self.rows == len(self.y):
-        self.whole = self._batch(self.x, self.y, self.sens)
+        self.whole = self._batch(self.x)
 
 
 @patch
-def _batch(self: PopulationTrainer, x: Tensor, y: Tensor, sens: Tensor) -> Batch:
+def _people(
+    self: PopulationTrainer,
+    nodes: Tensor | None = None,  # positions among the training nodes; None: all
+) -> tuple[Tensor, Tensor, GroupWeights]:
+    "Classes, groups and group weights; `index_select` is several times as fast as `[nodes]`."
+    seen = self.y, self.sens, self.weight
+    if nodes is not None:
+        seen = (None if t is None else t.index_select(0, nodes) for t in seen)
+    y, sens, weight = seen
+    known = dict(sizes=self.sizes, unknown=self.unknown)
+    return y, sens, GroupWeights.of(sens, y, weight, self.dtype, **known)
+
+
+@patch
+def _batch(self: PopulationTrainer, x: Tensor, nodes: Tensor | None = None) -> Batch:
     absx = x.abs() if 'lambda_attention' in self.coefficients else None
-    return Batch(x, y, sens, GroupWeights.of(sens, y, self.dtype), absx)
+    return Batch(x, *self._people(nodes), absx)
 
 
 @patch
@@ -332,7 +352,7 @@ def on_keep(self: PopulationTrainer, which: Sequence[int]):
 @patch
 def build(self: PopulationTrainer, params: dict[str, Tensor]) -> Population:
     "Leave the adversaries aside."
-    s, aside = self.settings, adversary_shapes(self.settings.hidden)
+    s, aside = self.settings, adversary_shapes(self.settings.hidden, self.sizes)
     own = {k: v for k, v in params.items() if k not in aside}
     return population_of(own, s.dropout, backbone=s.backbone)
 
@@ -346,8 +366,7 @@ def _endless(self: PopulationTrainer) -> Iterator[Batch]:
 
 @patch
 def _of_nodes(self: PopulationTrainer, nodes: Tensor) -> Batch:
-    "Cut some nodes out; `index_select` is several times as fast as `[nodes]` on large data."
-    return self._batch(*(t.index_select(0, nodes) for t in (self.x, self.y, self.sens)))
+    return self._batch(self.x.index_select(0, nodes), nodes)
 
 # %% ../../nbs/37_trainers.ipynb #669f9011
 @patch
@@ -408,20 +427,20 @@ class GraphAttentionTrainer(PopulationTrainer):
         many = len(edges.rows) * self.rows // len(self.nodes) > MANY_MESSAGES
         self.sampled = self.settings.neighbours or (SAMPLED_MESSAGES if many else None)
         if self.rows == len(self.y) and not self.sampled:
-            self.whole = self._with_messages(edges, self.y, self.sens)
+            self.whole = self._with_messages(edges)
 
     def _buffers(self):
         "Nothing is kept here."
 
-    def _with_messages(self, edges: Incoming, y: Tensor, sens: Tensor) -> Batch:
+    def _with_messages(self, edges: Incoming, nodes: Tensor | None = None) -> Batch:
         if self.sampled:
             edges = edges.sample(self.sampled, self.shuffle)
         edges, used = edges.compact()
-        return Batch(self.x[used], y, sens, GroupWeights.of(sens, y, self.dtype), edges=edges)
+        return Batch(self.x[used], *self._people(nodes), edges=edges)
 
     def _of_nodes(self, nodes: Tensor) -> Batch:
         edges = incoming(self.edge_index, self.nodes[nodes], len(self.x))
-        return self._with_messages(edges, self.y[nodes], self.sens[nodes])
+        return self._with_messages(edges, nodes)
 
     def loss(self, params: dict[str, Tensor], batch: Batch, warm: bool) -> Tensor:  # [M]
         b, lambdas = batch, {} if warm else self.coefficients

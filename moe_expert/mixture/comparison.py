@@ -21,6 +21,7 @@ from ..experts.specs import EXPERTS
 from .gate import Mixture, uniform_mixture
 from ..scores.facts import AIMS
 from ..scores.intervals import auc_interval, interval_text
+from ..scores.metrics import attributes_of
 from ..tuning.artifacts import sha256_file, write_bytes, write_json
 from ..tuning.folder import ExpertFiles, locked, marked, read_record
 from ..tuning.settings import DEFAULT_PARAMS, GATE_DEFAULTS
@@ -67,7 +68,7 @@ def gate_usage(
     data: Data,  # x, edge_index, sens, group_names
     nodes: Tensor,  # [n] which nodes
 ) -> dict[str, dict[str, dict[str, float]]]:  # people → expert → {mean_weight, share_first}
-    "The use of each expert, for 'all' people and for each group by its name."
+    "The use of each expert, for 'all' people and for each group that has people, by its name."
     w, sens = mixture.weights(data.x, data.edge_index, nodes)[0], data.sens[nodes]
     first = w.argmax(-1)
 
@@ -80,8 +81,17 @@ def gate_usage(
             for k, e in enumerate(EXPERTS)
         }
 
-    groups = {str(name): usage(sens == s) for s, name in enumerate(data.group_names)}
-    return {'all': usage(torch.ones_like(sens, dtype=torch.bool)), **groups}
+    named = [('', data.group_names)]
+    if sens.dim() == 2:
+        attributes = (f'{attribute}: ' for attribute in data.sens_name.split(', '))
+        named = zip(attributes, data.group_names)
+    groups = {
+        f'{attribute}{name}': column == s
+        for (attribute, names), column in zip(named, attributes_of(sens))
+        for s, name in enumerate(names)
+    }
+    used = {name: usage(people) for name, people in groups.items() if people.any()}
+    return {'all': usage(torch.ones_like(first, dtype=torch.bool)), **used}
 
 # %% ../../nbs/55_comparison.ipynb #0adfb02e
 ENOUGH_FEASIBLE = 3  # trials above the floor

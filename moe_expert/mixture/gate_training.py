@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..errors import ArgumentError
 from ..experts.floor import Floor
-from ..experts.losses import GroupWeights, divergence_of, soft_gaps
+from ..experts.losses import GroupWeights, divergence_of, soft_gaps, weighted_mean
 from ..experts.optimizer import endless_minibatches
 from ..experts.populations import Population
 from ..experts.specs import GATE
@@ -57,6 +57,7 @@ def soft_utility(
     p1: Tensor,  # [M, n] probability of class 1
     y: Tensor,  # [n] classes
     max_pairs: int = 2**16,  # of the AUC; above it only every k-th node of each class takes part
+    weight: Tensor | None = None,  # [n] of each person, > 0; None: all alike
 ) -> Tensor:  # [M] in [0, 1], differentiable
     """Mean of soft accuracy, soft F1 and soft AUC; NaN where a class is absent.
 
@@ -64,26 +65,34 @@ def soft_utility(
     >>> soft_utility(torch.tensor([[0.1, 0.9, 0.2, 0.8]]), y).numpy().round(3)
     array([0.978], dtype=float32)
     """
-    soft = torch.sigmoid((p1 - 0.5) / SHARPNESS)
-    positive, negative = (y == 1).nonzero()[:, 0], (y == 0).nonzero()[:, 0]
-    hits, selected = soft @ (y == 1).to(soft), soft.sum(-1)  # soft counts of y = ŷ = 1 and of ŷ = 1
-    accuracy = (len(negative) - selected + 2 * hits) / len(y)
-    f1 = 2 * hits / (selected + len(positive))
-    stride = max(1, round((len(positive) * len(negative) / max_pairs) ** 0.5))
-    above = p1.index_select(1, positive[::stride])[:, :, None]
-    pairs = above - p1.index_select(1, negative[::stride])[:, None]
-    return (accuracy + f1 + torch.sigmoid(pairs / SHARPNESS).mean((-1, -2))) / 3
+    soft, weighted = torch.sigmoid((p1 - 0.5) / SHARPNESS), weight is not None
+    of = [(y == c).nonzero()[:, 0] for c in (0, 1)]  # people of each class
+    n0, n1 = (weight[people].sum() if weighted else len(people) for people in of)
+    is1, each = (y == 1).to(soft), soft * weight if weighted else soft
+    hits, selected = each @ is1, each.sum(-1)  # soft counts of y = ŷ = 1 and of ŷ = 1
+    accuracy, f1 = (n0 - selected + 2 * hits) / (n0 + n1), 2 * hits / (selected + n1)
+    stride = max(1, round((len(of[0]) * len(of[1]) / max_pairs) ** 0.5))
+    rows, columns = of[1][::stride], of[0][::stride]
+    pairs = p1.index_select(1, rows)[:, :, None] - p1.index_select(1, columns)[:, None]
+    above = torch.sigmoid(pairs / SHARPNESS)
+    if weighted:
+        share = weight[rows][:, None] * weight[columns]
+        auc = (above * share).sum((-1, -2)) / share.sum()
+    else:
+        auc = above.mean((-1, -2))
+    return (accuracy + f1 + auc) / 3
 
 # %% ../../nbs/51_gate_training.ipynb #61cea8d2
 def soft_objective(
     p1: Tensor,  # [M, n] probability of class 1
     attributions: Tensor | None,  # [M, a, d]; None: leave out their term
     y: Tensor,  # [n] classes
-    weights: GroupWeights,  # of the same n nodes; without two groups there are no gaps
+    weights: GroupWeights,  # of the same n nodes and, if any, their own weights
     explained: GroupWeights | None = None,  # of the nodes with attributions; None: all n
 ) -> Tensor:  # [M] differentiable
     "Soft utility − soft (dp + eo)/2 − att_jsd/3: the differentiable part of `final_score`."
-    value = soft_utility(p1, y) - soft_gaps(torch.sigmoid((p1 - 0.5) / SHARPNESS), weights)
+    gaps = soft_gaps(torch.sigmoid((p1 - 0.5) / SHARPNESS), weights)
+    value = soft_utility(p1, y, weight=weights.weight) - gaps
     if attributions is None:
         return value
     return value - divergence_of(attributions, explained or weights) / 3
@@ -95,9 +104,10 @@ class Lesson:
 
     x: Tensor  # [n, d] own rows, double precision
     y: Tensor  # [n] classes
-    sens: Tensor  # [n] groups
+    sens: Tensor  # [n] or [n, A] groups
     path: ExpertPath  # the experts along αx, for the attributions of the first a ≤ n nodes
     margins: Tensor  # [n, K] of the experts
+    weight: Tensor | None = None  # [n] of each person, > 0; None: all alike
 
     @cached_property
     def p1(self) -> Tensor:  # [n, K] probability of class 1 by each expert
@@ -105,7 +115,7 @@ class Lesson:
 
     @cached_property
     def group_weights(self) -> GroupWeights:
-        return GroupWeights.of(self.sens, self.y)
+        return GroupWeights.of(self.sens, self.y, self.weight)
 
     @property
     def explained(self) -> slice:
@@ -116,7 +126,8 @@ class Lesson:
     def explained_weights(self) -> GroupWeights:
         if self.path.margins.shape[1] == len(self.y):
             return self.group_weights
-        return GroupWeights.of(self.sens[self.explained], self.y[self.explained])
+        seen = self.sens, self.y, self.weight
+        return GroupWeights.of(*(None if t is None else t[self.explained] for t in seen))
 
     def part(
         self,
@@ -125,14 +136,15 @@ class Lesson:
     ) -> Lesson:
         "The lesson of some of the nodes."
         path = self.path.part(nodes[:explained])
-        rows = (t.index_select(0, nodes) for t in (self.x, self.y, self.sens, self.margins))
-        x, y, sens, margins = rows
-        return Lesson(x, y, sens, path, margins)
+        seen = self.x, self.y, self.sens, self.margins, self.weight
+        rows = (None if t is None else t.index_select(0, nodes) for t in seen)
+        x, y, sens, margins, weight = rows
+        return Lesson(x, y, sens, path, margins, weight)
 
 # %% ../../nbs/51_gate_training.ipynb #a8f66a9e
 def make_lesson(
     experts: Population,  # K experts
-    data: Data,  # x, edge_index, y, sens
+    data: Data,  # x, edge_index, y, sens; weight, if people have any
     nodes: Tensor,  # [n] which nodes teach
     n_steps: int = 4,  # quadrature points of the attributions
     explained: int | None = None,  # how many nodes, at most, have attributions; None: all
@@ -140,19 +152,22 @@ def make_lesson(
     "What the experts say of these nodes, differentiable in the experts' parameters."
     path = expert_path(experts, data.x, data.edge_index, nodes[:explained], n_steps)
     margins = experts.margins(data.x, data.edge_index, nodes).T
-    return Lesson(data.x[nodes].double(), data.y[nodes], data.sens[nodes], path, margins)
+    weight = getattr(data, 'weight', None)
+    weight = None if weight is None else weight[nodes].double()
+    return Lesson(data.x[nodes].double(), data.y[nodes], data.sens[nodes], path, margins, weight)
 
 # %% ../../nbs/51_gate_training.ipynb #b8fe8809
 def gate_terms(
     g: Tensor,  # [M, n, K] weights
+    weight: Tensor | None = None,  # [n] of each person, > 0; None: all alike
 ) -> tuple[Tensor, Tensor]:  # [M] each, in nats, in [0, log K]
     "Mean entropy of the weights, and Kullback–Leibler divergence of the mean usage to uniform."
 
     def log(t):
         return t.clamp(min=1e-12).log()
 
-    usage = g.mean(-2)
-    entropy = -(g * log(g)).sum(-1).mean(-1)
+    usage = g.mean(-2) if weight is None else (g * weight[:, None]).sum(-2) / weight.sum()
+    entropy = -weighted_mean((g * log(g)).sum(-1), weight)
     return entropy, (usage * (log(usage) + torch.tensor(g.shape[-1]).log())).sum(-1)
 
 # %% ../../nbs/51_gate_training.ipynb #ca3dc25c
@@ -298,7 +313,7 @@ def loss(
     g = gate_weights(params, lesson.x @ params['gate.features'].mT, lesson.p1, temperature)
     rows = lesson.x[lesson.explained]
     attributions = mixture_attributions(params, rows, lesson.path, temperature)
-    entropy, balance = gate_terms(g)
+    entropy, balance = gate_terms(g, lesson.weight)
     p1 = (g * lesson.p1).sum(-1)
     weights = lesson.group_weights, lesson.explained_weights
     objective = soft_objective(p1, attributions, lesson.y, *weights)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..errors import ArgumentError
 from ..experts.floor import Floor
-from ..experts.losses import representation_gap
+from ..experts.losses import representation_gap, weighted_mean
 from ..experts.specs import GATE
 from ..experts.trainers import Trainer, check_counts
 from ..experts.training import TrainedModel, run_training
@@ -122,7 +122,8 @@ def mixture_loss(
     p1 = (g * lesson.p1).sum(-1)
     rows, weights = lesson.x[lesson.explained], (lesson.group_weights, lesson.explained_weights)
     attributions = mixture_attributions(gates, rows, lesson.path, temperature)
-    likelihood = torch.where(lesson.y == 1, p1, 1 - p1).clamp(min=1e-12).log().mean(-1)
+    log_p = torch.where(lesson.y == 1, p1, 1 - p1).clamp(min=1e-12).log()
+    likelihood = weighted_mean(log_p, lesson.weight)
     loss = -(soft_objective(p1, attributions, lesson.y, *weights) + likelihood)
     if not pull:
         return loss

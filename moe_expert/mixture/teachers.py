@@ -32,7 +32,7 @@ __all__ = ['halves', 'join_lessons', 'train_on_half', 'crossfit_lesson', 'who_di
 # %% ../../nbs/53_teachers.ipynb #3fc280ae
 def halves(
     nodes: Tensor,  # [n] node numbers
-    data: Data,  # y, sens
+    data: Data,  # y; sens of one attribute or of several
     seed: int,  # of the draw
 ) -> tuple[Tensor, Tensor]:  # node numbers, ascending
     """Two halves with equal shares of every class in every group.
@@ -44,8 +44,9 @@ def halves(
     (3, 3, 1, 2)
     """
     generator, first, second = torch.Generator().manual_seed(seed), [], []
-    cell = (2 * data.y[nodes] + data.sens[nodes]).cpu()
-    for c in range(4):
+    kind = torch.cat([data.y[nodes, None], data.sens[nodes].view(len(nodes), -1)], 1)
+    cell = kind.unique(dim=0, return_inverse=True)[1].cpu()
+    for c in range(int(cell.max()) + 1):
         members = nodes[(cell == c).nonzero()[:, 0].to(nodes.device)]
         order = torch.randperm(len(members), generator=generator).to(members.device)
         first.append(members[order[: len(members) // 2]])
@@ -66,7 +67,10 @@ def join_lessons(
         torch.cat([getattr(lesson, name) for lesson in lessons])
         for name in ('x', 'y', 'sens', 'margins')
     )
-    return Lesson(x, y, sens, path, margins)
+    weight = None
+    if lessons[0].weight is not None:
+        weight = torch.cat([lesson.weight for lesson in lessons])
+    return Lesson(x, y, sens, path, margins, weight)
 
 # %% ../../nbs/53_teachers.ipynb #34ac9e95
 def train_on_half(
