@@ -168,7 +168,9 @@ def crossed(
     "All attributes crossed; who is unknown in one of them is unknown in the crossing."
     whole, *others = attributes
     for a in others:
-        place = np.where((whole.codes < 0) | (a.codes < 0), -1, whole.codes * len(a.values) + a.codes)
+        place = np.where(
+            (whole.codes < 0) | (a.codes < 0), -1, whole.codes * len(a.values) + a.codes
+        )
         found, codes = _distinct(place, len(whole.values) * len(a.values))
         values = [whole.values[k // len(a.values)] + a.values[k % len(a.values)] for k in found]
         whole = Attribute(f'{whole.name}{CROSS}{a.name}', codes, values)
@@ -349,9 +351,7 @@ def _ratios(sums: _Sums, rate: np.ndarray, compared: np.ndarray) -> dict[str, np
 EVERYBODY = ('everybody', 'everybody')  # index of the first row
 
 
-def _block(
-    people: _People, attribute: Attribute, min_group: int, min_share: float
-) -> pd.DataFrame:
+def _block(people: _People, attribute: Attribute, min_group: int, min_share: float) -> pd.DataFrame:
     "The rows of an attribute; that of unknown group only where there are such people."
     sums = people.sums(attribute.codes, len(attribute.values))
     count, weight = sums.people.sum((1, 2)), sums.weight.sum((1, 2))
