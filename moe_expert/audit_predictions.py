@@ -302,6 +302,4 @@ def terminal_tables(
         ['people', 'predicted 1, %', 'impact ratio', 'note'],
         ['true positive rate, %', 'false positive rate, %', *calibration],
     )
-    return [
-        [('group', *part), *zip(group, *(shown[column] for column in part))] for part in parts
-    ]
+    return [[('group', *part), *zip(group, *(shown[column] for column in part))] for part in parts]

@@ -268,7 +268,9 @@ def audit(
     options = {n: given[n] for n in given if n not in ('verbose', 'json', 'page')}
     made = audit_predictions(**options)
     tables = [aligned(table) for table in terminal_tables(made)]
-    words = [textwrap.fill(s, WIDTH, initial_indent='- ', subsequent_indent='  ') for s in made.words]
+    words = [
+        textwrap.fill(s, WIDTH, initial_indent='- ', subsequent_indent='  ') for s in made.words
+    ]
     print('\n\n'.join([*tables, '\n'.join(words)]))
     for path in made.write(given.json, given.page):
         print('Written:', path)

@@ -40,10 +40,13 @@ ROOMS = {
         'winners_table',
     ),
     'report.groups': (
+        'cells_table',
+        'group_cells',
         'group_differences',
         'group_rates',
         'group_scores',
         'in_words',
+        'plot_cells',
         'rates_table',
     ),
 }
