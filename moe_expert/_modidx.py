@@ -2121,6 +2121,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                          'moe_expert.scores.cells._rates': ('cells.html#_rates', 'moe_expert/scores/cells.py'),
                                          'moe_expert.scores.cells._ratios': ('cells.html#_ratios', 'moe_expert/scores/cells.py'),
                                          'moe_expert.scores.cells._styles': ('cells.html#_styles', 'moe_expert/scores/cells.py'),
+                                         'moe_expert.scores.cells._text': ('cells.html#_text', 'moe_expert/scores/cells.py'),
                                          'moe_expert.scores.cells._what': ('cells.html#_what', 'moe_expert/scores/cells.py'),
                                          'moe_expert.scores.cells._with_ends': ('cells.html#_with_ends', 'moe_expert/scores/cells.py'),
                                          'moe_expert.scores.cells._worst_in_words': ( 'cells.html#_worst_in_words',

@@ -80,10 +80,11 @@ def read_predictions(
     _check_names(_names_of(path, separator), wanted, str(path))
     categories = {name: 'category' for name, role in wanted.items() if role == 'groups'}
     missing = dict(keep_default_na=False, na_values=[''], encoding='utf-8-sig')
-    return read_csv(
-        path, sep=separator, usecols=list(wanted), dtype=categories, skip_blank_lines=False,
-        **missing,
-    )  # fmt: skip
+    # All columns are read: with `usecols` pandas would accept lines with too many cells.
+    frame = read_csv(path, sep=separator, dtype=categories, skip_blank_lines=False, **missing)
+    if not isinstance(frame.index, pd.RangeIndex):
+        raise DataError(f'{path} cannot be read as a table: lines have more cells than the first')
+    return frame[list(wanted)]
 
 
 def _read_parquet(path: Path, wanted: dict[str, str]) -> pd.DataFrame:
