@@ -64,7 +64,7 @@ def _roles(label: str, prediction: str, groups: Sequence[str], weight: str | Non
         raise DataError('groups: name the columns of one attribute or more')
     return dict(pairs)
 
-
+# %% ../nbs/29_audit_predictions.ipynb #922f07c9
 def read_predictions(
     path: str | os.PathLike,  # csv, tsv (compressed too) or parquet
     wanted: dict[str, str],  # column → its role; 'groups' are read as categories
@@ -182,8 +182,8 @@ def audit_predictions(
     """Predictions by category and by intersection. Raises `DataError` for a file that does not fit.
 
     >>> people = pd.DataFrame(dict(y=[1, 0] * 40, said=[1] * 60 + [0] * 20, sex=list('fm') * 40))
-    >>> audit_predictions(people, 'y', 'said', ['sex']).table.loc[('sex', 'f'), 'people']
-    40
+    >>> audit_predictions(people, 'y', 'said', ['sex']).table['people'].tolist()
+    [80, 40, 40]
     """
     groups = [groups] if isinstance(groups, str) else list(groups)
     wanted = _roles(label, prediction, groups, weight)
@@ -260,7 +260,7 @@ def _image(audit: Audit) -> str:
     style = 'max-width:100%'
     return f'<img src="data:image/png;base64,{data}" alt="{html.escape(alt)}" style="{style}">'
 
-
+# %% ../nbs/29_audit_predictions.ipynb #2e437e7c
 def audit_page(
     audit: Audit,
 ) -> str:  # HTML that loads nothing

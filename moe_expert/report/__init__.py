@@ -41,7 +41,6 @@ ROOMS = {
     ),
     'report.groups': (
         'cells_table',
-        'group_cells',
         'group_differences',
         'group_rates',
         'group_scores',

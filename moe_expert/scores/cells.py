@@ -68,7 +68,7 @@ def ratio_limits(
     """95 % interval of share / best.
 
     >>> [round(float(end), 3) for end in ratio_limits(0.2, 50, 0.5, 200)]
-    [0.223, 0.678]
+    [0.222, 0.677]
     """
     share, n = np.asarray(share, float), np.asarray(n, float)
     l1, u1 = _careful_limits(share, n)
@@ -166,14 +166,16 @@ def _attribute(name: str, column: pd.Series, unknown: set[str]) -> Attribute:
     renumbered = np.array([*(np.cumsum(present) - 1), -1])
     return Attribute(name, renumbered[codes], [(k,) for k, there in zip(kinds, present) if there])
 
-
+# %% ../../nbs/28_cells.ipynb #118567ba
 def crossed(
     attributes: Sequence[Attribute],  # of the same people
 ) -> Attribute:  # with the cells that have people
     "All attributes crossed; who is unknown in one of them is unknown in the crossing."
     whole, *others = attributes
     for a in others:
-        place = np.where((whole.codes < 0) | (a.codes < 0), -1, whole.codes * len(a.values) + a.codes)
+        place = np.where(
+            (whole.codes < 0) | (a.codes < 0), -1, whole.codes * len(a.values) + a.codes
+        )
         found, codes = _distinct(place, len(whole.values) * len(a.values))
         values = [whole.values[k // len(a.values)] + a.values[k % len(a.values)] for k in found]
         whole = Attribute(f'{whole.name}{CROSS}{a.name}', codes, values)
@@ -354,9 +356,7 @@ def _ratios(sums: _Sums, rate: np.ndarray, compared: np.ndarray) -> dict[str, np
 EVERYBODY = ('everybody', 'everybody')  # index of the first row
 
 
-def _block(
-    people: _People, attribute: Attribute, min_group: int, min_share: float
-) -> pd.DataFrame:
+def _block(people: _People, attribute: Attribute, min_group: int, min_share: float) -> pd.DataFrame:
     "The rows of an attribute; that of unknown group only where there are such people."
     sums = people.sums(attribute.codes, len(attribute.values))
     count, weight = sums.people.sum((1, 2)), sums.weight.sum((1, 2))
@@ -371,7 +371,7 @@ def _block(
     facts |= {'with outcome 1': with_1, 'predicted 1': sums.people[:, :, 1].sum(1)}
     return pd.DataFrame(facts | rates | ratios, index=index)[count > 0]
 
-
+# %% ../../nbs/28_cells.ipynb #b645d668
 def cells(
     y: Sequence,  # [N] outcomes, 0 or 1
     groups: Groups,  # [N] or [N, A]: one attribute, or several
@@ -388,7 +388,7 @@ def cells(
 
     >>> table = cells([1, 0] * 40, {'sex': ['f'] * 40 + ['m'] * 40}, [1] * 20 + [0] * 20 + [1] * 40)
     >>> table.loc['sex', ['people', 'selection rate', 'impact ratio']].values.tolist()
-    [[40, 0.5, 0.5], [40, 1.0, 1.0]]
+    [[40.0, 0.5, 0.5], [40.0, 1.0, 1.0]]
     """
     people = _people(y, decision, p1, threshold, sample_weight)
     columns, not_known = _columns(groups), {_text(v) for v in unknown}
@@ -425,7 +425,7 @@ def ratio_text(ratio: float, low: float = np.nan, high: float = np.nan) -> str:
         return '–'
     return f'{ratio:.2f}' if np.isnan(low) else f'{ratio:.2f} [{low:.2f}, {high:.2f}]'
 
-
+# %% ../../nbs/28_cells.ipynb #8bca8765
 def p_text(p: float) -> str:
     """A p-value of `cells`.
 
@@ -440,7 +440,7 @@ def _with_ends(table: pd.DataFrame, name: str, text) -> list[str]:
     "A column with its interval, as texts."
     return [text(*row) for row in table[[name, f'{name} low', f'{name} high']].to_numpy()]
 
-
+# %% ../../nbs/28_cells.ipynb #d4fd70d3
 def cells_text(
     table: pd.DataFrame,  # of `cells`
 ) -> pd.DataFrame:  # of texts, by attribute and group
@@ -516,7 +516,9 @@ def _worst_in_words(block: pd.DataFrame, name: str, outcome: str, fewest: int) -
     if len(compared) < 2 or ratio.isna().all() or ratio.min() >= 1:
         return []
     least, most = ratio.idxmin(), compared['four fifths'].eq(MOST).idxmax()
-    by_chance = ' Chance alone can give such a gap.' if compared.loc[least, 'p by chance'] >= 0.05 else ''
+    by_chance = (
+        ' Chance alone can give such a gap.' if compared.loc[least, 'p by chance'] >= 0.05 else ''
+    )
     said = [
         f'Worst off by {name}, where {outcome} is the favourable prediction: “{least}” '
         f'({compared.loc[least, "people"]:,} people). Where {outcome} is the unfavourable one: '
