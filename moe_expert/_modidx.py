@@ -1755,7 +1755,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                           'moe_expert.report.groups._gap_text': ('groups.html#_gap_text', 'moe_expert/report/groups.py'),
                                           'moe_expert.report.groups._groups_by_number': ( 'groups.html#_groups_by_number',
                                                                                           'moe_expert/report/groups.py'),
-                                          'moe_expert.report.groups._known': ('groups.html#_known', 'moe_expert/report/groups.py'),
+                                          'moe_expert.report.groups._of_column': ('groups.html#_of_column', 'moe_expert/report/groups.py'),
                                           'moe_expert.report.groups._people_behind': ( 'groups.html#_people_behind',
                                                                                        'moe_expert/report/groups.py'),
                                           'moe_expert.report.groups._points': ('groups.html#_points', 'moe_expert/report/groups.py'),

@@ -42,7 +42,7 @@ def groups_by(
     if column in own:
         return own[column]
     if column in others:
-        return others[column]['values'], others[column]['codes']
+        return _of_column(data, column)
     one_hot = [n for n in names if n.startswith(f'{column}=')]
     if one_hot:
         categories = [n.removeprefix(f'{column}=') for n in one_hot]
@@ -62,6 +62,14 @@ def _attributes(data: Data) -> list[tuple[str, list[str], Tensor]]:
         return [(data.sens_name, list(data.group_names), data.sens)]
     names = data.sens_name.split(', ')
     return [(*a, s) for *a, s in zip(names, map(list, data.group_names), data.sens.unbind(1))]
+
+
+def _of_column(data: Data, column: str) -> tuple[list[str], Tensor]:
+    "Groups by a column that the data name; of an attribute that is crossed only those known."
+    values, codes = (_report_by(data)[column][k] for k in ('values', 'codes'))
+    if column in data.sens_name.split(CROSS) and values[-1] == 'unknown':
+        return values[:-1], codes.masked_fill(codes == len(values) - 1, -1)
+    return values, codes
 
 
 def _report_by(data: Data) -> dict[str, dict]:
@@ -328,18 +336,13 @@ def group_cells(
 ) -> pd.DataFrame:  # of `cells`: by attribute and group
     "Rates by category and by intersection, on the evaluated nodes."
     attributes = {name: (groups, codes) for name, groups, codes in _attributes(data)}
-    parts, others = data.sens_name.split(CROSS), _report_by(data)
-    if len(parts) < 2 or not set(parts) <= set(others):
+    parts = data.sens_name.split(CROSS)
+    if len(parts) < 2 or not set(parts) <= set(_report_by(data)):
         return _cells_of(data, winner.record, attributes)
     # Crossed: each attribute for itself, and the crossing with the groups that were compared.
-    single = {n: (_known(others[n]['values']), others[n]['codes']) for n in parts}
+    single = {name: groups_by(data, name) for name in parts}
     blocks = [_cells_of(data, winner.record, {n: c}) for n, c in (single | attributes).items()]
     return pd.concat([blocks[0], *(block.iloc[1:] for block in blocks[1:])])
-
-
-def _known(values: Sequence[str]) -> list[str | None]:
-    "Values of an attribute; None where they say that the group is not known."
-    return [None if v == 'unknown' else v for v in values]
 
 # %% ../../nbs/64_groups.ipynb #ac6be366
 def cells_table(
