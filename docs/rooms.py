@@ -32,6 +32,7 @@ ROOMS = {  # room -> (title, what it does); in reading order
 DOORS = {  # modules that keep their names outside the rooms -> the room behind them
     'datasets': 'data',
     'own_data': 'data',
+    'audit_predictions': 'scores',
     'metrics': 'scores',
     'explain': 'scores',
     'tune_experts': 'tuning',

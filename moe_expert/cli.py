@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['WIDTH', 'there', 'make_report', 'report', 'verify', 'run', 'place', 'benchmark_row', 'shipped_row', 'listing',
-           'wrapped', 'as_text', 'told', 'card', 'datasets', 'draft_summary', 'draft', 'commands_help', 'main']
+           'wrapped', 'as_text', 'told', 'card', 'datasets', 'draft_summary', 'draft', 'audit', 'commands_help', 'main']
 
 # %% ../nbs/73_cli.ipynb #614e558b
 import sys
@@ -252,6 +252,30 @@ def draft(
     print(draft_summary(made))
     return 0
 
+# %% ../nbs/73_cli.ipynb #22b5c904
+def audit(
+    given: Given,  # options of `audit`
+) -> int:  # exit code
+    "Print predictions by group, and write the files that are asked for. Raises `MoEExpertError`."
+    from moe_expert.audit_predictions import audit_predictions, terminal_tables
+    from moe_expert.errors import ParameterError
+
+    if absent := [n for n in ('table', 'label', 'prediction', 'groups') if not given[n]]:
+        raise ParameterError(
+            f'{" and ".join(absent)} must be given, as in moe-expert audit predictions.csv '
+            '--label repaid --prediction score --groups sex,origin'
+        )
+    options = {n: given[n] for n in given if n not in ('verbose', 'json', 'page')}
+    made = audit_predictions(**options)
+    tables = [aligned(table) for table in terminal_tables(made)]
+    words = [
+        textwrap.fill(s, WIDTH, initial_indent='- ', subsequent_indent='  ') for s in made.words
+    ]
+    print('\n\n'.join([*tables, '\n'.join(words)]))
+    for path in made.write(given.json, given.page):
+        print('Written:', path)
+    return 0
+
 # %% ../nbs/73_cli.ipynb #52a6b0e2
 def commands_help() -> str:
     "The text of `moe-expert --help`."
@@ -276,7 +300,7 @@ def main(
     words = sys.argv[1:] if argv is None else list(argv)
     name, rest = (words[0], words[1:]) if words else ('', [])
     work = dict(tune=tune, train=train, run=run, report=report, verify=verify)
-    work |= dict(datasets=datasets, card=draft)
+    work |= dict(datasets=datasets, card=draft, audit=audit)
     if name in work:
         return run_command(name, work[name], rest, f'{prog} {name}')
     if name in ('', '-h', '--help', 'help'):

@@ -292,6 +292,12 @@ COMMANDS['card'] = Door(
     'only a person can know is left as a question.',
     'draft a card for a table of your own',
 )
+COMMANDS['audit'] = Door(
+    "Compare any model's predictions between groups, by category and by intersection: people, "
+    'rates, impact ratios, calibration, with intervals and what chance alone gives. Reads one file '
+    'with a row per person; nothing is trained.',
+    "compare any model's predictions between groups",
+)
 
 # %% ../nbs/01_parameters.ipynb #75765695
 NOTEBOOKS = {
@@ -659,8 +665,9 @@ define(
     Columns(),
     (),
     'further columns whose groups the report compares',
-    ('tune', 'train', 'run', 'report', 'tune.ipynb', 'moe.ipynb'),
-    dict.fromkeys(('tune', 'train'), dict(needs=('report', True))),
+    ('tune', 'train', 'run', 'report', 'tune.ipynb', 'moe.ipynb', 'audit'),
+    dict.fromkeys(('tune', 'train'), dict(needs=('report', True)))
+    | {'audit': dict(meaning='columns of the sensitive attributes; several are also crossed')},
 )
 
 # %% ../nbs/01_parameters.ipynb #efd284be
@@ -849,7 +856,13 @@ define(
     Number(0, 1, ends=False),
     None,
     "threshold of the similarity rule, as of the benchmarks' graphs; it replaces `neighbours`",
-    ('FairMoEClassifier',),
+    ('FairMoEClassifier', 'audit'),
+    {
+        'audit': dict(
+            meaning='probability from which on 1 is predicted; None: 0.5, or none where all '
+            'predictions are 0 or 1'
+        )
+    },
 )
 define(
     'on_missing_groups',
@@ -872,10 +885,18 @@ define(
     Text('a file'),
     None,
     'the table: csv, tsv, txt, data (compressed too), parquet, feather, xlsx, dta, arff, jsonl',
-    ('card',),
+    ('card', 'audit'),
+    {'audit': dict(meaning='the table, a row per person: csv, tsv, txt (compressed too), parquet')},
     positional=True,
 )
-define('label', Text('the name of a column'), None, 'column of the outcome', ('card',))
+define(
+    'label',
+    Text('the name of a column'),
+    None,
+    'column of the outcome',
+    ('card', 'audit'),
+    {'audit': dict(meaning='column of the outcome, 0 or 1')},
+)
 define(
     'sensitive',
     Text('the name of a column'),
@@ -899,6 +920,40 @@ define(
     ('card',),
 )
 define('path', Text('a file'), None, 'the draft; None: `card.yaml` beside the table', ('card',))
+
+# %% ../nbs/01_parameters.ipynb #c36b5285
+define(
+    'prediction',
+    Text('the name of a column'),
+    None,
+    'column of the predictions: probabilities in [0, 1], or decisions, 0 or 1',
+    ('audit',),
+)
+define(
+    'weight',
+    Text('the name of a column'),
+    None,
+    'column of weights above 0; None: everybody counts the same',
+    ('audit',),
+)
+define(
+    'unknown',
+    Names('values'),
+    (),
+    'values of the groups that mean that a group is not known, besides empty cells: such people '
+    'are counted and not compared',
+    ('audit',),
+)
+define('min_group', Whole(1), 10, 'people that a group needs to be compared', ('audit',))
+define(
+    'min_share',
+    Number(0, 1),
+    0,
+    'share of the people that a group needs to be compared (0.02 in Local Law 144 of New York)',
+    ('audit',),
+)
+define('json', Text('a file'), None, 'write the table for programs to this file', ('audit',))
+define('page', Text('a file'), None, 'write a page (HTML) to this file', ('audit',))
 
 # %% ../nbs/01_parameters.ipynb #c2cb2608
 _DESIGN = dict(doors=('study.ipynb',), needs=('quick', False))

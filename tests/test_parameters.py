@@ -173,7 +173,7 @@ class Passed:
     "Takes the place of everything heavy, and notes with what it was called."
 
     def __init__(self, monkeypatch, tmp_path):
-        from moe_expert import run_expert_tuning, run_moe, trainer, tune_experts
+        from moe_expert import audit_predictions, run_expert_tuning, run_moe, trainer, tune_experts
         from moe_expert.data import drafts
         from moe_expert.mixture import verify
         from moe_expert.report import index, people, run
@@ -190,11 +190,13 @@ class Passed:
             (run, 'run_moe_report'),
             (people, 'read_data'),
             (drafts, 'draft_card'),
+            (audit_predictions, 'audit_predictions'),
             (index, 'write_index'),
             (verify, 'verify'),
             (verify, 'write_manifest'),
         ):
             monkeypatch.setattr(module, name, self.noting(name))
+        monkeypatch.setattr(audit_predictions, 'terminal_tables', lambda _: [])
         for module in (run_expert_tuning, run_moe):
             monkeypatch.setattr(module, 'closing_words', lambda *_: '')
         monkeypatch.setattr(
@@ -235,6 +237,12 @@ class Stage:
     def __repr__(self):
         return 'stage'
 
+    words = ()  # of an audit
+
+    def write(self, *args):
+        self.passed.note('write', args)
+        return []
+
     def tune_expert(self, *args, **kwargs):
         self.passed.note('tune_expert', args, kwargs)
 
@@ -264,6 +272,9 @@ def test_each_option_of_a_command_reaches_what_does_the_work(
         cards = [cli.card(parameters.parser(door).given(words_[:k])) for k in (1, 2)]
         assert 'most 40' in cards[0] and 'most 21' in cards[1]  # with the label
         return
+    if door == 'audit':  # it needs these four
+        needed = dict(table='people.csv', label='repaid', prediction='score', groups=('sex',))
+        base, given = needed | base, needed | given
     if door == 'card':  # it needs these three
         needed = dict(table='people.csv', label='repaid', sensitive='origin')
         base, given = needed | base, needed | given

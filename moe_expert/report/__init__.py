@@ -40,10 +40,12 @@ ROOMS = {
         'winners_table',
     ),
     'report.groups': (
+        'cells_table',
         'group_differences',
         'group_rates',
         'group_scores',
         'in_words',
+        'plot_cells',
         'rates_table',
     ),
 }
