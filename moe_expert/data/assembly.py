@@ -216,9 +216,9 @@ def attribute_names(
     """
     if data.sens.ndim == 1:
         return [(data.sens_name, list(data.group_names))]
-    names = sensitive_columns(data)
-    if len(names) != data.sens.shape[1]:
-        names = data.sens_name.split(', ')
+    cells = (getattr(data, 'groups_report', None) or {}).get('cells', ())
+    names = list(dict.fromkeys(c['attribute'] for c in cells))  # a name may hold a comma
+    names = names or data.sens_name.split(', ')
     return [(name, list(groups)) for name, groups in zip(names, data.group_names)]
 
 

@@ -544,7 +544,8 @@ def _sized(
         place[:k][merged] = len(keep)
         left.append('other' if 'other' not in left else 'other (small groups)')
     if len(left) < 2:
-        listed = '; '.join(f'{c["group"]}: {c["people"]:,}, {c["what"]}' for c in cells)
+        listed = '; '.join(f'{c["group"]}: {c["people"]:,}, {c["what"]}' for c in cells[:8])
+        listed += f'; and {len(cells) - 8} more' if len(cells) > 8 else ''
         raise DataError(
             f'{where}: fewer than two groups of {attribute} can be compared ({listed}): a smaller '
             'min_group, larger parts, or fewer groups (same joins values, bands numbers)'
@@ -704,6 +705,8 @@ def reduce_groups(
     alone = {name: _array_groups(name, column, card) for name, column in columns.items()}
     found = joined_groups(alone, card.groups, 'fit')
     parts = parts or {'all rows': np.arange(len(found.sens))}
+    if (rows := 1 + max(int(p.max(initial=-1)) for p in parts.values())) > len(found.sens):
+        raise DataError(f'sensitive_features has {len(found.sens)} values for {rows} rows')
     found = sized_groups(found, parts, card, 'fit')
     if odd := [c for c in found.cells if c['what'] not in ('compared', 'unknown')]:
         listed = '; '.join(f'{c["group"]} ({c["people"]:,}): {c["what"]}' for c in odd[:8])

@@ -929,11 +929,24 @@ def _check_parts(y: np.ndarray, groups: Compared, split: _Split, card: Card) -> 
     return [sentence for sentences in found for sentence in sentences]
 
 
+def _warn_unknown(read: _Read, card: Card) -> None:
+    "A warning for an unknown group that never occurs: it may be mistyped."
+    known = set().union(*(read.readings[c].seen for c in card.attributes))
+    known |= {'', 'missing'}.union(*(read.readings[c].values.dropna() for c in card.attributes))
+    if absent := [v for v in map(normal_text, card.unknown) if v not in map(normal_text, known)]:
+        warnings.warn(
+            f'{card.name}: unknown {absent[0]!r} does not occur in {", ".join(card.attributes)}',
+            DataWarning,
+            stacklevel=4,
+        )
+
+
 def _groups_in_parts(
     read: _Read, card: Card, y: np.ndarray, seed: int
 ) -> tuple[Compared, _Split, list[str]]:
     "The groups that are compared, the split, and what to flag."
     alone = {c: groups_of(read.readings[c], card, card.name) for c in card.attributes}
+    _warn_unknown(read, card)
     groups = joined_groups(alone, card.groups, card.name)
     split = split_of(y, read, card, seed)
     _check_people(split, card)
