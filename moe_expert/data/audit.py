@@ -850,7 +850,7 @@ def _group_checks(data: Data, held: Sequence[str]) -> tuple[list[Finding], list[
         found += [f for f in _group_findings(data, by_name[name], a) if f.columns not in known]
     return found, checks, told
 
-
+# %% ../../nbs/16_audit.ipynb #cdae18fd
 def _all_checks(data: Data) -> Audit:
     "Run all checks."
     held, checks, leaks = group_columns(data), [], pd.DataFrame(columns=['auc', 'gaps'])

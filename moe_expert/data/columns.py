@@ -557,7 +557,7 @@ def _sized(
         cells += _cells(attribute, sens, parts, {-1: ('unknown', 'unknown')})
     return new, tuple(left), cells
 
-
+# %% ../../nbs/12_columns.ipynb #69f57c8f
 def sized_groups(
     found: Compared,
     parts: Mapping[str, np.ndarray],  # 'train', 'val' and 'test' → their rows
@@ -675,7 +675,7 @@ def _check_values(column: str, values: Sequence, named: set[str], gaps: bool) ->
             f'({rows_text(len(wild))} like it): correct it, or leave these people out'
         )
 
-
+# %% ../../nbs/12_columns.ipynb #df552c48
 def _array_groups(column: str, values: Sequence, card: Card) -> Groups:
     "The groups of one column of an array."
     rule = card.privileged_of(column)
@@ -687,7 +687,7 @@ def _array_groups(column: str, values: Sequence, card: Card) -> Groups:
     reading = read_column(pd.Series(cells, name=column, dtype=object), role='group', where='fit')
     return groups_of(reading, replace(card, na_values={column: []}), 'fit')
 
-
+# %% ../../nbs/12_columns.ipynb #54801096
 def reduce_groups(
     values,  # [n] or [n, A] sensitive attributes: list, array, Series, table, list of columns, …
     privileged: Any = None,  # as of `Card`; None: each value is a group

@@ -928,7 +928,7 @@ def _check_parts(y: np.ndarray, groups: Compared, split: _Split, card: Card) -> 
     found = [check_positives(y, s, split.parts, names, card.name) for s, names in each]
     return [sentence for sentences in found for sentence in sentences]
 
-
+# %% ../../nbs/13_own.ipynb #63637fd8
 def _warn_unknown(read: _Read, card: Card) -> None:
     "A warning for an unknown group that never occurs: it may be mistyped."
     known = set().union(*(read.readings[c].seen for c in card.attributes))
