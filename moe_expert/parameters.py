@@ -857,7 +857,8 @@ define(
     Whole(1),
     10,
     'people of each of more than two groups in every part, at least',
-    _GROUPED,
+    (*_GROUPED, 'audit'),
+    {'audit': dict(meaning='people that a group needs to be compared')},
 )
 define(
     'small_groups',
@@ -872,15 +873,19 @@ define(
     Names('values of the sensitive columns'),
     (),
     'values that are counted, but not compared; `missing`: empty cells',
-    _GROUPED,
-    {'FairMoEClassifier': dict(kind=Kind())},  # of any type, as the groups themselves
+    (*_GROUPED, 'audit'),
+    {
+        'FairMoEClassifier': dict(kind=Kind()),  # of any type, as the groups themselves
+        'audit': dict(meaning='values that are counted, but not compared, besides empty cells'),
+    },
 )
 define(
     'weight',
     Text('the name of a column'),
     None,
     'column of how much each person counts: positive numbers',
-    ('card',),
+    ('card', 'audit'),
+    {'audit': dict(meaning='column of weights above 0; None: everybody counts the same')},
 )
 
 # %% ../nbs/01_parameters.ipynb #58922137
@@ -969,22 +974,6 @@ define(
     'column of the predictions: probabilities in [0, 1], or decisions, 0 or 1',
     ('audit',),
 )
-define(
-    'weight',
-    Text('the name of a column'),
-    None,
-    'column of weights above 0; None: everybody counts the same',
-    ('audit',),
-)
-define(
-    'unknown',
-    Names('values'),
-    (),
-    'values of the groups that mean that a group is not known, besides empty cells: such people '
-    'are counted and not compared',
-    ('audit',),
-)
-define('min_group', Whole(1), 10, 'people that a group needs to be compared', ('audit',))
 define(
     'min_share',
     Number(0, 1),
