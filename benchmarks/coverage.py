@@ -25,6 +25,7 @@ from moe_expert.scores.attributions import js_divergence
 from moe_expert.scores.evaluation import plain_scores, with_final
 from moe_expert.scores.facts import FACTS
 from moe_expert.scores.intervals import Observations, observations, resamples, score_intervals
+from moe_expert.scores.metrics import groups_of, largest
 
 NAMES = (
     *('acc', 'f1', 'auc', 'selection_rate', 'utility', 'dp', 'eo', 'fair_result'),
@@ -35,6 +36,9 @@ SIZES, GAPS = (100, 250, 4700), (0.0, 0.02, 0.1)
 SEED = 160_000  # the method was chosen on seeds below 1000
 BEFORE = {100: 300, 250: 300, 4700: 40}  # samples for the percentile bootstrap, which is slow
 RESAMPLES = 200
+FEW = {3: [20], 6: [10, 15, 30], 12: [10, 15, 20, 25]}  # people in the small ones of K groups
+GROUP_SIZES = (250, 1000, 4700)
+GROUP_SEED = 190_000
 
 
 # ------------------------------------------------------------------ populations
@@ -138,23 +142,83 @@ def with_gap(
     return people | {'sens': torch.cat([torch.full((n * size,), g) for g, n in enumerate(copies)])}
 
 
+def group_sizes(
+    groups: int,  # 3, 6 or 12
+    n: int,  # people
+) -> list[int]:
+    "Some groups of 10 to 30 people; the rest shrink linearly."
+    few = FEW[groups]
+    many, left = groups - len(few), n - sum(few)
+    sizes = [left * (many - k) * 2 // (many * (many + 1)) for k in range(many)]
+    return [sizes[0] + left - sum(sizes), *sizes[1:], *few]
+
+
+def with_groups(
+    base: dict[str, torch.Tensor],  # people of one kind
+    gap: float,  # 0: the groups are exactly alike
+    sizes: list[int],  # of the K groups in a sample
+    attributes: int = 1,  # 2: the groups are cells; their number // 2 and % 2 are separate
+    leaning: float = 0.0,  # > 0: people with a high p1 are drawn more often, and weigh less
+) -> dict[str, torch.Tensor]:
+    "A population of K groups; every second one is changed by about `gap`."
+    odd = [k // attributes % 2 for k in range(len(sizes))]
+    share = sum(size for size, changed in zip(sizes, odd) if changed) / sum(sizes)
+    other = _other_group(base, gap, (round(10 * (1 - share)), round(10 * share))) if gap else base
+    groups, people = [other if changed else base for changed in odd], len(base['y'])
+    made = {k: torch.cat([g[k] for g in groups]) for k in base}
+    cell = torch.arange(len(sizes)).repeat_interleave(people)
+    made['sens'] = cell if attributes == 1 else torch.stack([cell // 2, cell % 2], 1)
+    chances = torch.exp(leaning * made['p1']).view(len(sizes), people)
+    chances = (chances / chances.mean(1, keepdim=True)).flatten()
+    return made | {'cell': cell, 'sizes': torch.tensor(sizes), 'chance': chances}
+
+
 def scores_of(people: dict[str, torch.Tensor], jsd=None) -> dict[str, torch.Tensor]:
     "The scores by their definitions, [...]."
     p1, y, sens, fidelity, drop = (people[k] for k in COLUMNS[:5])
-    scores = plain_scores(p1, y, sens, undefined='nan')
-    if jsd is None:
-        jsd = js_divergence(*(people['shares'][sens == g].mean(0) for g in (0, 1)))
-    scores['ref'] = procedure.ref(fidelity, sens)
-    scores['vef'] = procedure.vef(fidelity, drop, torch.zeros_like(drop), sens)
-    scores['att_jsd'] = jsd
+    weight = people['sizes'].double()[people['cell']] if 'cell' in people else None
+    extra, attributes = {'sample_weight': weight}, _attributes(people)
+    scores = plain_scores(p1, y, attributes, undefined='nan', **extra)
+
+    def divergence(sens: torch.Tensor) -> torch.Tensor:
+        each = torch.ones(len(sens)).double() if weight is None else weight
+        each = [each * (sens == g) for g in groups_of(sens)]
+        return js_divergence(*(w @ people['shares'] / w.sum() for w in each))
+
+    no = torch.zeros_like(drop)
+    scores['ref'] = largest(lambda s: procedure.ref(fidelity, s, **extra), attributes)
+    scores['vef'] = largest(lambda s: procedure.vef(fidelity, drop, no, s, **extra), attributes)
+    scores['att_jsd'] = largest(divergence, attributes) if jsd is None else jsd
     return with_final(scores | {'fair_procedure': FACTS['fair_procedure'].of(scores)})
 
 
 # ------------------------------------------------------------------ samples
 
 
+def _attributes(people: dict[str, torch.Tensor]) -> list[torch.Tensor]:
+    "Groups of each attribute: the last dimension of `sens` where there is one more than of p1."
+    sens = people['sens']
+    return [sens] if sens.dim() == people['p1'].dim() else list(sens.unbind(-1))
+
+
+def _stratified(people: dict[str, torch.Tensor], count: int, seed: int) -> torch.Tensor:
+    "[S, n] places: the sizes of all groups are those that are asked for."
+    draw, begin, drawn = torch.Generator().manual_seed(seed), 0, []
+    for size, held in zip(people['sizes'].tolist(), people['cell'].bincount().tolist()):
+        chances = people['chance'][begin : begin + held]
+        places = torch.multinomial(chances, count * size, replacement=True, generator=draw)
+        drawn.append(begin + places.view(count, size))
+        begin += held
+    return torch.cat(drawn, 1)
+
+
 def samples(people: dict[str, torch.Tensor], n: int, count: int, seed: int):
     "Blocks of samples [S, n] with replacement; within a block the group sizes are equal."
+    if 'cell' in people:
+        columns = {k: v for k, v in people.items() if k != 'sizes'}
+        for rows in _stratified(people, count, seed).split(max(1, 2**17 // n)):
+            yield {k: v[rows] for k, v in columns.items()}
+        return
     drawn = torch.randint(
         len(people['y']), (count, n), generator=torch.Generator().manual_seed(seed)
     )
@@ -166,7 +230,10 @@ def samples(people: dict[str, torch.Tensor], n: int, count: int, seed: int):
 
 def after(block: dict[str, torch.Tensor]) -> dict[str, list[torch.Tensor]]:
     "score → value, low, high, debiased [S]."
-    found = score_intervals(Observations(*(block[k] for k in COLUMNS)))
+    p1, y, _, *explained = (block[k] for k in COLUMNS)
+    chances = block.get('chance', torch.ones(1))
+    weight = None if bool((chances == chances.flatten()[0]).all()) else 1 / chances
+    found = score_intervals(Observations(p1, y, _attributes(block), *explained, weight))
     return {
         name: [i.value, i.low, i.high, i.value if i.debiased is None else i.debiased]
         for name, i in found.items()
@@ -243,6 +310,34 @@ def run(work: Path, count: int, methods=('after', 'before')) -> list[dict]:
                     write_json(path, {'population': name, 'gap': gap} | found)
                     print(path.name, flush=True)
                 cells.append(read_json(path))
+    return cells
+
+
+def group_populations():
+    "name, gap, people in a sample, population."
+    made = synthetic()
+    for groups in FEW:
+        for gap in GAPS:
+            for n in GROUP_SIZES:
+                sizes = group_sizes(groups, n)
+                yield f'{groups} groups', gap, n, lambda g=gap, s=sizes: with_groups(made, g, s)
+    three, six = group_sizes(3, 1000), group_sizes(6, 1000)
+    for gap in (0.0, 0.1):
+        weighed = lambda gap=gap: with_groups(made, gap, three, leaning=1.5)
+        yield '3 groups, weights', gap, 1000, weighed
+        yield '2 attributes', gap, 1000, lambda gap=gap: with_groups(made, gap, six, attributes=2)
+
+
+def run_groups(work: Path, count: int) -> list[dict]:
+    "Cells of more than two groups; those that are in `work` are not computed again."
+    cells = []
+    for place, (name, gap, n, people) in enumerate(group_populations()):
+        path = work / f'{name}_{gap}_{n}_{count}.json'
+        if not path.exists():
+            found = cell(people(), n, count, GROUP_SEED + 10 * place, 'after')
+            write_json(path, {'population': name, 'gap': gap} | found)
+            print(path.name, flush=True)
+        cells.append(read_json(path))
     return cells
 
 

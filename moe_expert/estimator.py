@@ -165,7 +165,11 @@ def _fit(estimator: FairMoEClassifier, X, y, sensitive_features, edge_index) -> 
         _without_groups(given.on_missing_groups)
         estimator.group_names_ = None
         return _fit_alone(estimator, given, X, y, edge_index, seed)
-    sens, estimator.group_names_ = reduce_groups(sensitive_features, given.privileged)
+    parts = dict(zip(('train', 'val'), _split(given, y, seed)))
+    options = {n: given[n] for n in ('groups', 'min_group', 'small_groups', 'unknown')}
+    sens, estimator.group_names_ = reduce_groups(
+        sensitive_features, given.privileged, parts=parts, **options
+    )
     if len(sens) != len(y):
         raise DataError(f'sensitive_features has {len(sens)} values for {len(y)} rows')
     data = _pack(estimator, given, X, y, sens, edge_index, seed)

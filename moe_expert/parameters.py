@@ -23,12 +23,12 @@ from .errors import ParameterError, did_you_mean, unknown_name
 
 # %% auto #0
 __all__ = ['STORAGE_VARIABLE', 'COMMANDS', 'NOTEBOOKS', 'CALLS', 'DOORS', 'PARAMETERS', 'EXPERT_NAMES', 'BACKBONES', 'EDITIONS',
-           'TEACHERS', 'WAY_NAMES', 'PHASE_NAMES', 'MISSING_GROUPS', 'STAGE1', 'MIXTURE', 'RUNS', 'READERS', 'LOADERS',
-           'NOT_READING', 'WORKING', 'Kind', 'Whole', 'Number', 'Flag', 'Choice', 'Text', 'Names', 'Columns', 'Several',
-           'Values', 'environment_storage', 'StorageURL', 'Door', 'Parameter', 'define', 'options', 'names', 'defaults',
-           'Given', 'check', 'unknown', 'spelled', 'without_effect', 'Parser', 'add_option', 'default_text', 'hinted',
-           'parser', 'command', 'call', 'collect', 'injected', 'door_signature', 'takes', 'documented',
-           'markdown_table', 'shown_default', 'parameters_cell']
+           'TEACHERS', 'WAY_NAMES', 'PHASE_NAMES', 'GROUPED', 'SMALL_GROUPS', 'MISSING_GROUPS', 'STAGE1', 'MIXTURE',
+           'RUNS', 'READERS', 'LOADERS', 'NOT_READING', 'WORKING', 'Kind', 'Whole', 'Number', 'Flag', 'Choice', 'Text',
+           'Names', 'Columns', 'Several', 'Values', 'environment_storage', 'StorageURL', 'Door', 'Parameter', 'define',
+           'options', 'names', 'defaults', 'Given', 'check', 'unknown', 'spelled', 'without_effect', 'Parser',
+           'add_option', 'default_text', 'hinted', 'parser', 'command', 'call', 'collect', 'injected', 'door_signature',
+           'takes', 'documented', 'markdown_table', 'shown_default', 'parameters_cell']
 
 # %% ../nbs/01_parameters.ipynb #7d8b201a
 class Kind:
@@ -415,6 +415,13 @@ EDITIONS = ('auto', 'full', 'offline')
 TEACHERS = ('train', 'crossfit', 'val_half')
 WAY_NAMES = ('one', 'nine')
 PHASE_NAMES = ('development', 'confirmatory')
+GROUPED = ('crossed', 'separate')
+SMALL_GROUPS = ('merge', 'leave_out')
+_GROUPED = ('FairMoEClassifier', 'card')  # doors that say how groups are made
+_CROSSED = (
+    'several sensitive columns: `crossed` (each pair of values is a group), or `separate` (each '
+    'column for itself, and the one with the largest differences counts)'
+)
 MISSING_GROUPS = ('warn', 'ignore', 'raise')
 
 # %% ../nbs/01_parameters.ipynb #bcde3b6d
@@ -665,9 +672,10 @@ define(
     Columns(),
     (),
     'further columns whose groups the report compares',
-    ('tune', 'train', 'run', 'report', 'tune.ipynb', 'moe.ipynb', 'audit'),
+    ('tune', 'train', 'run', 'report', 'tune.ipynb', 'moe.ipynb', 'audit', *_GROUPED),
     dict.fromkeys(('tune', 'train'), dict(needs=('report', True)))
-    | {'audit': dict(meaning='columns of the sensitive attributes; several are also crossed')},
+    | {'audit': dict(meaning='columns of the sensitive attributes; several are also crossed')}
+    | dict.fromkeys(_GROUPED, dict(kind=Choice(*GROUPED), default='crossed', meaning=_CROSSED)),
 )
 
 # %% ../nbs/01_parameters.ipynb #efd284be
@@ -831,16 +839,53 @@ define(
     'privileged',
     Kind(),
     None,
-    'value or values of the sensitive attribute that make group 1; needed where it has more than '
-    'two values',
+    'value or values of the sensitive attribute that make group 1 (of several attributes a '
+    'mapping); None: each value is a group',
     ('FairMoEClassifier', 'card'),
     {
         'card': dict(
             kind=Values(),
             meaning='value or values of the sensitive column that make group 1, or a range such as '
-            "`'{min: 25}'`; None: the draft asks",
+            "`'{min: 25}'`; None: each value is a group, and the draft asks",
         )
     },
+)
+
+# %% ../nbs/01_parameters.ipynb #8cbda23c
+define(
+    'min_group',
+    Whole(1),
+    10,
+    'people of each of more than two groups in every part, at least',
+    (*_GROUPED, 'audit'),
+    {'audit': dict(meaning='people that a group needs to be compared')},
+)
+define(
+    'small_groups',
+    Choice(*SMALL_GROUPS),
+    'merge',
+    'what becomes of smaller groups: `merge` makes one of them, `leave_out` compares them with '
+    'nobody',
+    _GROUPED,
+)
+define(
+    'unknown',
+    Names('values of the sensitive columns'),
+    (),
+    'values that are counted, but not compared; `missing`: empty cells',
+    (*_GROUPED, 'audit'),
+    {
+        'FairMoEClassifier': dict(kind=Kind()),  # of any type, as the groups themselves
+        'audit': dict(meaning='values that are counted, but not compared, besides empty cells'),
+    },
+)
+define(
+    'weight',
+    Text('the name of a column'),
+    None,
+    'column of how much each person counts: positive numbers',
+    ('card', 'audit'),
+    {'audit': dict(meaning='column of weights above 0; None: everybody counts the same')},
 )
 
 # %% ../nbs/01_parameters.ipynb #58922137
@@ -899,9 +944,9 @@ define(
 )
 define(
     'sensitive',
-    Text('the name of a column'),
+    Names('column names'),
     None,
-    'column of the sensitive attribute',
+    'column of the sensitive attribute, or several columns',
     ('card',),
 )
 define(
@@ -929,22 +974,6 @@ define(
     'column of the predictions: probabilities in [0, 1], or decisions, 0 or 1',
     ('audit',),
 )
-define(
-    'weight',
-    Text('the name of a column'),
-    None,
-    'column of weights above 0; None: everybody counts the same',
-    ('audit',),
-)
-define(
-    'unknown',
-    Names('values'),
-    (),
-    'values of the groups that mean that a group is not known, besides empty cells: such people '
-    'are counted and not compared',
-    ('audit',),
-)
-define('min_group', Whole(1), 10, 'people that a group needs to be compared', ('audit',))
 define(
     'min_share',
     Number(0, 1),

@@ -286,7 +286,7 @@ def test_graphs_in_every_form_are_the_same_data():
         (dict(sens=torch.where(torch.arange(N) < 5, torch.nan, Y)), 'sens, row 0 is missing .5'),
         (dict(sens=np.ma.masked_array(Y.numpy(), SPLIT.numpy() == 3)), 'sens, row 12 is missing'),
         (dict(sens=pl.Series([None, 1] * 40)), 'sens, row 0 is missing'),
-        (dict(sens=Y + 1), 'which groups to compare'),
+        (dict(sens=Y * 0), "sens' is '0' in every row"),
         (dict(train_mask=SPLIT < 2), 'must all be there.*only train_mask is'),
         (dict(train_mask=(SPLIT < 2)[:, None].repeat(1, 10)), r'10 splits.*train_mask\[:, 0\]'),
         (MASKS | dict(val_mask=SPLIT > 1), 'node 12 is in more than one .*20 such nodes'),

@@ -864,16 +864,11 @@ def test_groups_come_in_any_container():
     ):
         assert reduce_groups(values)[0].tolist() == [0, 1, 0]
     assert reduce_groups([9, 10])[0].tolist() == [0, 1]  # the larger number, not the later text
-    for wrong in (
-        np.ones((3, 2)),
-        [[1, 2], [1, 2]],
-        'fm',
-        3,
-        {'a': 1},
-        None,
-        pd.DataFrame({'a': [1], 'b': [2]}),
-    ):
+    for wrong in ('fm', 3, {'a': 1}, None, [[1, 2], [1]], [[1, 2], 3], np.ones((3, 0))):
         with pytest.raises(DataError, match='one value per person'):
+            reduce_groups(wrong)
+    for wrong in (np.ones((3, 2)), [[1, 2], [1, 2]], pd.DataFrame({'a': [1], 'b': [2]})):
+        with pytest.raises(DataError, match='in every row: both values must occur'):
             reduce_groups(wrong)
 
 

@@ -219,13 +219,10 @@ def test_labels_and_groups_by_rule(whole, column, positive, members):
     )
 
 
-def test_more_than_two_groups_need_a_rule(whole):
-    with pytest.raises(
-        DataError,
-        match=r"'origin' holds 'here' \(\d+\), 'north' \(\d+\), 'south' \(\d+\), "
-        'and nothing says which groups to compare',
-    ):
-        own(whole, privileged=None)
+def test_each_value_is_a_group_unless_the_card_names_one(whole):
+    data = own(whole, privileged=None)
+    assert data.group_names == ['here', 'north', 'south'] and set(data.sens.tolist()) == {0, 1, 2}
+    assert data.notes['groups by'] == 'origin: here, north, south (a group each)'
     data = own(whole, privileged=['here', 'north'])
     assert (
         data.group_names == ['south', 'here or north']

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from torch_geometric.data import Data
 
 # %% auto #0
-__all__ = ['scale_features', 'feature_range', 'assemble', 'whole_columns', 'column_report', 'column_codes', 'holds',
-           'group_columns', 'group_note']
+__all__ = ['scale_features', 'feature_range', 'assemble', 'whole_columns', 'column_report', 'sensitive_columns',
+           'attribute_names', 'attribute_codes', 'column_codes', 'holds', 'group_columns', 'group_note']
 
 # %% ../../nbs/09_assembly.ipynb #2a00884f
 def scale_features(
@@ -62,8 +62,12 @@ def _fingerprint(table: Table, key: np.ndarray) -> str:
     "SHA-256 of the content, little-endian, shapes included."
     h = hashlib.sha256(repr((table.features.shape, table.names, len(key))).encode())
     h.update(np.ascontiguousarray(table.features, dtype='<f8'))
+    if table.sens.ndim > 1:
+        h.update(repr(table.sens.shape).encode())
     for array in (table.y, table.sens, key):
         h.update(np.ascontiguousarray(array, dtype='<i8'))
+    if table.weight is not None:
+        h.update(np.ascontiguousarray(table.weight, dtype='<f8'))
     return h.hexdigest()
 
 # %% ../../nbs/09_assembly.ipynb #2dc5393f
@@ -92,7 +96,7 @@ def _names(table: Table, spec: DatasetSpec) -> dict:
         feature_names=list(table.names),
         label_name=spec.label,
         sens_name=spec.sens,
-        group_names=list(spec.group_names),
+        group_names=[g if isinstance(g, str) else list(g) for g in spec.group_names],
     )
 
 # %% ../../nbs/09_assembly.ipynb #d3d3a3f9
@@ -127,9 +131,11 @@ def assemble(
     columns: list[dict] | None = None,  # of the recipe; None: the features are raw columns
     **more,  # further fields
 ) -> Data:
-    "Split, scale, check and pack a table. `DataError` if a part lacks a class or a group."
+    "Split, scale, check and pack a table. `DataError` if a part lacks a class, or two groups."
     from torch_geometric.data import Data
 
+    if table.weight is not None:
+        more['weight'] = torch.from_numpy(table.weight)
     split = split or standard_split(table.y, spec.label_number, split_seed)
     check_split(table.y, table.sens, split, {'label': spec.label, 'sens': spec.sens}, split_seed)
     return Data(
@@ -191,6 +197,43 @@ def column_report(
         for c, role, kind, n in rows
     ]
 
+# %% ../../nbs/09_assembly.ipynb #7e2436c8
+def sensitive_columns(
+    data: Data,  # as from `load_dataset`
+) -> list[str]:
+    "The columns that the groups come from."
+    return [c['column'] for c in column_report(data) if c['role'] == 'group']
+
+
+def attribute_names(
+    data: Data,  # as from `load_dataset`
+) -> list[tuple[str, list[str]]]:  # name and groups of each attribute
+    """The attributes whose groups are compared; columns that are crossed are one.
+
+    >>> from types import SimpleNamespace
+    >>> attribute_names(SimpleNamespace(sens=np.zeros(3), sens_name='sex', group_names=['f', 'm']))
+    [('sex', ['f', 'm'])]
+    """
+    if data.sens.ndim == 1:
+        return [(data.sens_name, list(data.group_names))]
+    cells = (getattr(data, 'groups_report', None) or {}).get('cells', ())
+    names = list(dict.fromkeys(c['attribute'] for c in cells))  # a name may hold a comma
+    names = names or data.sens_name.split(', ')
+    return [(name, list(groups)) for name, groups in zip(names, data.group_names)]
+
+
+def attribute_codes(
+    data: Data,  # as from `load_dataset`
+) -> dict[str, np.ndarray]:  # column → [N] number of each person's group
+    "The groups by each sensitive column for itself, also where they are crossed."
+    sens, columns = data.sens.cpu().numpy(), sensitive_columns(data)
+    if sens.ndim > 1:
+        return {name: s for (name, _), s in zip(attribute_names(data), sens.T)}
+    others = getattr(data, 'other_groups', None) or {}
+    if len(columns) > 1 and set(columns) <= set(others):
+        return {c: others[c]['codes'].cpu().numpy() for c in columns}
+    return {data.sens_name: sens}
+
 # %% ../../nbs/09_assembly.ipynb #01819856
 def column_codes(
     data: Data,  # as from `load_dataset`
@@ -227,22 +270,32 @@ def holds(
 # %% ../../nbs/09_assembly.ipynb #1b377e1e
 def group_columns(
     data: Data,  # as from `load_dataset`
-) -> list[str]:  # columns, the one that bears the name of the sensitive attribute first
-    "The columns among the features that hold the group, judged on training and validation nodes."
+) -> list[str]:  # columns, those that the groups come from first
+    "The columns among the features that hold a group, judged on training and validation nodes."
     nodes = np.flatnonzero((data.train_mask | data.val_mask).cpu().numpy())
-    sens = data.sens.cpu().numpy()[nodes]
-    found = [c for c, code in column_codes(data, nodes).items() if holds(code, sens)]
-    return sorted(found, key=lambda c: c != data.sens_name)
+    codes, found = column_codes(data, nodes), []
+    for own in attribute_codes(data).values():
+        known = own[nodes] >= 0
+        groups = own[nodes][known]
+        for c, code in codes.items():
+            if holds(np.unique(code[known], return_inverse=True)[1], groups):
+                found.append(c)
+    own = sensitive_columns(data)
+    return sorted(dict.fromkeys(found), key=lambda c: c not in own)
 
 # %% ../../nbs/09_assembly.ipynb #355f9185
 def group_note(
     data: Data,  # as from `load_dataset`
 ) -> str:  # for the report
     "Do the models see the group, according to the features?"
-    found = group_columns(data)
+    found, own = group_columns(data), sensitive_columns(data)
     if not found:
         return 'no: no column holds it (proxies: see the audit)'
-    if data.sens_name in found:
-        more = ', '.join(map(repr, found[1:]))
-        return f'yes: column {data.sens_name!r} is the group' + (f'; so is {more}' if more else '')
-    return f'yes: column {", ".join(map(repr, found))} holds the group, under another name'
+    themselves, others = ([repr(c) for c in found if (c in own) is w] for w in (True, False))
+    if not themselves:
+        return f'yes: column {", ".join(others)} holds the group, under another name'
+    what = 'column {} is the group' if len(own) == 1 else 'columns {} hold the groups'
+    if len(own) > len(themselves) == 1:
+        what = 'column {} holds a part of the groups'
+    more = f'; so is {", ".join(others)}' if others else ''
+    return 'yes: ' + what.format(' and '.join(themselves)) + more

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -16,10 +16,13 @@ import pandas as pd
 import torch
 
 from moe_expert.data.assembly import (
+    attribute_codes,
+    attribute_names,
     column_codes,
     column_report,
     group_columns,
     group_note,
+    sensitive_columns,
     whole_columns,
 )
 from .catalogue import DATASETS
@@ -29,9 +32,9 @@ if TYPE_CHECKING:
     from torch_geometric.data import Data
 
 # %% auto #0
-__all__ = ['FLAGGED', 'LOOK', 'FEW', 'MOST', 'CELLS', 'PAIRED', 'NAMED', 'TOPICS', 'folded', 'DataCard', 'column_table',
+__all__ = ['FLAGGED', 'LOOK', 'FEW', 'MOST', 'CELLS', 'PAIRED', 'NAMED', 'ASKED', 'TOPICS', 'folded', 'DataCard', 'column_table',
            'columns_text', 'data_card', 'rank_auc', 'leakage_audit', 'Evidence', 'Guess', 'Joint', 'noise_deviation',
-           'gap_table', 'Finding', 'Answers', 'Audit', 'audit']
+           'gap_table', 'Finding', 'Answers', 'Target', 'Audit', 'audit']
 
 # %% ../../nbs/16_audit.ipynb #357d9523
 def folded(
@@ -81,6 +84,17 @@ _FACTS = (
 )
 
 # %% ../../nbs/16_audit.ipynb #6f52359c
+def _group_masks(data: Data, rest: bool = True) -> dict[str, torch.Tensor]:
+    "Who is in each group; with `rest`, also who is in none that is compared."
+    attributes, masks = attribute_names(data), {}
+    for (name, groups), codes in zip(attributes, data.sens.reshape(data.num_nodes, -1).T):
+        prefix = f'{name}: ' if len(attributes) > 1 else ''
+        masks |= {f'{prefix}{g}': codes == s for s, g in enumerate(groups)}
+        if rest and (codes < 0).any():
+            masks[f'{prefix}not compared'] = codes < 0
+    return masks
+
+
 def _counts(data: Data) -> pd.DataFrame:
     "One row per part and group: size and positives; the base rate is that of labelled people."
     everybody = torch.ones_like(data.train_mask)
@@ -89,8 +103,8 @@ def _counts(data: Data) -> pd.DataFrame:
     parts |= {'no part': rest} if rest.any() else {}
     rows = []
     for part, mask in parts.items():
-        for s, group in enumerate(data.group_names):
-            here = mask & (data.sens == s)
+        for group, own in _group_masks(data).items():
+            here = mask & own
             y = data.y[here & (data.y >= 0)]
             rows.append(
                 {
@@ -238,9 +252,9 @@ def _some(nodes: np.ndarray, most: int) -> np.ndarray:
     return nodes[np.linspace(0, len(nodes) - 1, most).astype(int)]
 
 
-def _evidence(data: Data, target: str, without: Iterable[str] = ()) -> Evidence:
-    "The columns of a data set but those `without`; `target`: 'y' or 'sens'."
-    judged = (data.y >= 0).cpu().numpy()
+def _evidence(data: Data, target: np.ndarray, without: Iterable[str] = ()) -> Evidence:
+    "The columns of a data set but those `without`; `target`: [N] 1 or 0, −1: not known."
+    judged = (data.y >= 0).cpu().numpy() & (target >= 0)
     parts = [(data[f'{p}_mask'].cpu().numpy() & judged).nonzero()[0] for p in ('train', 'val')]
     most = min(MOST, max(2000, CELLS // max(1, data.x.shape[1])))
     train, val = (_some(nodes, most) for nodes in parts)
@@ -264,8 +278,7 @@ def _evidence(data: Data, target: str, without: Iterable[str] = ()) -> Evidence:
     empty = np.zeros((len(nodes), 0), np.float32)
     rows = np.arange(len(train)), len(train) + np.arange(len(val))
     shaped = [np.stack(c, 1).astype(np.float32) if c else empty for c in (numbers, codes)]
-    target = data[target].cpu().numpy()[nodes] == 1
-    return Evidence(*shaped, at, gaps, np.array(category, bool), *rows, target)
+    return Evidence(*shaped, at, gaps, np.array(category, bool), *rows, target[nodes] == 1)
 
 # %% ../../nbs/16_audit.ipynb #761e58ff
 def _alone(e: Evidence, column: str) -> float:
@@ -512,15 +525,17 @@ def gap_table(
     data: Data,  # as from `load_dataset`
 ) -> pd.DataFrame:  # by column with gaps: share of everybody, of each group, and flagged
     "Which share of each column was missing, in all and by group."
-    rows, sens = [], data.sens.cpu()
+    rows, groups = [], {g: mask.cpu() for g, mask in _group_masks(data, rest=False).items()}
     for column, gap in (getattr(data, 'gaps', None) or {}).items():
-        shares = [gap[sens == s].double().mean().item() for s in (0, 1)]
-        error = sum(p * (1 - p) / int((sens == s).sum()) for s, p in enumerate(shares)) ** 0.5
-        apart = abs(shares[1] - shares[0])
+        shares = [gap[mask].double().mean().item() for mask in groups.values()]
+        least, most = int(np.argmin(shares)), int(np.argmax(shares))
+        sizes = [int(mask.sum()) for mask in groups.values()]
+        error = sum(shares[s] * (1 - shares[s]) / sizes[s] for s in sorted({least, most})) ** 0.5
+        apart = shares[most] - shares[least]
         share = gap.double().mean().item()
         unlike = round(apart, 9) >= 0.1 and apart > 2 * error
         rows.append((column, share, *shares, round(share, 9) >= 0.2 or unlike))
-    names = ['column', 'everybody', *data.group_names, 'flagged']
+    names = ['column', 'everybody', *groups, 'flagged']
     table = pd.DataFrame(rows, columns=names).set_index('column')
     return table.sort_values('everybody', ascending=False, kind='stable')
 
@@ -585,6 +600,39 @@ def _answers(e: Evidence) -> Answers:
     rest = [c for c in e.at if c not in certain and c not in gaps]
     return Answers(singles, certain, gaps, *_joints(e, rest), e.counts())
 
+# %% ../../nbs/16_audit.ipynb #a47a3956
+ASKED = 8  # groups of a sensitive column that are asked for, the largest first
+
+
+@dataclass(frozen=True)
+class Target:
+    "A group that columns may tell apart from all others."
+
+    name: str  # '' where there are two groups
+    is_in: np.ndarray  # [N] 1 in the group, 0 outside, −1 not known
+
+
+def _names_of(data: Data, column: str) -> list[str]:
+    "The groups of a sensitive column."
+    others = getattr(data, 'other_groups', None) or {}
+    return list(dict(attribute_names(data)).get(column) or others[column]['values'])
+
+
+def _targets(data: Data) -> list[Target]:
+    "The groups that are asked for; one of two, and of more the largest."
+    found, val = [], data.val_mask.cpu().numpy()
+    every = attribute_codes(data)
+    for column, codes in every.items():
+        names = _names_of(data, column)
+        if len(names) == 2:
+            found.append(Target('' if len(every) == 1 else f'{column} = {names[1]}', codes))
+            continue
+        size = np.bincount(codes[val & (codes >= 0)], minlength=len(names))
+        for s in np.argsort(-size, kind='stable')[:ASKED]:
+            own = np.where(codes < 0, -1, codes == s)
+            found.append(Target(f'{column} = {names[s].removeprefix(f"{column} = ")}', own))
+    return found
+
 # %% ../../nbs/16_audit.ipynb #5b05236f
 def _leak_findings(data: Data, a: Answers) -> list[Finding]:
     "Columns that tell the outcomes apart."
@@ -641,44 +689,57 @@ def _look_findings(data: Data, a: Answers) -> list[Finding]:
     return found
 
 # %% ../../nbs/16_audit.ipynb #91a4faee
-def _telling(data: Data, column: str) -> str:
+def _telling(data: Data, column: str, is_in: np.ndarray) -> str:
     "A column's name and, of categories, the two that go with the group most."
     places = whole_columns(data).get(column, [])
     if len(places) < 2:
         return column
-    known = data.train_mask | data.val_mask
-    x, s = data.x[known][:, places].double(), data.sens[known].double()
+    own = torch.from_numpy(is_in)
+    known = (data.train_mask | data.val_mask).cpu() & (own >= 0)
+    x, s = data.x.cpu()[known][:, places].double(), own[known].double()
     strength = ((x - x.mean(0)) * (s - s.mean())[:, None]).mean(0).abs()
     names = [data.feature_names[places[k]] for k in strength.argsort(descending=True)[:2]]
     return f'{column} ({", ".join(n.removeprefix(column + "=") for n in names)})'
 
 
-def _group_findings(data: Data, held: Sequence[str], a: Answers) -> list[Finding]:
-    "Columns that give the group away."
-    found, plainly = [], 'sensitive_as_feature: false alone does not hide it. '
+_PLAINLY = 'sensitive_as_feature: false alone does not hide it. '
+
+
+def _held_findings(data: Data, held: Sequence[str]) -> list[Finding]:
+    "Columns that hold the group under another name."
+    found = []
     for c in held:
-        if c != data.sens_name:
-            text = f'Column {c!r} holds the group ({data.sens_name}) under another name: {plainly}'
+        if c not in sensitive_columns(data):
+            text = f'Column {c!r} holds the group ({data.sens_name}) under another name: {_PLAINLY}'
             found.append(Finding('group', text + _cure(data, [c]), (c,)))
+    return found
+
+
+def _group_findings(data: Data, target: Target, a: Answers) -> list[Finding]:
+    "Columns that give the group away."
+    found, plainly = [], _PLAINLY
+    group = f'who is {target.name}' if target.name else 'the group'
     for c in [*a.alone, *a.gaps]:
         auc = f'AUC {a.singles.loc[c, "auc"]:.3f}' if c in a.alone else 'its gaps: ' + a.gaps[c]
-        text = f'The models can see the group through {_telling(data, c)} '
+        text = f'The models can see {group} through {_telling(data, c, target.is_in)} '
         text += f'({auc.format(target="group")}): {plainly}{_cure(data, [c])}'
         found.append(Finding('group', text, (c,)))
     for j in a.joints:
-        names = _and([_telling(data, c) for c in j.columns])
+        names = _and([_telling(data, c, target.is_in) for c in j.columns])
         how = f'through {names}' if j.enough else f'through all columns, above all {names}'
-        text = f'The models can see the group {how} together (AUC {j.auc:.3f}, {j.model}): '
+        text = f'The models can see {group} {how} together (AUC {j.auc:.3f}, {j.model}): '
         found.append(Finding('group', text + plainly + _cure(data, j.columns), (*j.columns,)))
     return found
 
 # %% ../../nbs/16_audit.ipynb #c526fc98
-def _sees_group(data: Data, held: Sequence[str], a: Answers) -> str:
-    "Do the models see the group? Computed from the features."
-    if held:
+def _sees_group(data: Data, held: Sequence[str], told: Mapping[str, Answers]) -> str:
+    "Do the models see the group? Computed from the features; the group that is told best."
+    if held or not told:
         return group_note(data)
+    name, a = max(told.items(), key=lambda t: t[1].best)
     strong = [f'{c} ({auc:.2f})' for c, auc in a.singles['auc'].head(3).items()]
-    guess = f'columns guess it with AUC {a.best:.2f} on the validation nodes (0.5: by chance)'
+    guess = f'columns guess {name or "it"} with AUC {a.best:.2f} on the validation nodes '
+    guess += '(0.5: by chance)'
     alone = f'; the strongest alone: {", ".join(strong)}' if strong else ''
     return f'not directly; all {guess}{alone}'
 
@@ -694,7 +755,7 @@ def _table_findings(data: Data, held: Sequence[str]) -> list[Finding]:
     gaps = gap_table(data)
     for c, row in gaps[gaps['flagged']].iterrows():
         if not said('imput', c):
-            by_group = ', '.join(f'{g}: {row[g]:.0%}' for g in data.group_names)
+            by_group = ', '.join(f'{g}: {row[g]:.0%}' for g in gaps.columns[1:-1])
             text = f'{c}: {row["everybody"]:.0%} of its cells were imputed ({by_group}). '
             found.append(Finding('gaps', f'{text}If that is too much: {_cure(data, [c])}', (c,)))
     twins, constant = _twins(data)
@@ -748,41 +809,62 @@ def _checks(about: str, a: Answers) -> list[dict]:
     return [dict(about=about, **dict(zip(names, r)), ones=ones, zeros=zeros) for r in rows]
 
 # %% ../../nbs/16_audit.ipynb #e4396e7c
-def _answered(data: Data, target: str, without: Sequence[str]) -> Answers | str:
+def _answered(data: Data, target: np.ndarray, without: Sequence[str], what: str) -> Answers | str:
     "The answers about a target, or why there are none."
     e = _evidence(data, target, without)
     for part, rows in (('training', e.train), ('validation', e.val)):
         if len(set(e.target[rows])) < 2:
-            return f'all {part} people have the same {"outcome" if target == "y" else "group"}'
+            return f'all {part} people have the same {what}'
     return _answers(e) if e.at else 'there is no column to guess it from'
 
 # %% ../../nbs/16_audit.ipynb #da03cf3a
+def _worst(told: Mapping[str, Answers]) -> pd.DataFrame:
+    "By column: the AUC about the group that it tells best, and of many groups its name."
+    tables = [a.singles.assign(group=name) for name, a in told.items()]
+    if not tables:
+        return pd.DataFrame(columns=['auc', 'gaps'])
+    if len(tables) == 1:
+        return tables[0] if next(iter(told)) else tables[0].drop(columns='group')
+    whole = pd.concat(tables).sort_values('auc', ascending=False, kind='stable')
+    gaps = whole['gaps'].groupby(level=0).max()
+    whole = whole[~whole.index.duplicated()]
+    return whole.assign(gaps=gaps.reindex(whole.index))
+
+
+def _group_checks(data: Data, held: Sequence[str]) -> tuple[list[Finding], list[dict], dict]:
+    "Findings, checks and answers about the groups."
+    found, checks, told = _held_findings(data, held), [], {}
+    targets = _targets(data)
+    for target in targets:
+        a = _answered(data, target.is_in, held, 'group')
+        if not isinstance(a, str):
+            told[target.name] = a
+            rows = _checks('group', a)
+            checks += [r | {'group': target.name} for r in rows] if target.name else rows
+        elif not (held and 'no column' in a):  # there is nothing but the group itself
+            what = f'the group {target.name}'.strip()
+            found.append(Finding('few', f'What tells {what} could not be checked: {a}.'))
+    by_name = {t.name: t for t in targets}
+    for name, a in sorted(told.items(), key=lambda t: -t[1].best):  # the worst group first
+        known = {f.columns for f in found}
+        found += [f for f in _group_findings(data, by_name[name], a) if f.columns not in known]
+    return found, checks, told
+
+# %% ../../nbs/16_audit.ipynb #cdae18fd
 def _all_checks(data: Data) -> Audit:
     "Run all checks."
-    held = group_columns(data)
-    asked = {'outcome': _answered(data, 'y', ()), 'group': _answered(data, 'sens', held)}
-    findings, checks, tables = [], [], {}
-    for about, a in asked.items():
-        tables[about] = pd.DataFrame(columns=['auc', 'gaps'])
-        if isinstance(a, str):
-            text = f'What tells the {about} could not be checked: {a}.'
-            if held and about == 'group' and 'no column' in a:
-                continue  # there is nothing but the group itself
-            findings.append(Finding('few', text))
-            continue
-        tables[about] = a.singles
-        checks += _checks(about, a)
-        if about == 'outcome':
-            findings += _leak_findings(data, a) + _look_findings(data, a)
-        else:
-            findings += _group_findings(data, held, a)
-    if isinstance(asked['group'], str):
-        sees = group_note(data)
+    held, checks, leaks = group_columns(data), [], pd.DataFrame(columns=['auc', 'gaps'])
+    a, findings = _answered(data, data.y.cpu().numpy(), (), 'outcome'), []
+    if isinstance(a, str):
+        findings.append(Finding('few', f'What tells the outcome could not be checked: {a}.'))
     else:
-        sees = _sees_group(data, held, asked['group'])
-    findings = sorted(findings + _table_findings(data, held), key=lambda f: TOPICS.index(f.topic))
-    checks = pd.DataFrame(checks)
-    shown = column_table(data), checks, tables['outcome'], tables['group'], gap_table(data)
+        leaks, checks = a.singles, _checks('outcome', a)
+        findings += _leak_findings(data, a) + _look_findings(data, a)
+    found, more, told = _group_checks(data, held)
+    sees = _sees_group(data, held, told)
+    findings = findings + found + _table_findings(data, held)
+    findings = sorted(findings, key=lambda f: TOPICS.index(f.topic))
+    shown = column_table(data), pd.DataFrame(checks + more), leaks, _worst(told), gap_table(data)
     return Audit(findings, *shown, sees)
 
 # %% ../../nbs/16_audit.ipynb #b4c29035

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cache
 from numbers import Real
 from pathlib import Path
 from typing import Any
+
+from fastcore.basics import patch
 
 from moe_expert.data.catalogue import (
     SHIPPED_FOLDER,
@@ -45,7 +47,7 @@ class Card:
     "How a table is to be read. `DataError` if entries are out of range or contradict each other."
 
     label: str  # column of the outcome; never a feature
-    sensitive: str  # column of the sensitive attribute
+    sensitive: str | Sequence[str]  # column of the sensitive attribute, or several columns
     name: str = 'own'  # of the data set; becomes part of file names
     table: str | Path | None = None  # a file; relative paths start at the card
     test_table: str | Path | None = None  # a second file, whose rows are the test part
@@ -54,8 +56,14 @@ class Card:
     positive: Any = None  # value(s) that count as 1, or {min: …, max: …}; None: 1 of 0 and 1
     negative: Any = None  # value(s) that count as 0; None: the other one of two values
     unlabelled: tuple = ()  # values of the label that say nothing
-    privileged: Any = None  # value(s) of group 1, or {min: …, max: …}; None: 1 of 0 and 1
-    group_names: tuple[str, str] | None = None  # of groups 0 and 1; None: from `privileged`
+    privileged: Any = None  # value(s) of group 1, or {min: …, max: …}; None: a group per value
+    group_names: tuple[str, str] | None = None  # of groups 0 and 1; None: from the values
+    groups: str = 'crossed'  # several columns: 'crossed', or each for itself, 'separate'
+    bands: Mapping = field(default_factory=dict)  # column → where its numbers are cut: [25, 45]
+    min_group: int = 10  # people of each of more than two groups in every part, at least
+    small_groups: str = 'merge'  # 'merge' smaller ones into one, or 'leave_out': not compared
+    unknown: tuple = ()  # values that are counted, but not compared; 'missing': empty cells
+    weight: str | None = None  # column of how much each person counts
     sensitive_as_feature: bool = True  # may the models see the group (as in the benchmarks)?
     person: str | None = None  # column of the person's id: all rows of a person share a part
     kinds: Mapping = field(default_factory=dict)  # column → kind, or mapping: see `data.kinds`
@@ -80,11 +88,37 @@ class Card:
     def __post_init__(self):
         for name in _LISTS:
             object.__setattr__(self, name, tuple(as_list(getattr(self, name))))
+        if not isinstance(self.sensitive, str):
+            names = tuple(as_list(self.sensitive))
+            object.__setattr__(self, 'sensitive', names[0] if len(names) == 1 else names)
         _check_card(self)
 
+# %% ../../nbs/11_cards.ipynb #b07c4823
+@patch(as_prop=True)
+def attributes(self: Card) -> tuple[str, ...]:
+    "The sensitive columns, also if there is only one."
+    return (self.sensitive,) if isinstance(self.sensitive, str) else self.sensitive
+
+
+@patch
+def privileged_of(
+    self: Card,
+    column: str,  # one of `attributes`
+) -> Any:  # None: each value is a group
+    "What the card says about group 1 of a column."
+    if isinstance(self.sensitive, str):
+        return self.privileged
+    return (self.privileged or {}).get(column)
+
+
+@patch(as_prop=True)
+def gaps_are_unknown(self: Card) -> bool:
+    "Do people with an empty cell count, without being compared?"
+    return '' in self.unknown or 'missing' in self.unknown
+
 # %% ../../nbs/11_cards.ipynb #6ff1af53
-_LISTS = ('drop', 'categorical', 'report_by', 'unlabelled')
-_MAPPINGS = ('reader', 'rows', 'kinds', 'same', 'split', 'about')
+_LISTS = ('drop', 'categorical', 'report_by', 'unlabelled', 'unknown')
+_MAPPINGS = ('reader', 'rows', 'kinds', 'same', 'split', 'about', 'bands')
 _NAMES = ('drop', 'categorical', 'report_by')  # lists of columns
 _CHOICES = {
     'missing': ('error', 'drop', 'impute'),
@@ -92,6 +126,8 @@ _CHOICES = {
     'directed': (None, 'both'),
     'scale_on': ('train', 'all'),
     'sensitive_as_feature': (True, False),
+    'groups': ('crossed', 'separate'),
+    'small_groups': ('merge', 'leave_out'),
 }
 
 # %% ../../nbs/11_cards.ipynb #f120f5e5
@@ -117,15 +153,16 @@ def _check_kinds(card: Card) -> None:
             raise DataError(
                 f'{name} must name columns, as texts, not {wrong[0]!r}: put it in quotes'
             )
-    if wrong := [v for v in card.unlabelled if not isinstance(v, str | Real)]:
-        raise DataError(f'unlabelled must list values, texts or numbers, not {wrong[0]!r}')
+    for name in ('unlabelled', 'unknown'):
+        if wrong := [v for v in getattr(card, name) if not isinstance(v, str | Real)]:
+            raise DataError(f'{name} must list values, texts or numbers, not {wrong[0]!r}')
     if card.table is not None and not isinstance(card.table, str | Path):
         raise DataError(f'table must be the path of a file, not {card.table!r}')
-    for name in ('person', 'edges_by'):
+    for name in ('person', 'edges_by', 'weight'):
         value = getattr(card, name)
         if value is not None and not isinstance(value, str):
             raise DataError(f'{name} must name a column, as a text, not {value!r}')
-    for name in ('neighbours', 'max_edges'):
+    for name in ('neighbours', 'max_edges', 'min_group'):
         value = getattr(card, name)
         if type(value) is not int or value < 1:
             raise DataError(f'{name} must be a whole number of at least 1, not {value!r}')
@@ -153,25 +190,64 @@ def check_own_name(
 
 # %% ../../nbs/11_cards.ipynb #29bb138a
 def _check_roles(card: Card) -> None:
-    "`DataError` for a column with two roles, or groups without two names."
+    "`DataError` for a column with two roles."
     check_own_name(card.name)
-    if card.label == card.sensitive:
+    if card.label in card.attributes:
         raise DataError(f'label and sensitive are the same column, {card.label!r}')
     if card.label in card.drop:
         raise DataError(f'drop: {card.label!r} is the label; it is never a feature')
-    if card.sensitive in card.drop:
+    if dropped := [c for c in card.attributes if c in card.drop]:
         raise DataError(
-            f'drop: {card.sensitive!r} is the sensitive attribute; sensitive_as_feature: false '
+            f'drop: {dropped[0]!r} is the sensitive attribute; sensitive_as_feature: false '
             'keeps it from the models'
         )
-    if card.person in (card.label, card.sensitive):
-        raise DataError(f'person: {card.person!r} is the label or the sensitive attribute')
-    names = card.group_names
+    for name in ('person', 'weight'):
+        if getattr(card, name) in (card.label, *card.attributes):
+            raise DataError(
+                f'{name}: {getattr(card, name)!r} is the label or the sensitive attribute'
+            )
+    if card.weight is not None and card.weight in (card.person, *card.drop):
+        raise DataError(f'weight: {card.weight!r} is the person, or dropped')
+
+# %% ../../nbs/11_cards.ipynb #a1a2acee
+def _check_attributes(card: Card) -> None:
+    "`DataError` for sensitive columns, names or rules that do not fit together."
+    columns, names = card.attributes, card.group_names
+    if not columns or len(set(columns)) < len(columns):
+        raise DataError(f'sensitive must name different columns, not {list(columns)!r}')
     two = isinstance(names, list | tuple) and len(set(map(str, names))) == len(names) == 2
     if names is not None and not two:
         raise DataError(
             f'group_names must be two different names, of group 0 and group 1, not {names!r}'
         )
+    if names is not None and len(columns) > 1:
+        raise DataError(
+            'group_names are for one sensitive column: same: {column: {value: name}} renames the '
+            'values of one of several'
+        )
+    if len(columns) > 1 and card.privileged is not None:
+        rules = card.privileged
+        if not isinstance(rules, Mapping) or (set(rules) - set(columns)):
+            raise DataError(
+                f'privileged must say of which of {", ".join(columns)} it speaks, as in '
+                f'privileged: {{{columns[0]}: value}}, not {rules!r}'
+            )
+
+
+def _check_bands(card: Card) -> None:
+    "`DataError` for bands that cannot be."
+    for column, cuts in card.bands.items():
+        if column not in card.attributes:
+            raise DataError(f'bands: {column!r} is no sensitive column')
+        if card.privileged_of(column) is not None:
+            raise DataError(f'bands: {column!r} has bands and privileged: leave one of them out')
+        cuts = as_list(cuts)
+        numbers = [v for v in cuts if isinstance(v, Real) and not isinstance(v, bool)]
+        if len(numbers) < len(cuts) or not cuts or sorted(set(cuts)) != cuts:
+            raise DataError(
+                f'bands: {column}: give the numbers at which to cut in ascending order, as in '
+                f'bands: {{{column}: [25, 45, 65]}}, not {cuts!r}'
+            )
 
 # %% ../../nbs/11_cards.ipynb #2dd3b8c6
 _SPLIT = ('seed', 'train', 'validation', 'column')
@@ -222,6 +298,8 @@ def _check_card(card: Card) -> None:
     _check_choices(card)
     _check_kinds(card)
     _check_roles(card)
+    _check_attributes(card)
+    _check_bands(card)
     _check_split(card)
 
 # %% ../../nbs/11_cards.ipynb #61fbd04e
@@ -236,7 +314,9 @@ def make_card(
             entry = unknown_name('entry', key, [k for k in known if k != 'folder'])
             raise DataError(f'{where}: {entry}')
     for key, example in (('label', 'approve'), ('sensitive', 'race')):
-        if not isinstance(entries.get(key), str):
+        names = entries.get(key)
+        several = isinstance(names, list | tuple) and names and key == 'sensitive'
+        if not all(isinstance(v, str) for v in (names if several else [names])):
             raise DataError(f'{where}: {key} must name a column, as in {key}: {example}')
     try:
         return Card(**entries)

@@ -60,7 +60,7 @@ class DatasetSpec:
     name: str
     label: str  # column of the outcome; never a feature
     sens: str  # column of the sensitive attribute; also a feature, as in the benchmarks
-    group_names: tuple[str, str]  # of sens 0 and 1
+    group_names: tuple  # of the K groups; of separate attributes a tuple of names for each
     label_values: tuple = (0, 1)  # values in the file that mean 0 and 1
     sens_values: tuple = (0, 1)
     unused: tuple[str, ...] = ()  # columns that the benchmark leaves out

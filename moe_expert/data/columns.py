@@ -8,6 +8,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -37,15 +38,15 @@ from moe_expert.data.kinds import (
     spelling_variants,
 )
 from .reading import card_text, raw_table
-from .tables import check_varies
+from .tables import check_unique, check_varies
 from ..errors import DataError, DataWarning
 
 if TYPE_CHECKING:
     from torch_geometric.data import Data
 
 # %% auto #0
-__all__ = ['at_rows', 'outcomes_of', 'label_rule', 'Groups', 'groups_of', 'reduce_groups', 'column_recipe', 'feature_names',
-           'encode_raw', 'encode']
+__all__ = ['MAX_NUMBERS', 'MAX_CELLS', 'at_rows', 'outcomes_of', 'label_rule', 'Groups', 'groups_of', 'Compared', 'joined_groups',
+           'sized_groups', 'reduce_groups', 'column_recipe', 'feature_names', 'encode_raw', 'encode']
 
 # %% ../../nbs/12_columns.ipynb #64d79ab9
 def _texts(reading: Reading) -> pd.Series:
@@ -97,11 +98,13 @@ def _check_known(reading: Reading, card: Card, named: set[str], where: str, role
         raise DataError(
             f'{where}: the {role} {column!r}, row {rows[gaps[0]]} is missing '
             f'({rows_text(len(gaps))} without it): missing: drop leaves them out'
+            + ('' if role == 'label' else '; unknown: missing counts them and compares them not')
         )
     stated = isinstance(card.na_values, Mapping) and column in card.na_values
     for text in () if stated else sorted(set(texts) & set(MISSING_TEXTS) - named):
         found = np.flatnonzero(texts == text)
-        nobody = f'unlabelled: {card_text([text])} or ' if role == 'label' else ''
+        entry = 'unlabelled' if role == 'label' else 'unknown'
+        nobody = f'{entry}: {card_text([text])} or '
         raise DataError(
             f'{where}: the {role} {column!r} says {text!r} in {rows_text(len(found))} (first in '
             f'row {rows[found[0]]}): {nobody}na_values: {card_text({column: [text]})} if that '
@@ -326,11 +329,11 @@ def _group_names(column: str, rule: Any, ones: Sequence[str], known: Sequence[st
 
 @dataclass(frozen=True)
 class Groups:
-    "The two groups of a table."
+    "The groups of one column."
 
-    sens: np.ndarray  # [N] int64 in {0, 1}
-    coding: dict  # how to find the group of new people
-    names: tuple[str, str]  # of groups 0 and 1
+    sens: np.ndarray  # [N] int64 in {0, …, K − 1}; −1: counted, not compared
+    coding: dict  # how to find the group of new people; {}: a feature as any other column
+    names: tuple[str, ...]  # of the K groups
     rule: str  # as a sentence, for the report
 
 # %% ../../nbs/12_columns.ipynb #66eea15c
@@ -352,25 +355,72 @@ def _coded(reading: Reading, rule: Any, where: str) -> tuple[np.ndarray, dict, l
     sentence = f'{", ".join(ones)} (group 1) against {others} (group 0)'
     return texts.isin(ones).to_numpy(dtype=bool), coding, ones, sentence
 
+# %% ../../nbs/12_columns.ipynb #cd2152ae
+MAX_NUMBERS = 20  # different numbers of a sensitive column; of more, bands make groups
+
+
+def _by_value(reading: Reading, card: Card, known: Sequence[str], where: str) -> Groups:
+    "A group for each value. `DataError` for too many."
+    column, numbers = reading.name, [plain_number(v) for v in known]
+    coded, listed = None not in numbers, counts_as_text(_texts(reading))
+    if len(known) > (MAX_NUMBERS if coded else MAX_CATEGORIES):
+        cure = f'bands: {{{column}: […]}} cuts them' if coded else 'same: joins values'
+        raise DataError(
+            f'{where}: the sensitive attribute {column!r} holds {len(known)} values, {listed}, too '
+            f'many for a group each: {cure}, or privileged names the value or values (or '
+            '{min: …, max: …}) of group 1; everybody else is group 0'
+        )
+    values = sorted(known, key=plain_number) if coded else list(known)
+    names = [f'{column} = {v}' for v in values] if coded else values
+    if len(values) == 2:
+        names = card.group_names or _group_names(column, None, values[1:], values)
+    elif card.group_names:
+        raise DataError(
+            f'{where}: group_names are for two groups, but {column!r} holds {listed}: privileged '
+            f'makes two of them, and same: {{{column}: {{value: name}}}} renames values'
+        )
+    codes = {v: k for k, v in enumerate(values)}
+    sens = _texts(reading).map(codes).to_numpy(dtype=np.int64)
+    coding = {'kind': 'codes', 'codes': codes, 'params': reading.params}
+    rule = f'{column}: {", ".join(values)} (a group each)'
+    return Groups(sens, coding if len(values) == 2 else {}, tuple(map(str, names)), rule)
+
+# %% ../../nbs/12_columns.ipynb #e4a7f4f5
+def _band_names(
+    cuts: Sequence[float],
+    whole: bool,  # are all numbers whole?
+) -> list[str]:  # one more than cuts
+    "The bands in words."
+    ends = [normal_text(c) for c in cuts]
+    names = [f'under {ends[0]}']
+    for low, high, cut in zip(ends, ends[1:], cuts[1:]):
+        last = normal_text(cut - 1)
+        inside = low if low == last else f'{low} to {last}'
+        names.append(inside if whole else f'{low} to < {high}')
+    return [*names, f'{ends[-1]} or more']
+
+
+def _by_band(reading: Reading, cuts: Sequence[float], where: str) -> Groups:
+    "A group for each band of numbers. `DataError` for other texts."
+    cuts, column = as_list(cuts), reading.name
+    values = _as_numbers(reading.values, reading.rows, f'{where}: bands')
+    names = _band_names(cuts, all(float(v).is_integer() for v in (*cuts, *values)))
+    rule = f'{column}: {", ".join(names)} (a group each)'
+    return Groups(np.searchsorted(cuts, values, side='right'), {}, tuple(names), rule)
+
 # %% ../../nbs/12_columns.ipynb #bdf70ecc
-def groups_of(
-    reading: Reading,  # of the sensitive attribute, in N rows without gaps
-    card: Card,
-    where: str,  # for the error
-) -> Groups:
-    "Groups by the card's `privileged`. `DataError` where nothing says which groups to compare."
-    texts, rule = _texts(reading), card.privileged
+def _known_groups(reading: Reading, card: Card, where: str) -> Groups:
+    "The groups of a column whose people all have one."
+    texts, rule = _texts(reading), card.privileged_of(reading.name)
     known = sorted(set(texts.dropna()))
     listed = rule is not None and not isinstance(rule, Mapping)
     named = set(_wanted(rule, reading, known)) if listed else set()
     _check_known(reading, card, named, where, 'sensitive attribute')
     check_varies(texts.rename(reading.name), where, 'sensitive attribute')
+    if cuts := card.bands.get(reading.name):
+        return _by_band(reading, cuts, where)
     if rule is None and set(known) != {'0', '1'}:
-        raise DataError(
-            f'{where}: the sensitive attribute {reading.name!r} holds {counts_as_text(texts)}, '
-            'and nothing says which groups to compare: privileged names the value or values (or '
-            '{min: …, max: …}) of group 1; everybody else is group 0'
-        )
+        return _by_value(reading, card, known, where)
     rule = 1 if rule is None else rule
     member, coding, ones, sentence = _coded(reading, rule, where)
     _check_both(member, rule, texts.rename(reading.name), f'{where}: privileged')
@@ -378,14 +428,161 @@ def groups_of(
     rule = f'{reading.name}: {sentence}'
     return Groups(member.astype(np.int64), coding, tuple(map(str, names)), rule)
 
+
+def groups_of(
+    reading: Reading,  # of a sensitive column, in N rows
+    card: Card,
+    where: str,  # for the error
+) -> Groups:
+    "The groups of a column, as the card says. `DataError` for what is no group, and too many."
+    texts = _texts(reading)
+    silent = texts.isin(_wanted(card.unknown, reading, set(texts.dropna())))
+    silent = (silent | (texts.isna() & card.gaps_are_unknown)).to_numpy(dtype=bool)
+    if not silent.any():
+        return _known_groups(reading, card, where)
+    place = np.flatnonzero(~silent)
+    found, sens = _known_groups(at_rows(reading, place), card, where), np.full(len(silent), -1)
+    sens[place] = found.sens
+    rule = f'{found.rule}; counted, not compared: {rows_text(int(silent.sum()))}'
+    return replace(found, sens=sens, coding={}, rule=rule)
+
+# %% ../../nbs/12_columns.ipynb #39f298ee
+@dataclass(frozen=True)
+class Compared:
+    "The groups that are compared."
+
+    sens: np.ndarray  # [N], or [N, A] of columns kept separate; −1: counted, not compared
+    names: tuple  # of the K groups; of columns kept separate a tuple of names for each
+    name: str  # 'race', 'sex × race' (crossed) or 'sex, race' (separate)
+    how: str  # 'one', 'crossed' or 'separate'
+    columns: Mapping[str, Groups]  # of each column for itself
+    cells: tuple[Mapping, ...] = ()  # what became of each group: see `sized_groups`
+
+
+MAX_CELLS = 1000  # groups that the values of crossed columns make
+
+
+def _crossed(found: Sequence[Groups], where: str) -> tuple[np.ndarray, tuple[str, ...]]:
+    "[N] number of the pair of values of each person; −1 if one of them is unknown."
+    if (size := np.prod([len(g.names) for g in found])) > MAX_CELLS:
+        raise DataError(
+            f'{where}: the values of the sensitive columns make {size:,} groups when crossed (at '
+            f'most {MAX_CELLS:,}): groups: separate, or join values with same or bands'
+        )
+    sens = np.zeros(len(found[0].sens), dtype=np.int64)
+    for g in found:
+        sens = sens * len(g.names) + g.sens
+    known = np.logical_and.reduce([g.sens >= 0 for g in found])
+    return np.where(known, sens, -1), tuple(map(' × '.join, product(*(g.names for g in found))))
+
+
+def joined_groups(
+    columns: Mapping[str, Groups],  # by column
+    how: str,  # 'crossed' or 'separate'
+    where: str,  # for the error
+) -> Compared:
+    "The groups of one column or of several together. `DataError` for too many."
+    found = list(columns.values())
+    if len(found) == 1:
+        return Compared(found[0].sens, found[0].names, *columns, 'one', columns)
+    if how == 'separate':
+        sens = np.stack([g.sens for g in found], 1)
+        return Compared(sens, tuple(g.names for g in found), ', '.join(columns), how, columns)
+    return Compared(*_crossed(found, where), ' × '.join(columns), how, columns)
+
+# %% ../../nbs/12_columns.ipynb #c7a7e701
+def _fates(
+    count: np.ndarray,  # [parts, K] people in each part
+    people: np.ndarray,  # [K] in all
+    parts: Sequence[str],
+    least: int,
+    small: str,
+) -> tuple[list[str], np.ndarray]:  # what becomes of each group; [K] merged
+    "What becomes of each group. Two groups are left as they are, however small."
+    few = (people > 0) & (count.min(0) < least) & ((people > 0).sum() > 2)
+    together = count[:, few].sum(1).min()
+    merged = few & (small == 'merge' and few.sum() > 1 and together >= least)
+    what = []
+    for k, n in enumerate(count.T):
+        worst = f'{n.min() or "nobody"} in {parts[n.argmin()]}, fewer than {least}'
+        fate = f'left out: {worst}' if few[k] else 'compared'
+        fate = 'merged into other' if merged[k] else fate
+        what.append(fate if people[k] else 'left out: nobody is in it')
+    return what, merged
+
+
+def _cells(attribute: str, sens: np.ndarray, parts: Mapping, fates: Mapping[int, tuple]) -> list:
+    "A line for each group; `fates`: number → name and what becomes of it."
+    tables = {'people': slice(None), **parts}
+    count = {k: np.bincount(sens[rows] + 1, minlength=max(fates) + 2) for k, rows in tables.items()}
+    return [
+        {'attribute': attribute, 'group': group}
+        | {k: int(n[s + 1]) for k, n in count.items()}
+        | {'what': what}
+        for s, (group, what) in fates.items()
+    ]
+
+# %% ../../nbs/12_columns.ipynb #77e75261
+def _sized(
+    attribute: str,
+    sens: np.ndarray,  # [N]
+    names: Sequence[str],  # K
+    parts: Mapping[str, np.ndarray],
+    rules: tuple[int, str],  # `min_group` and `small_groups`
+    where: str,
+) -> tuple[np.ndarray, tuple[str, ...], list[dict]]:  # [N], names, lines
+    "The groups of one attribute that are compared. `DataError` for fewer than two."
+    k = len(names)
+    people = np.bincount(sens[sens >= 0], minlength=k)
+    count = np.stack([np.bincount(sens[p][sens[p] >= 0], minlength=k) for p in parts.values()])
+    what, merged = _fates(count, people, list(parts), *rules)
+    cells = _cells(attribute, sens, parts, dict(enumerate(zip(names, what))))
+    keep = [s for s, fate in enumerate(what) if fate == 'compared']
+    left, place = [names[s] for s in keep], np.full(k + 1, -1)
+    place[keep] = np.arange(len(keep))  # the last place is that of −1
+    if merged.any():
+        place[:k][merged] = len(keep)
+        left.append('other' if 'other' not in left else 'other (small groups)')
+    if len(left) < 2:
+        listed = '; '.join(f'{c["group"]}: {c["people"]:,}, {c["what"]}' for c in cells[:8])
+        listed += f'; and {len(cells) - 8} more' if len(cells) > 8 else ''
+        raise DataError(
+            f'{where}: fewer than two groups of {attribute} can be compared ({listed}): a smaller '
+            'min_group, larger parts, or fewer groups (same joins values, bands numbers)'
+        )
+    new = place[sens]
+    if merged.any():
+        cells += _cells(attribute, new, parts, {len(keep): (left[-1], 'compared')})
+    if (sens < 0).any():
+        cells += _cells(attribute, sens, parts, {-1: ('unknown', 'unknown')})
+    return new, tuple(left), cells
+
+# %% ../../nbs/12_columns.ipynb #69f57c8f
+def sized_groups(
+    found: Compared,
+    parts: Mapping[str, np.ndarray],  # 'train', 'val' and 'test' → their rows
+    card: Card,  # with `min_group` and `small_groups`
+    where: str,  # for the error
+) -> Compared:  # with `cells`: attribute, group, people, train, val, test, what
+    "Only groups that are large enough in every part. `DataError` for fewer than two."
+    each = [(found.name, found.sens, found.names)]
+    if found.how == 'separate':
+        each = list(zip(found.columns, found.sens.T, found.names))
+    rules = card.min_group, card.small_groups
+    done = [_sized(*one, parts, rules, where) for one in each]
+    cells = tuple(cell for *_, lines in done for cell in lines)
+    sens, names = done[0][:2]
+    if found.how == 'separate':
+        sens, names = np.stack([s for s, *_ in done], 1), tuple(n for _, n, _ in done)
+    return replace(found, sens=sens, names=names, cells=cells)
+
 # %% ../../nbs/12_columns.ipynb #d03e22a8
-def _listed(values) -> list:
-    "The values of a container of any kind, one per person. `DataError` for other shapes."
-    shape = getattr(values, 'shape', None)
+def _plain(values) -> list | None:
+    "The entries of a container of any kind; None for what is none."
     if isinstance(values, np.ma.MaskedArray):
         hidden = np.ma.getmaskarray(values)
         values = np.where(hidden, None, values.data.astype(object))
-    elif hasattr(values, 'to_pylist'):  # Arrow: an array, or a table of one column
+    elif hasattr(values, 'to_pylist'):  # Arrow: an array, or a table
         values = values.to_pylist()
     elif hasattr(values, 'columns') and hasattr(values, 'to_numpy'):  # a DataFrame
         values = values.to_numpy().astype(object)
@@ -396,64 +593,126 @@ def _listed(values) -> list:
     if isinstance(values, np.ndarray):
         values = values.tolist()
     if isinstance(values, str | bytes | Mapping) or not isinstance(values, Iterable):
-        raise DataError(
-            f'sensitive_features must be one value per person, not a {type(values).__name__}'
-        )
-    values = list(values)
-    if any(isinstance(v, list | tuple | dict | np.ndarray) for v in values):
-        parts = [list(v.values()) if isinstance(v, dict) else np.ravel(v).tolist() for v in values]
-        if any(len(p) != 1 for p in parts):
-            shape = shape or (len(parts), max(map(len, parts)))
-            raise DataError(
-                'sensitive_features must be one value per person, not an array of shape '
-                f'{tuple(shape)}'
-            )
-        values = [p[0] for p in parts]
-    return values
+        return None
+    return list(values)
+
+
+def _is_row(entry) -> bool:
+    "Is this an entry with entries, and not a value?"
+    if isinstance(entry, list | tuple | Mapping) or hasattr(entry, 'to_pylist'):
+        return True
+    return len(getattr(entry, 'shape', ())) > 0
+
+
+def _row(entry) -> list:
+    "The entries of one row or column."
+    if isinstance(entry, Mapping):
+        return list(entry.values())
+    return np.ravel(entry).tolist() if isinstance(entry, np.ndarray) else _plain(entry)
 
 
 _NOT_KNOWN = {*MISSING_TEXTS, '<NA>', 'NaT'}
 
-# %% ../../nbs/12_columns.ipynb #b67f625a
-def reduce_groups(
-    values,  # [n] a sensitive attribute: list, array, Series, …
-    privileged: Any = None,  # as of `Card`; None: of two values the larger one
-) -> tuple[np.ndarray, tuple[str, str]]:  # [n] groups, and the names of groups 0 and 1
-    """Two groups from an array. `DataError` for missing values, and for many values without a rule.
+# %% ../../nbs/12_columns.ipynb #b8e675ab
+def _names_in(values, entries: Sequence) -> list[str]:
+    "What a container calls its columns; [] if it says nothing."
+    names = getattr(values, 'column_names', None)  # of Arrow
+    if names is None:
+        names = getattr(values, 'columns', ())
+    if not len(names) and isinstance(entries[0], Mapping):
+        names = entries[0]
+    series = [getattr(v, 'name', None) for v in entries if hasattr(v, 'to_list')]
+    named = len(series) == len(entries) and None not in series
+    return list(map(str, series if named else names))
 
-    >>> reduce_groups(['f', 'm', 'f'])[0].tolist()
-    [0, 1, 0]
-    """
-    values = _listed(values)
-    listed = privileged is not None and not isinstance(privileged, Mapping)
-    named = set(map(normal_text, as_list(privileged))) if listed else set()
+
+def _columns_in(values) -> dict[str, list]:
+    "The columns of a container of any kind. `DataError` for other shapes."
+    entries = _plain(values)
+    if entries is None:
+        raise DataError(
+            f'sensitive_features must be one value per person, not a {type(values).__name__}'
+        )
+    rows = [_row(v) if _is_row(v) else None for v in entries]
+    if all(r is None for r in rows):
+        return {'sensitive_features': entries}
+    lengths = {None if r is None else len(r) for r in rows}
+    if len(lengths) > 1 or not min(lengths, default=0):
+        raise DataError(
+            'sensitive_features must be one value per person, or one row per person with a value '
+            f'for each attribute, not rows of {", ".join(sorted(map(str, lengths)))} values'
+        )
+    names = _names_in(values, entries)
+    if 1 in lengths:
+        return {'sensitive_features': [r[0] for r in rows]}
+    table = hasattr(values, 'shape') or isinstance(entries[0], Mapping)
+    if table or len(rows) >= len(rows[0]):  # a row per person, not a list of columns
+        rows = list(zip(*rows))
+    names = names if len(names) == len(rows) else [f'attribute {k}' for k in range(len(rows))]
+    check_unique(names, 'sensitive_features')
+    return {name: list(column) for name, column in zip(names, rows)}
+
+# %% ../../nbs/12_columns.ipynb #b67f625a
+def _check_values(column: str, values: Sequence, named: set[str], gaps: bool) -> None:
+    "`DataError` for missing values, unless `gaps` are unknown groups, and for infinite ones."
     missing = [
         k
         for k, v in enumerate(values)
         if is_missing(v) or (isinstance(v, str) and v.strip() in _NOT_KNOWN - named)
     ]
-    if missing:
+    if missing and not gaps:
         shown = values[missing[0]]
         said = f' (it says {shown!r})' if isinstance(shown, str) else ''
         raise DataError(
-            f'sensitive_features: row {missing[0]} is missing{said} ({rows_text(len(missing))} '
-            'without a group): leave these people out, or give them a group of their own'
+            f'{column}: row {missing[0]} is missing{said} ({rows_text(len(missing))} '
+            'without a group): leave these people out, give them a group of their own, or '
+            "unknown='missing' counts them and compares them not"
         )
     wild = [k for k, v in enumerate(values) if isinstance(v, float) and np.isinf(v)]
     if wild:
         raise DataError(
-            f'sensitive_features: row {wild[0]} is {values[wild[0]]}, which is no group '
+            f'{column}: row {wild[0]} is {values[wild[0]]}, which is no group '
             f'({rows_text(len(wild))} like it): correct it, or leave these people out'
         )
-    column = pd.Series(values, name='sensitive_features', dtype=object)
-    reading = read_column(column, role='group', where='fit')
-    kinds = sorted(set(_texts(reading)))
-    if privileged is None and len(kinds) == 2:
-        numbers = [plain_number(k) for k in kinds]
-        privileged = kinds[1] if None in numbers else kinds[int(np.argmax(numbers))]
-    card = Card('y', reading.name, privileged=privileged, na_values={reading.name: []})
-    groups = groups_of(reading, card, 'fit')
-    return groups.sens, groups.names
+
+# %% ../../nbs/12_columns.ipynb #df552c48
+def _array_groups(column: str, values: Sequence, card: Card) -> Groups:
+    "The groups of one column of an array."
+    rule = card.privileged_of(column)
+    said = as_list(rule) if rule is not None and not isinstance(rule, Mapping) else []
+    named = set(map(normal_text, [*said, *card.unknown]))
+    _check_values(column, values, named, card.gaps_are_unknown)
+    lost = _NOT_KNOWN - named if card.gaps_are_unknown else ()
+    cells = [None if isinstance(v, str) and v.strip() in lost else v for v in values]
+    reading = read_column(pd.Series(cells, name=column, dtype=object), role='group', where='fit')
+    return groups_of(reading, replace(card, na_values={column: []}), 'fit')
+
+# %% ../../nbs/12_columns.ipynb #54801096
+def reduce_groups(
+    values,  # [n] or [n, A] sensitive attributes: list, array, Series, table, list of columns, …
+    privileged: Any = None,  # as of `Card`; None: each value is a group
+    *,
+    parts: Mapping[str, np.ndarray] | None = None,  # part → its rows; None: all rows are one part
+    **card,  # groups, bands, min_group, small_groups and unknown, as of `Card`
+) -> tuple[np.ndarray, tuple]:  # [n] groups (or [n, A] of separate ones), and their names
+    """Groups from an array. `DataError` for missing values, and for fewer than two groups.
+
+    >>> reduce_groups(['f', 'm', 'f'])[0].tolist()
+    [0, 1, 0]
+    """
+    columns = _columns_in(values)
+    card = Card('no label', list(columns), privileged=privileged, **card)
+    alone = {name: _array_groups(name, column, card) for name, column in columns.items()}
+    found = joined_groups(alone, card.groups, 'fit')
+    parts = parts or {'all rows': np.arange(len(found.sens))}
+    if (rows := 1 + max(int(p.max(initial=-1)) for p in parts.values())) > len(found.sens):
+        raise DataError(f'sensitive_features has {len(found.sens)} values for {rows} rows')
+    found = sized_groups(found, parts, card, 'fit')
+    if odd := [c for c in found.cells if c['what'] not in ('compared', 'unknown')]:
+        listed = '; '.join(f'{c["group"]} ({c["people"]:,}): {c["what"]}' for c in odd[:8])
+        more = f'; and {len(odd) - 8} more' if len(odd) > 8 else ''
+        warnings.warn(f'sensitive_features: {listed}{more}', DataWarning, stacklevel=2)
+    return found.sens, found.names
 
 # %% ../../nbs/12_columns.ipynb #85b1c12f
 def column_recipe(

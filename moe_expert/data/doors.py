@@ -198,9 +198,10 @@ def _check_finite(x: np.ndarray, names: Sequence[str], left_out: set[str], gaps:
         )
 
 # %% ../../nbs/14_doors.ipynb #2786b6ae
-def _one_per_person(data: Data, field: str, n: int, gaps: bool, name: str) -> np.ndarray:
+def _one_per_person(data: Data | Mapping, field: str, n: int, gaps: bool, name: str) -> np.ndarray:
     "[n] the values of y or sens. `DataError` for another shape, and for missing values."
-    values = plain_array(getattr(data, field), f'{name}: {field}')
+    given = data[field] if isinstance(data, Mapping) else getattr(data, field)
+    values = plain_array(given, f'{name}: {field}')
     if values.ndim == 2 and values.shape[1] == 1:
         values = values[:, 0]
     if values.ndim != 1:
@@ -224,6 +225,32 @@ def _one_per_person(data: Data, field: str, n: int, gaps: bool, name: str) -> np
     if values.dtype.kind == 'f' and not len(missing) and (values == np.floor(values)).all():
         return values.astype(np.int64) if np.abs(values).max(initial=0) < 2**53 else values
     return values
+
+# %% ../../nbs/14_doors.ipynb #e1c37a8b
+def _groups_of_data(data: Data, n: int, own: Mapping, name: str) -> dict[str, np.ndarray]:
+    "The values of sens, or of each of its columns. `DataError` for one-hot codes."
+    known = {'', 'missing'} & {v for v in as_list(own.get('unknown', ())) if isinstance(v, str)}
+    gaps = own.get('missing') in ('drop', 'impute') or bool(known)
+    values = plain_array(data.sens, f'{name}: sens')
+    if values.ndim != 2 or values.shape[1] < 2 or _is_one_hot(values):
+        return {'sens': _one_per_person(data, 'sens', n, gaps, name)}
+    columns = {f'sens {k}': column for k, column in enumerate(values.T)}
+    return {c: _one_per_person({c: v}, c, n, gaps, name) for c, v in columns.items()}
+
+
+def _is_one_hot(values: np.ndarray) -> bool:
+    "Is there a single 1 among zeros in each row?"
+    numbers = values.dtype.kind in 'biuf' and np.isin(values, (0, 1)).all()
+    return bool(numbers and (values.sum(1) == 1).all())
+
+
+def _minus_one(groups: Mapping[str, np.ndarray], own: Mapping) -> dict:
+    "As in `data.sens`, −1 beside the groups 0, 1, … means that a person is not compared."
+    if 'unknown' in own or own.get('privileged') is not None:
+        return {}
+    each = [set(values.tolist()) for values in groups.values() if values.dtype.kind in 'iu']
+    beside = any(-1 in known and {0, 1} <= known and min(known) == -1 for known in each)
+    return {'unknown': [-1]} if beside else {}
 
 # %% ../../nbs/14_doors.ipynb #63c42b97
 def _check_labels(y: np.ndarray, own: Mapping, name: str) -> None:
@@ -331,7 +358,7 @@ def _edges_of_data(data: Data, n: int, name: str, directed) -> np.ndarray | None
     return np.stack([np.append(low, high), np.append(high, low)], 1)
 
 # %% ../../nbs/14_doors.ipynb #5a646c7c
-_IN_DATA = {'label': 'y', 'sensitive': 'sens'}
+_IN_DATA = {'label': 'y', 'sensitive': 'sens', 'weight': 'weight'}
 _OF_FILES = ('table', 'test_table', 'reader', 'edges_by', 'folder')
 
 
@@ -363,12 +390,16 @@ def _table_of_data(
     names, n = _names_of_features(data, x.shape[1], name), len(x)
     left_out = {*map(str, names_to_drop(drop)), *map(str, as_list(own.get('drop', ())))}
     _check_finite(x, names, left_out, gaps, name)
-    y, sens = (_one_per_person(data, f, n, gaps, name) for f in ('y', 'sens'))
+    y, groups = _one_per_person(data, 'y', n, gaps, name), _groups_of_data(data, n, own, name)
     _check_labels(y, own, name)
-    label, group, column = (_unused_name(v, names) for v in ('y', 'sens', 'split'))
-    frame = pd.DataFrame(x, columns=names).assign(**{label: y, group: sens})
-    entries = {'sensitive_as_feature': False} | dict(own)
-    entries |= {'dataset_name': name, 'label': label, 'sensitive': group}
+    label, column, weight = (_unused_name(v, names) for v in ('y', 'split', 'weight'))
+    groups = {_unused_name(v, names): values for v, values in groups.items()}
+    frame = pd.DataFrame(x, columns=names).assign(**{label: y, **groups})
+    entries = {'sensitive_as_feature': False} | _minus_one(groups, own) | dict(own)
+    entries |= {'dataset_name': name, 'label': label, 'sensitive': list(groups)}
+    if getattr(data, 'weight', None) is not None:
+        frame[weight] = _one_per_person(data, 'weight', n, gaps, name)
+        entries['weight'] = weight
     edges = _edges_of_data(data, n, name, own.get('directed'))
     if edges is not None:
         entries |= {'edges': edges, 'edges_by': 'row'}  # a graph names its nodes by number
@@ -380,12 +411,12 @@ def _table_of_data(
 
 # %% ../../nbs/14_doors.ipynb #3a705475
 def from_data(
-    data: Data,  # x [N, d], y [N], sens [N]; optional: graph, masks, feature_names
+    data: Data,  # x [N, d], y [N], sens [N] or [N, A]; optional: graph, masks, weight, names
     *,
     split_seed: int | None = None,  # where the masks are not given; None: 20
     drop: str | Iterable[str] = (),  # features to leave out
     dataset_name: str | None = None,  # None: `data.name`, or 'own'
-    **own,  # entries of a card: positive, unlabelled, privileged, missing, threshold, …
+    **own,  # entries of a card: positive, unlabelled, privileged, groups, missing, threshold, …
 ) -> Data:  # the fields of `load_dataset`
     """Check, scale and complete a PyG graph. `DataError` names field, shape, row and cure.
 
@@ -443,7 +474,7 @@ def _read(
     source, card: Card, drop: Iterable[str], where: str
 ) -> RawTable:  # of a file or of a table in memory
     "A table with what was found at reading."
-    options = {'drop': [*card.drop, *drop], 'wanted': (card.label, card.sensitive)}
+    options = {'drop': [*card.drop, *drop], 'wanted': (card.label, *card.attributes)}
     if is_table(source):
         return raw_table(source, where, **options)
     if not isinstance(source, str | os.PathLike):

@@ -9,7 +9,7 @@ import os
 import re
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,8 @@ import numpy as np
 import pandas as pd
 
 from .audit import FLAGGED, rank_auc
-from .cards import as_list, check_own_name, make_card, read_card
+from .cards import Card, as_list, check_own_name, make_card, read_card
+from .columns import MAX_NUMBERS
 from moe_expert.data.kinds import (
     MAX_CATEGORIES,
     MISSING_TEXTS,
@@ -44,8 +45,8 @@ from ..errors import DataError, did_you_mean
 
 # %% auto #0
 __all__ = ['WIDTH', 'on_card', 'Line', 'line_text', 'counted', 'number_of', 'value_counts', 'silent_values', 'likely_positive',
-           'Part', 'rows_with', 'outcome_part', 'groups_part', 'auc_of', 'shares', 'Leak', 'leaks', 'Look', 'look_at',
-           'repeated', 'Draft', 'draft_card', 'write_card']
+           'Part', 'rows_with', 'outcome_part', 'groups_part', 'several_groups', 'auc_of', 'shares', 'Leak', 'leaks',
+           'Look', 'look_at', 'repeated', 'Draft', 'draft_card', 'write_card']
 
 # %% ../../nbs/17_drafts.ipynb #eff6d00c
 _NUMBER = re.compile(r'-?(0|[1-9][0-9]*)(\.[0-9]+)?')
@@ -340,9 +341,12 @@ def outcome_part(
     return part
 
 # %% ../../nbs/17_drafts.ipynb #589eb75c
+_NOT_SAID = ('unknown', 'missing', 'not known', 'not stated', 'undisclosed', 'prefer not to say')
+
+
 def groups_part(
     texts: pd.Series,  # the sensitive column, as canonical texts, missing codes taken out
-    privileged: Any = None,  # as of `Card`; None: a question
+    privileged: Any = None,  # as of `Card`; None: each value is a group, and a question
 ) -> Part:
     "The lines on the groups. `DataError` if there is one, or a named value does not occur."
     column, counts = str(texts.name), value_counts(texts)
@@ -360,21 +364,80 @@ def groups_part(
             raise DataError(f'privileged: {privileged!r} puts all rows of {column!r} in one group')
         part.lines.append(Line('privileged', _one_or_list(ones), rest))
     else:
-        part += _privileged_question(column, counts)
+        part += _group_of_each(column, counts)
     return part
 
 # %% ../../nbs/17_drafts.ipynb #fa2078f7
-def _privileged_question(column: str, counts: Mapping[str, int]) -> Part:
-    "The line that asks which values make group 1."
+def _privileged_question(column: str, counts: Mapping[str, int], default: str) -> Part:
+    "The line that asks which values make group 1; `default`: what holds without it."
     numbers = not any(np.isnan(number_of(v)) for v in counts)
     if numbers and len(counts) > 10:
         low, *_, high = counts
         ask = f'which {column} makes group 1, from {low} to {high}? A range, as in {{min: {low}}}'
     else:
         ask = f'which value or values of {column} make group 1? {counted(counts)}'
-    default = ' Without this line: 1' if set(counts) == {'0', '1'} else ''
-    line = Line('privileged', '?', f'{ask}.{default}'.rstrip('.'), off=True)
-    return Part([line], questions=[f'privileged: {ask}'])
+    ask += f'. Without this line {default}' if default else ''
+    return Part([Line('privileged', '?', ask, off=True)], questions=[f'privileged: {ask}'])
+
+
+def _bands_line(column: str, counts: Mapping[str, int]) -> Line:
+    "A proposal for a sensitive column of many numbers: four bands of about as many people."
+    numbers = np.repeat([number_of(v) for v in counts], list(counts.values()))
+    cuts = sorted({float(np.quantile(numbers, q, method='higher')) for q in (0.25, 0.5, 0.75)})
+    cuts = [int(c) if c.is_integer() else c for c in cuts if c > numbers.min()]
+    return Line('bands', {column: cuts}, '? where the numbers are cut: about as many in each band')
+
+
+def _group_of_each(column: str, counts: Mapping[str, int]) -> Part:
+    "The lines on a column whose values, or bands of numbers, are groups."
+    if set(counts) == {'0', '1'}:
+        return _privileged_question(column, counts, ': 1')
+    numbers = not any(np.isnan(number_of(v)) for v in counts)
+    if numbers and len(counts) > MAX_NUMBERS:
+        part = _privileged_question(column, counts, 'the bands are the groups')
+        line = _bands_line(column, counts)
+        part.lines.append(line)
+        part.questions.append(f'bands: where is {column} to be cut? {on_card(line.value[column])}')
+        return part
+    if len(counts) > MAX_CATEGORIES:
+        return _privileged_question(column, counts, '')
+    part = _privileged_question(column, counts, 'each value is a group')
+    silent = [v for v in counts if v.casefold() in _NOT_SAID]
+    if silent and len(counts) - len(silent) > 1:
+        why = f'? {rows_with(counts, silent)}: counted, not compared'
+        part.lines.append(Line('unknown', silent, why))
+        part.questions.append(f'unknown: {on_card(silent)} of {column}? They are not compared')
+    return part
+
+# %% ../../nbs/17_drafts.ipynb #05094c81
+def several_groups(
+    parts: Sequence[Part],  # as of `groups_part`, of each column
+    columns: Sequence[str],
+    groups: str,  # as of `Card`
+) -> Part:
+    "The lines on several sensitive columns together."
+    whole = Part(found=[f for p in parts for f in p.found])
+    why = '; '.join(f'{c}: {p.lines[0].why}' for c, p in zip(columns, parts))
+    whole.lines.append(Line('sensitive', list(columns), why))
+    other = 'or separate: each for itself, and the worst counts'
+    if groups == 'separate':
+        other = 'each for itself, and the worst counts; or crossed'
+    whole.lines.append(Line('groups', groups, other))
+    said = {key: {} for key in ('privileged', 'bands')}
+    for column, part in zip(columns, parts):
+        for line in part.lines[1:]:
+            if line.key == 'bands':
+                said['bands'] |= line.value
+            elif line.key == 'privileged' and not line.off:
+                said['privileged'][column] = line.value
+        asked = any(line.off and 'Without' not in line.why for line in part.lines[1:])
+        whole.questions += [q for q in part.questions if asked or not q.startswith('privileged')]
+    why = {'privileged': 'group 1 of each', 'bands': '? where the numbers are cut'}
+    whole.lines += [Line(key, value, why[key]) for key, value in said.items() if value]
+    unknown = [v for p in parts for line in p.lines if line.key == 'unknown' for v in line.value]
+    if unknown:
+        whole.lines.append(Line('unknown', list(dict.fromkeys(unknown)), '? counted, not compared'))
+    return whole
 
 # %% ../../nbs/17_drafts.ipynb #e56ab69c
 def auc_of(
@@ -635,11 +698,11 @@ def _pattern(values: pd.Series) -> bytes:
 
 def repeated(
     looks: Sequence[Look],
-    group: str,  # the sensitive column
+    groups: Sequence[str],  # the sensitive columns
 ) -> dict[str, str]:  # column → how it repeats an earlier one
     "Columns that equal another one, or say the same in other words."
     first, found = {}, {}
-    for look in sorted(looks, key=lambda k: (k.name != group, k.name)):
+    for look in sorted(looks, key=lambda k: (k.name not in groups, k.name)):
         values = look.reading.values
         known = values.dropna()
         pattern = _pattern(values)
@@ -655,8 +718,8 @@ def repeated(
 _PARTS = frozenset('train training val valid validation test'.split())
 
 
-def _columns_part(looks: Sequence[Look], roles: tuple[str, str]) -> Part:
-    "The lines on persons, kinds, missing codes and spellings; `roles`: label and sensitive."
+def _columns_part(looks: Sequence[Look], roles: Sequence[str]) -> Part:
+    "The lines on persons, kinds, missing codes and spellings; `roles`: label and sensitive ones."
     part, kinds = Part(), [look.kind for look in looks if look.kind]
     free = [k for k in looks if k.name not in roles]
     persons = [k for k in free if is_id_name(k.name) and 20 <= k.distinct < k.filled]
@@ -667,7 +730,7 @@ def _columns_part(looks: Sequence[Look], roles: tuple[str, str]) -> Part:
         kinds = [k for k in kinds if k.key != look.name or not sure]
         (part.found if sure else part.questions).append(f'person: {on_card(look.name)}, {why}')
     used = [k for k in looks if k.used and k.name != roles[0]]
-    for name, how in repeated(used, roles[1]).items():
+    for name, how in repeated(used, roles[1:]).items():
         kinds.append(Line(name, 'drop', f'? {how}', off=True))
         part.found.append(f'{on_card(name)} {how}')
     blocks = {'kinds': kinds}
@@ -830,33 +893,63 @@ def _merged(values: Any, look: Look) -> Any:
     return [same.get(normal_text(v), v) for v in as_list(values)]
 
 # %% ../../nbs/17_drafts.ipynb #68f60767
-def _with_group(raw: RawTable, group: Look) -> RawTable:
+def _with_group(raw: RawTable, groups: Sequence[Look]) -> RawTable:
     "The rows that have a group: the card keeps no others, and the draft counts no others."
-    return raw.at(group.reading.values.notna().to_numpy())
+    known = [look.reading.values.notna().to_numpy() for look in groups]
+    return raw.at(np.logical_and.reduce(known))
 
 
-def _without_group(group: Look) -> Part:
+def _without_group(groups: Sequence[Look]) -> Part:
     "The line that leaves out rows without a group, which is never imputed."
-    missing = int(group.reading.values.isna().sum())
-    if not missing:
+    entry, missing = {}, np.zeros(len(groups[0].reading.values), dtype=bool)
+    for group in groups:
+        gap = group.reading.values.isna().to_numpy()
+        if n := int(gap.sum()):
+            codes = [str(code) for code in _first_active(group.codes, [])]
+            empty = [''] if n > group.reading.changed.get('missing code', 0) else []
+            entry[group.name], missing = {'not': codes + empty}, missing | gap
+    if not entry:
         return Part()
-    codes = [str(code) for code in _first_active(group.codes, [])]
-    empty = [''] if missing > group.reading.changed.get('missing code', 0) else []
-    why = f'? {missing:,} row{"s" * (missing != 1)} without a group: left out'
-    entry = {group.name: {'not': codes + empty}}
-    ask = f'rows: may {missing:,} of the people be left out, because they have no group?'
+    n = int(missing.sum())
+    why = f'? {n:,} row{"s" * (n != 1)} without a group: left out'
+    ask = f'rows: may {n:,} of the people be left out, because they have no group?'
+    ask += ' In place of the line, unknown: missing counts them and compares them not'
     return Part([Line('rows', entry, why)], questions=[ask])
+
+# %% ../../nbs/17_drafts.ipynb #d5faf485
+def _all_groups(groups: Sequence[Look], card: Card) -> Part:
+    "The lines on the groups, of one sensitive column or of several."
+    parts = []
+    for look in groups:
+        rule = _merged(card.privileged_of(look.name), look)
+        parts.append(groups_part(normal_texts(look.reading.values), rule))
+    part = parts[0]
+    if len(parts) > 1:
+        part = several_groups(parts, [look.name for look in groups], card.groups)
+    if card.unknown:  # said by the call: nothing to ask
+        part.lines = [line for line in part.lines if line.key != 'unknown']
+        part.questions = [q for q in part.questions if not q.startswith('unknown')]
+    why = {
+        'min_group': 'people of each of more than two groups in every part, at least',
+        'small_groups': 'what becomes of smaller ones',
+        'unknown': 'counted, not compared',
+        'weight': 'how much each person counts',
+    }
+    usual = {f.name: f.default for f in fields(Card)}
+    said = {k: getattr(card, k) for k in why if getattr(card, k) != usual[k]}
+    part.lines += [Line(k, list(v) if k == 'unknown' else v, why[k]) for k, v in said.items()]
+    return part
 
 # %% ../../nbs/17_drafts.ipynb #2cfa543c
 def _parts(
     raw: RawTable,
     looks: Mapping[str, Look],
     groups: Part,
-    roles: tuple[str, str],  # label and sensitive column
+    roles: Sequence[str],  # label and sensitive columns
     said: Mapping,  # positive, privileged and missing of the call
 ) -> dict[str, Part]:  # title → part, as they stand in the file
     "All parts of the draft but the first."
-    label, group = (looks[role] for role in roles)
+    label = looks[roles[0]]
     values = normal_texts(label.reading.values)
     outcome = outcome_part(values, _merged(said['positive'], label))
     y = _outcomes(values, outcome.lines)
@@ -868,7 +961,9 @@ def _parts(
         'the outcome': outcome,
         'the groups that are compared': groups,
         'the columns': columns,
-        'missing values': _missing_part([k for k in features if k is not group], said['missing']),
+        'missing values': _missing_part(
+            [k for k in features if k.name not in roles], said['missing']
+        ),
         'what tells the outcome': leaking,
         'the graph and the split': Part([_graph_line()]) + _split_part(features),
         'for the reader of a report': Part([_about()]),
@@ -879,32 +974,35 @@ def draft_card(
     table: str | os.PathLike,  # one of `TABLES`
     *,
     label: str,  # column of the outcome
-    sensitive: str,  # column of the sensitive attribute
+    sensitive: str | Sequence[str],  # column of the sensitive attribute, or several
     positive: Any = None,  # as of `Card`; None: a proposal, as a question if the values are unclear
-    privileged: Any = None,  # as of `Card`; None: a question
+    privileged: Any = None,  # as of `Card`; None: each value is a group, and a question
     name: str | None = None,  # of the data set; None: the table's
     missing: str | None = None,  # as of `Card`; None: a question if anything is missing
     path: str | os.PathLike | None = None,  # of the card; None: card.yaml beside the table
     overwrite: bool = False,  # may the card exist?
+    **groups,  # groups, min_group, small_groups, unknown and weight, as of `Card`
 ) -> Draft:
     "Draft a card for a table. `DataError` if the two do not fit, or the card exists already."
     table = Path(table).expanduser()
     path = Path(path).expanduser() if path is not None else table.parent / 'card.yaml'
     if path.exists() and not overwrite:
         raise DataError(f'{path} exists: give a different path=, or overwrite=True')
-    roles = dict(label=label, sensitive=sensitive)
-    card = make_card(roles | dict(name=name or _name_for(table), missing=missing or 'error'))
-    raw, reader, file = _read(table, (label, sensitive))
+    said = dict(label=label, sensitive=sensitive, privileged=privileged, **groups)
+    card = make_card(said | dict(name=name or _name_for(table), missing=missing or 'error'))
+    roles = (label, *card.attributes)
+    raw, reader, file = _read(table, roles)
     first = [Line('name', card.name), Line('table', os.path.relpath(table, path.parent))]
-    group = look_at(raw.frame[sensitive], reader, 'group')
-    groups = groups_part(normal_texts(group.reading.values), _merged(privileged, group))
-    groups += _without_group(group)
-    raw = _with_group(raw, group)
+    told = [look_at(raw.frame[c], reader, 'group') for c in card.attributes]
+    groups = _all_groups(told, card)
+    if not card.gaps_are_unknown:
+        groups += _without_group(told)
+        raw = _with_group(raw, told)
     file.lines = [*_head(table, raw), *first, *file.lines]
-    places = {label: 'label', sensitive: 'group'}
+    places = {label: 'label'} | dict.fromkeys(card.attributes, 'group')
     looks = {c: look_at(raw.frame[c], reader, places.get(c, 'feature')) for c in raw.frame}
     said = dict(positive=positive, missing=missing)
-    parts = {'': file} | _parts(raw, looks, groups, (label, sensitive), said)
+    parts = {'': file} | _parts(raw, looks, groups, roles, said)
     text = _text([(title, part.lines) for title, part in parts.items()])
     found = tuple(f for part in parts.values() for f in part.found)
     return Draft(path, text, found, tuple(q for part in parts.values() for q in part.questions))

@@ -36,13 +36,15 @@ from moe_expert.data.assembly import (
 from .cards import Card, as_list, make_card, split_fractions
 from .catalogue import DatasetSpec
 from moe_expert.data.columns import (
-    Groups,
+    Compared,
     at_rows,
     column_recipe,
     encode_raw,
     feature_names,
     groups_of,
+    joined_groups,
     outcomes_of,
+    sized_groups,
 )
 from moe_expert.data.graph import (
     EXACT_UP_TO,
@@ -71,6 +73,7 @@ from moe_expert.data.kinds import (
 )
 from .reading import RawTable, card_text, make_reader, raw_table
 from moe_expert.data.split import (
+    PARTS_IN_WORDS,
     check_positives,
     check_split,
     split_persons,
@@ -87,6 +90,11 @@ def merged_card(card: Card | Mapping | None, own: Mapping, drop: str | Iterable[
     entries = dict(card or {}) if not isinstance(card, Card) else {}
     if isinstance(card, Card):
         entries = {f.name: getattr(card, f.name) for f in fields(Card)}
+    if 'sensitive' in own and as_list(own['sensitive']) != as_list(entries.get('sensitive', ())):
+        of_others = ('privileged', 'group_names', 'bands', 'groups', 'unknown')
+        entries = {k: v for k, v in entries.items() if k not in of_others}
+    if own.get('privileged', 0) is None:  # each value is a group: two names do not fit any more
+        entries.pop('group_names', None)
     entries |= {('name' if k == 'dataset_name' else k): v for k, v in own.items()}
     dropped = [*as_list(entries.get('drop', ())), *names_to_drop(drop)]
     return make_card(entries | {'drop': list(dict.fromkeys(dropped))}, 'own data')
@@ -102,12 +110,13 @@ _LEFT_OUT = {
 
 def _named_columns(card: Card) -> dict[str, Iterable[str]]:
     "The columns that the card names, by entry."
-    one = {'label': card.label, 'sensitive': card.sensitive, 'person': card.person}
+    one = {'label': card.label, 'person': card.person, 'weight': card.weight}
     one |= {'split': card.split.get('column')}
     one |= {'edges_by': None if card.edges_by == 'row' else card.edges_by}
-    many = ('drop', 'categorical', 'report_by', 'kinds', 'same', 'rows')
+    many = ('drop', 'categorical', 'report_by', 'kinds', 'same', 'rows', 'bands')
     coded = {'na_values': card.na_values if isinstance(card.na_values, Mapping) else ()}
     singles = {entry: [name] for entry, name in one.items() if name is not None}
+    singles |= {'sensitive': card.attributes}
     return singles | {entry: getattr(card, entry) for entry in many} | coded
 
 
@@ -128,19 +137,20 @@ def column_roles(
     where: str,  # for the error
 ) -> dict[
     str, str
-]:  # column → 'label', 'group', 'part', 'person', 'feature', or why it is left out
+]:  # column → 'label', 'group', 'part', 'person', 'weight', 'feature', or why it is left out
     "What each column is for. `DataError` if one that the card names is absent, or none is left."
     check_named_columns(columns, card, where)
     kinds = {c: make_kind(entry, f'{where}: kinds: {c}').kind for c, entry in card.kinds.items()}
     kinds |= {c: 'drop' for c in card.drop}
     roles = {c: _LEFT_OUT.get(kinds.get(c), 'feature') for c in columns}
-    for name, what in ((card.label, 'the label'), (card.sensitive, 'the sensitive attribute')):
+    needed = {card.label: 'the label'} | dict.fromkeys(card.attributes, 'the sensitive attribute')
+    for name, what in needed.items():
         if roles.get(name) != 'feature':
             raise DataError(
                 f'{where}: kinds: {name}: {kinds[name]} leaves a column out, but {name!r} is {what}'
             )
-    roles |= {card.label: 'label', card.sensitive: 'group'}
-    special = {'part': card.split.get('column'), 'person': card.person}
+    roles |= {card.label: 'label'} | dict.fromkeys(card.attributes, 'group')
+    special = {'part': card.split.get('column'), 'person': card.person, 'weight': card.weight}
     roles |= {c: role for role, c in special.items() if c is not None}
     if card.edges_by in roles and roles[card.edges_by] == 'feature':
         roles[card.edges_by] = _LEFT_OUT['id']  # names people, as `person` does
@@ -267,7 +277,7 @@ def _warn_unseen(readings: Mapping[str, Reading], card: Card) -> None:
         )
 
 # %% ../../nbs/13_own.ipynb #54fb1411
-_USED = ('label', 'group', 'part', 'person', 'feature')  # roles of columns that are read
+_USED = ('label', 'group', 'part', 'person', 'weight', 'feature')  # roles of columns that are read
 
 
 def _readings(raw: RawTable, roles: Mapping[str, str], card: Card) -> dict[str, Reading]:
@@ -275,7 +285,10 @@ def _readings(raw: RawTable, roles: Mapping[str, str], card: Card) -> dict[str, 
     reader, readings = make_reader(card.reader), {}
     # ids and parts are texts: as numbers, ids of 17 and more digits would become the same
     kinds = {c: 'category' for c in (*card.categorical, card.split.get('column')) if c}
-    kinds |= dict(card.kinds) | ({} if card.person is None else {card.person: 'category'})
+    kinds |= dict.fromkeys(card.bands, 'number') | dict(card.kinds)
+    kinds |= {} if card.person is None else {card.person: 'category'}
+    if card.weight is not None and kinds.get(card.weight, 'weight') == 'weight':
+        kinds[card.weight] = 'number'  # the kind 'weight' leaves a column out
     for name in raw.frame.columns:
         used = roles[name] in _USED
         if not used and name not in card.report_by:
@@ -310,8 +323,9 @@ def _check_must(raw: RawTable, gaps: Mapping[str, np.ndarray], card: Card, must:
     cure = {
         card.label: 'list "" under unlabelled (they stay in the graph, and nothing is learned from '
         'them)',
-        card.sensitive: 'say which group they are in, same: {…}',
     }
+    said = 'say which group they are in, same: {…}, or count them only, unknown: missing'
+    cure |= dict.fromkeys(card.attributes, said)
     for name in must:
         if (gap := gaps.get(name)) is not None and gap.any():
             texts = sorted(set(normal_texts(raw.frame[name][gap]).fillna('')))
@@ -357,8 +371,10 @@ def read_people(raw: RawTable, card: Card) -> _Read:
     optional = {card.split.get('column')}  # rows in no part, and people without an outcome
     if '' in card.unlabelled:
         optional.add(card.label)
+    if card.gaps_are_unknown:
+        optional |= set(card.attributes)
     counted = {c: r for c, r in used.items() if c not in optional}
-    must = [c for c, role in roles.items() if role in ('label', 'group', 'person')]
+    must = [c for c, role in roles.items() if role in ('label', 'group', 'person', 'weight')]
     keep, gaps, missing = _kept_rows(raw, counted, card, must)
     places = np.flatnonzero(keep)
     stay = {c: at_rows(r, places) for c, r in readings.items()}
@@ -481,15 +497,29 @@ def _outcomes(read: _Read, card: Card) -> np.ndarray:
     return y
 
 
-def _recipe_columns(read: _Read, card: Card, coding: Mapping, train: np.ndarray) -> list[dict]:
-    "The recipe's columns; `coding` is that of the groups."
+def _group_recipe(reading: Reading, coding: Mapping, train: np.ndarray, where: str) -> dict:
+    "How a sensitive column becomes features: two groups are one feature."
+    if coding:
+        return {'name': reading.name, 'fill': None, **coding}
+    recipe = column_recipe(reading, train, True, where)
+    if recipe['kind'] == 'category' and reading.values.isna().any():  # a category like others
+        empty = 'missing' if 'missing' not in recipe['values'] else 'missing (empty cell)'
+        recipe |= {'values': [*recipe['values'], empty], 'fill': empty}
+    return recipe
+
+
+def _recipe_columns(
+    read: _Read, card: Card, codings: Mapping[str, Mapping], train: np.ndarray
+) -> list[dict]:
+    "The recipe's columns; `codings` are those of the sensitive ones."
     recipes = []
     for name, role in read.roles.items():
         if role == 'feature':
             impute = card.missing == 'impute'
             recipes.append(column_recipe(read.readings[name], train, impute, card.name))
         elif role == 'group' and card.sensitive_as_feature:
-            recipes.append({'name': name, 'fill': None, **coding})
+            reading = read.readings[name]
+            recipes.append(_group_recipe(reading, codings[name], train, card.name))
     return recipes
 
 
@@ -622,6 +652,22 @@ def _groups_to_report(reading: Reading, where: str) -> dict:
     codes = texts.astype(object).where(~gaps, empty).map(place).to_numpy(dtype=np.int64)
     return {'values': values, 'codes': torch.tensor(codes)}
 
+# %% ../../nbs/13_own.ipynb #ad45b97e
+def _other_groups(read: _Read, card: Card, groups: Compared) -> dict[str, dict]:
+    "The groups that are compared besides: those of `report_by`, and each of several attributes."
+    others = {c: _groups_to_report(read.readings[c], card.name) for c in card.report_by}
+    for c, g in groups.columns.items() if groups.how != 'one' else ():
+        unknown = ['unknown'] * bool((g.sens < 0).any())
+        codes = np.where(g.sens < 0, len(g.names), g.sens)
+        others[c] = {'values': [*g.names, *unknown], 'codes': torch.from_numpy(codes)}
+    return others
+
+
+def _groups_report(groups: Compared, card: Card) -> dict:
+    "What became of each group of people, by part."
+    cells = [dict(c) for c in groups.cells]
+    return {'how': groups.how, 'min_group': card.min_group, 'cells': cells}
+
 # %% ../../nbs/13_own.ipynb #ebcde800
 def _clipped(features: np.ndarray, data: Data) -> np.ndarray:
     "[d] values outside the range that the scaling rests on."
@@ -727,7 +773,7 @@ def join_tables(raw: RawTable, test: RawTable, card: Card) -> tuple[RawTable, Ca
     names = list(dict.fromkeys([*raw.frame.columns, *test.frame.columns]))
     odd = set(raw.frame.columns) ^ set(test.frame.columns)
     if odd := [c for c in names if c in odd and c not in card.drop]:
-        needed = {card.label, card.sensitive, card.person} & set(odd)
+        needed = {card.label, *card.attributes, card.person, card.weight} & set(odd)
         cure = '' if needed else f', or leave it out, drop: {card_text(odd)}'
         raise DataError(
             f'{card.name}: test_table: the two files differ in their columns: {", ".join(odd[:8])} '
@@ -767,22 +813,25 @@ def _sides(reading: Reading, y: np.ndarray) -> dict[str, str]:
 
 
 def _found(
-    card: Card, read: _Read, y: np.ndarray, groups: Groups, graph: _Graph, said: str | None
+    card: Card, read: _Read, y: np.ndarray, groups: Compared, graph: _Graph, said: str | None
 ) -> dict:
     "What the steps of reading found, as sentences."
     sides = _sides(read.readings[card.label], y) or {'label 1': f'{card.label}: {card.positive}'}
     return {
-        'groups by': groups.rule,
+        'groups by': '; '.join(g.rule for g in groups.columns.values())
+        + ('' if groups.how == 'one' else f' ({groups.how})'),
         **sides,
         'graph from': graph.origin,
         'split': said,
+        **_group_notes(groups),
     }
 
 # %% ../../nbs/13_own.ipynb #b0ece79e
 def _role_flags(reading: Reading, card: Card) -> list[str]:
     "What is striking about the label or the groups, but for values that the card names."
     name, label = reading.name, reading.name == card.label
-    said = (card.positive, card.negative, card.unlabelled) if label else (card.privileged,)
+    said = (card.positive, card.negative, card.unlabelled)
+    said = said if label else (card.privileged_of(name), card.unknown)
     said = [as_list(v) for v in said if v is not None and not isinstance(v, Mapping)]
     named = {normal_text(v) for values in said for v in values}
     flags = [f for f in reading.flags if not any(f.startswith(f'{name}: {v!r} (') for v in named)]
@@ -791,7 +840,8 @@ def _role_flags(reading: Reading, card: Card) -> list[str]:
         if str(code) not in named:
             counts = 'an outcome' if label else 'a group'
             entry = f'unlabelled: {card_text([code])}'
-            entry = entry if label else f'rows: {card_text({name: {"not": [code]}})}'
+            other = f'rows: {card_text({name: {"not": [code]}})}, or unknown: {card_text([code])}'
+            entry = entry if label else other
             flags.append(
                 f'{name}: {code} ({rows_text(n)}) counts as {counts}, but may mean not known, as '
                 f'{why}: {entry}'
@@ -815,14 +865,14 @@ def _packed(
     read: _Read,
     columns: list[dict],
     split: _Split,
-    groups: Groups,
+    groups: Compared,
     source: str,
 ) -> Data:
     "The data set, with what was found out about each column."
     data = assemble(
         table,
         graph.key,
-        DatasetSpec(card.name, card.label, card.sensitive, groups.names),
+        DatasetSpec(card.name, card.label, groups.name, groups.names),
         split_seed=split.seed,
         drop=card.drop,
         edition='own',
@@ -831,7 +881,8 @@ def _packed(
         split=split.parts,
         columns=columns,
         neighbours=graph.neighbours,
-        other_groups={c: _groups_to_report(read.readings[c], card.name) for c in card.report_by},
+        other_groups=_other_groups(read, card, groups),
+        groups_report=_groups_report(groups, card),
         gaps={c: torch.from_numpy(gap) for c, gap in read.gaps.items()},
         flags=_flags(read, graph, card),
     )
@@ -852,22 +903,98 @@ def _test_rows_named(n: int) -> Iterator[None]:
         said = ', '.join(f'row {k} is row {k - n} of test_table' for k in later)
         raise DataError(f'{e} ({said})') from e
 
-
-def _check_parts(y: np.ndarray, groups: Groups, split: _Split, card: Card) -> None:
-    "`DataError` for parts without people, and for what a given part lacks, whatever the seed."
-    train, val, test = split.parts
+# %% ../../nbs/13_own.ipynb #0bd0ab88
+def _check_people(split: _Split, card: Card) -> None:
+    "`DataError` for parts without people."
     column = card.split.get('column')
     cure = 'supply more records, or larger fractions'
     if column is not None:
         cure = f'the column {column} must say train and test (validation is taken from train)'
-        names = {'label': card.label, 'sens': card.sensitive}
-        given = np.concatenate([train, val])
-    for part, rows in zip(('training', 'validation', 'test'), split.parts):
+    for part, rows in zip(PARTS_IN_WORDS, split.parts):
         if not len(rows):
             raise DataError(f'{card.name}: nobody with an outcome is in the {part} part: {cure}')
-    if column is not None:
+
+
+def _check_parts(y: np.ndarray, groups: Compared, split: _Split, card: Card) -> list[str]:
+    "`DataError` for what a given part lacks, whatever the seed; sentences about single groups."
+    train, val, test = split.parts
+    if card.split.get('column') is not None:
+        names = {'label': card.label, 'sens': groups.name}
+        given = np.concatenate([train, val])
         check_split(y, groups.sens, (given, given, test), names, None)
-    check_positives(y, groups.sens, split.parts, groups.names, card.name)
+    each = [(groups.sens, groups.names)]
+    if groups.how == 'separate':
+        each = zip(groups.sens.T, groups.names)
+    found = [check_positives(y, s, split.parts, names, card.name) for s, names in each]
+    return [sentence for sentences in found for sentence in sentences]
+
+# %% ../../nbs/13_own.ipynb #63637fd8
+def _warn_unknown(read: _Read, card: Card) -> None:
+    "A warning for an unknown group that never occurs: it may be mistyped."
+    known = set().union(*(read.readings[c].seen for c in card.attributes))
+    known |= {'', 'missing'}.union(*(read.readings[c].values.dropna() for c in card.attributes))
+    if absent := [v for v in map(normal_text, card.unknown) if v not in map(normal_text, known)]:
+        warnings.warn(
+            f'{card.name}: unknown {absent[0]!r} does not occur in {", ".join(card.attributes)}',
+            DataWarning,
+            stacklevel=4,
+        )
+
+
+def _groups_in_parts(
+    read: _Read, card: Card, y: np.ndarray, seed: int
+) -> tuple[Compared, _Split, list[str]]:
+    "The groups that are compared, the split, and what to flag."
+    alone = {c: groups_of(read.readings[c], card, card.name) for c in card.attributes}
+    _warn_unknown(read, card)
+    groups = joined_groups(alone, card.groups, card.name)
+    split = split_of(y, read, card, seed)
+    _check_people(split, card)
+    parts = dict(zip(('train', 'val', 'test'), split.parts))
+    groups = sized_groups(groups, parts, card, card.name)
+    return groups, split, _check_parts(y, groups, split, card)
+
+# %% ../../nbs/13_own.ipynb #459d3a2f
+def _weights(read: _Read, card: Card) -> np.ndarray | None:
+    "[N] how much each person counts; None: all alike. `DataError` for what is no positive number."
+    if card.weight is None:
+        return None
+    values = _as_weights(read.readings[card.weight].values)
+    bad = np.flatnonzero(~(values > 0) | np.isinf(values))
+    if len(bad):
+        raise DataError(
+            f'{card.name}: the weight {card.weight!r}, row {read.rows[bad[0]]} is '
+            f'{normal_text(values[bad[0]])} ({rows_text(len(bad))} like it): a weight is a '
+            'positive number: correct it, or leave these people out, by rows: '
+            f'{card_text({card.weight: {"not": sorted({normal_text(v) for v in values[bad]})}})}'
+        )
+    return values
+
+
+def _as_weights(values: pd.Series) -> np.ndarray:
+    "[N] numbers; NaN for other texts."
+    return values.to_numpy(dtype=float) if values.dtype != object else numbers_of(values)
+
+
+def _group_notes(groups: Compared) -> dict[str, str]:
+    "What became of small groups, and of people without one."
+    notes, several = {}, groups.how == 'separate'
+    of = {c['attribute']: f'{c["attribute"]}: ' * several for c in groups.cells}
+    listed = [
+        f'{of[c["attribute"]]}{c["group"]} ({c["people"]:,} people) {c["what"]}'
+        for c in groups.cells
+        if c['people'] and c['what'] not in ('compared', 'unknown')
+    ]
+    nobody = sum(not c['people'] for c in groups.cells)
+    listed += [f'{nobody} of the pairs have no people'] if nobody else []
+    if listed:
+        notes['small groups'] = '; '.join(listed)
+    unknown = [
+        f'{of[c["attribute"]]}{c["people"]:,} people are counted, not compared'
+        for c in groups.cells
+        if c['what'] == 'unknown'
+    ]
+    return notes | ({'group unknown': '; '.join(unknown)} if unknown else {})
 
 # %% ../../nbs/13_own.ipynb #d1e500fd
 def _seed(card: Card, split_seed: int | None) -> int:
@@ -884,7 +1011,7 @@ def from_frame(
     drop: str | Iterable[str] = (),  # further columns to leave out
     source: str = 'a table in memory',
     **own,  # fields of `Card`; they take precedence over the card's
-) -> Data:  # as from `load_dataset`, with `notes`, `column_report`, `gaps`, `flags`, `other_groups`
+) -> Data:  # as `load_dataset`; `notes`, `column_report`, `groups_report`, `gaps`, `flags`, …
     "Read, reduce, encode, split and scale a table. `DataError` names column, row and cure."
     card = merged_card(card, own, drop)
     raw = frame if isinstance(frame, RawTable) else raw_table(frame, card.name, drop=card.drop)
@@ -894,12 +1021,12 @@ def from_frame(
             return from_frame(raw, card, split_seed=split_seed, source=source)
     read, seed = read_people(raw, card), _seed(card, split_seed)
     y = _outcomes(read, card)
-    groups = groups_of(read.readings[card.sensitive], card, card.name)
-    split = split_of(y, read, card, seed)
-    _check_parts(y, groups, split, card)
-    columns = _recipe_columns(read, card, groups.coding, split.parts[0])
-    table = Table(*_encoded(read, columns, card.name), y, groups.sens)
+    groups, split, flags = _groups_in_parts(read, card, y, seed)
+    codings = {c: g.coding for c, g in groups.columns.items()}
+    columns = _recipe_columns(read, card, codings, split.parts[0])
+    table = Table(*_encoded(read, columns, card.name), y, groups.sens, _weights(read, card))
     graph = graph_of(table, card, read, raw, split.parts[0])
+    graph.flags.extend(flags)
     data = _packed(table, graph, card, read, columns, split, groups, source)
     found = _found(card, read, y, groups, graph, split.said)
     data.notes = _notes(read, card, columns, found | {'group is a feature': group_note(data)})

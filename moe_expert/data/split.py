@@ -6,15 +6,16 @@
 from __future__ import annotations
 
 import random
+import warnings
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 from torch import Tensor
 
-from ..errors import DataError
+from ..errors import DataError, DataWarning
 
 # %% auto #0
-__all__ = ['standard_split', 'split_persons', 'validation_from_training', 'check_split', 'check_positives']
+__all__ = ['PARTS_IN_WORDS', 'standard_split', 'split_persons', 'validation_from_training', 'check_split', 'check_positives']
 
 # %% ../../nbs/08_split.ipynb #eb7656b3
 def _cut(
@@ -92,43 +93,64 @@ def validation_from_training(
     return split_persons(within, person, seed, (1 - fraction, fraction))[:2]
 
 # %% ../../nbs/08_split.ipynb #f5faa0ae
+PARTS_IN_WORDS = ('training', 'validation', 'test')
+
+
+def _absent(values: np.ndarray, k: int, part: str, nodes, name: str, said: tuple[str, str]) -> None:
+    "`DataError` if fewer than two of the values 0, …, k − 1 are in a part; a warning for others."
+    origin, cure = said
+    missing = sorted(set(range(k)) - set(np.unique(values[nodes]).tolist()))
+    if not missing:
+        return
+    what = f'the {part} part ({len(nodes)} nodes, {origin}) has no node with {name} = '
+    if k - len(missing) >= 2:
+        text = f'{what}{", ".join(map(str, missing))}: nothing compares them there'
+        warnings.warn(text, DataWarning, stacklevel=4)
+        return
+    v = missing.pop(0)
+    raise DataError(
+        f'{what}{v} (of {int((values == v).sum())} in the data): {cure}, or supply more such '
+        'records'
+    )
+
+
 def check_split(
     y: np.ndarray,  # [N] labels
-    sens: np.ndarray,  # [N] groups
+    sens: np.ndarray,  # [N] groups, or [N, A] of A attributes; −1: counted, not compared
     split: Sequence[np.ndarray],  # nodes of the three parts
     names: Mapping[str, str],  # 'label' and 'sens': what to call them
     seed: int | None,  # of the split; None: the split was given
 ) -> None:
-    "`DataError` if a part of the split lacks a class or a group."
-    origin, cure = 'as given', 'change the given split'
+    "`DataError` if a part of the split lacks a class, or has fewer than two groups."
+    said = ('as given', 'change the given split')
     if seed is not None:
-        origin, cure = f'split_seed={seed}', 'try another split_seed'
-    for part, nodes in zip(('training', 'validation', 'test'), split):
-        for values, name in ((y, names['label']), (sens, names['sens'])):
-            missing = {0, 1} - set(np.unique(values[nodes]).tolist())
-            if missing:
-                v = missing.pop()
-                raise DataError(
-                    f'the {part} part ({len(nodes)} nodes, {origin}) has no node with {name} = {v} '
-                    f'(of {int((values == v).sum())} in the data): {cure}, or supply more such '
-                    'records'
-                )
+        said = (f'split_seed={seed}', 'try another split_seed')
+    each = [(y, 2, names['label'])]
+    each += [(s, max(2, int(s.max()) + 1), names['sens']) for s in sens.reshape(len(y), -1).T]
+    for part, nodes in zip(PARTS_IN_WORDS, split):
+        for values, k, name in each:
+            _absent(values, k, part, nodes, name, said)
 
 # %% ../../nbs/08_split.ipynb #79fac442
 def check_positives(
     y: np.ndarray,  # [N] outcomes
-    sens: np.ndarray,  # [N] groups
+    sens: np.ndarray,  # [N] groups; −1: counted, not compared
     split: Sequence[np.ndarray],  # nodes of the three parts
     group_names: Sequence[str],
     where: str,  # for the error
-) -> None:
-    "`DataError` if a group has no outcome 1 in the validation or the test part."
-    for part, nodes in zip(('validation', 'test'), split[1:]):
-        for s, group in enumerate(group_names):
-            outcomes = y[nodes][sens[nodes] == s]
-            if len(outcomes) and not outcomes.any():
+) -> list[str]:  # sentences about groups that drop out
+    "`DataError` if fewer than two groups have an outcome 1 in the validation or the test part."
+    found = []
+    for part, nodes in zip(PARTS_IN_WORDS[1:], split[1:]):
+        of_group = [y[nodes][sens[nodes] == s] for s in range(len(group_names))]
+        lacking = [g for g, own in zip(group_names, of_group) if len(own) and not own.any()]
+        some = sum(bool(own.any()) for own in of_group)
+        for group in lacking:
+            without = f'nobody of the group {group!r} in the {part} part has outcome 1'
+            if some < 2:
                 raise DataError(
-                    f'{where}: nobody of the group {group!r} in the {part} part has outcome 1, '
-                    'so equal opportunity does not exist there: try another seed of the split, '
-                    'larger fractions, or supply more such records'
+                    f'{where}: {without}, so equal opportunity does not exist there: try another '
+                    'seed of the split, larger fractions, or supply more such records'
                 )
+            found.append(f'{without}: there it is left out of equal opportunity')
+    return found

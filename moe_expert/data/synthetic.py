@@ -23,18 +23,25 @@ if TYPE_CHECKING:
 __all__ = ['make_synthetic']
 
 # %% ../../nbs/15_synthetic.ipynb #2cf9a193
+def _rank(s: np.ndarray, groups: int) -> np.ndarray:
+    "[N] the place of each person's group between 0, that of group 0, and 1, that of the last one."
+    return s / (groups - 1)
+
+
 def _people(
-    n: int, minority: float, group_bias: float, rng: np.random.Generator
+    n: int, minority: float, group_bias: float, rng: np.random.Generator, groups: int = 2
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     "Merit [n], group [n] and outcome [n]."
     z, s = rng.standard_normal(n), (rng.random(n) < minority).astype(np.int64)
-    positive = 1 / (1 + np.exp(-2 * z - group_bias * (s - 0.5)))
+    if groups > 2:
+        s = rng.integers(0, groups, n)
+    positive = 1 / (1 + np.exp(-2 * z - group_bias * (_rank(s, groups) - 0.5)))
     return z, s, (rng.random(n) < positive).astype(np.int64)
 
 # %% ../../nbs/15_synthetic.ipynb #089ea119
 def _features(
     z: np.ndarray,  # [N] merit
-    s: np.ndarray,  # [N] group
+    s: np.ndarray,  # [N] group, or its place between 0 and 1
     d: int,  # number of features
     proxy_bias: float,
     noise_gap: float,
@@ -42,7 +49,7 @@ def _features(
 ) -> np.ndarray:  # [N, d]
     "First half continuous, second half binary, the last column the group."
     x = np.empty((len(z), d))
-    noise_scale, centred = 1 + noise_gap * (s == 0), s - 0.5
+    noise_scale, centred = 1 + noise_gap * (1 - s), s - 0.5
     for k in range(d - 1):
         noise = rng.standard_normal(len(z))
         if k % 4 < 2:
@@ -77,7 +84,12 @@ def _homophilous_edges(
 
 # %% ../../nbs/15_synthetic.ipynb #aa0d835a
 def _check_ranges(
-    n_nodes: int, n_features: int, avg_degree: float, minority: float, homophily: float
+    n_nodes: int,
+    n_features: int,
+    avg_degree: float,
+    minority: float,
+    homophily: float,
+    groups: int,
 ) -> None:
     "`DataError` for numbers out of range."
     if (
@@ -86,11 +98,12 @@ def _check_ranges(
         or not 0 < avg_degree < n_nodes / 4
         or not 0 < minority < 1
         or not 0 <= homophily <= 1
+        or not 2 <= groups <= n_nodes / 20
     ):
         raise DataError(
             'make_synthetic needs n_nodes >= 40, n_features >= 4, 0 < avg_degree < n_nodes/4, '
-            '0 < minority < 1 and 0 <= homophily <= 1, not '
-            f'{n_nodes=}, {n_features=}, {avg_degree=}, {minority=}, {homophily=}'
+            '0 < minority < 1, 0 <= homophily <= 1 and 2 <= groups <= n_nodes/20, not '
+            f'{n_nodes=}, {n_features=}, {avg_degree=}, {minority=}, {homophily=}, {groups=}'
         )
 
 # %% ../../nbs/15_synthetic.ipynb #cdabb479
@@ -102,9 +115,10 @@ def make_synthetic(
     group_bias: float = 1.0,  # log-odds of y=1 of group 1 minus group 0, at equal merit
     proxy_bias: float = 1.5,  # gap between the groups in every fourth feature, in deviations
     noise_gap: float = 0.5,  # by how much noisier group 0's informative features are
-    minority: float = 0.4,  # P(s = 1)
+    minority: float = 0.4,  # P(s = 1); of more than two groups each is as large
     homophily: float = 0.8,  # share of the edges between alike nodes
     avg_degree: float = 10.0,  # 2 * undirected edges / N
+    groups: int = 2,  # K; of more, biases grow evenly from group 0 to group K − 1
     split_seed: int = 20,
     drop: str | Iterable[str] = (),  # features to leave out
     name: str | None = None,  # None: synthetic-<N>
@@ -115,16 +129,19 @@ def make_synthetic(
     >>> data.num_nodes, data.feature_names
     (100, ['c0', 'c1', 'c2', 'b0', 'b1', 'group'])
     """
-    _check_ranges(n_nodes, n_features, avg_degree, minority, homophily)
+    _check_ranges(n_nodes, n_features, avg_degree, minority, homophily, groups)
     rng, half = np.random.default_rng(seed), n_features // 2
-    z, s, y = _people(n_nodes, minority, group_bias, rng)
+    z, s, y = _people(n_nodes, minority, group_bias, rng, groups)
+    rank = _rank(s, groups)
     names = [f'c{k}' for k in range(half)] + [f'b{k}' for k in range(n_features - half - 1)]
-    features = _features(z, s, n_features, proxy_bias, noise_gap, rng)
+    features = _features(z, rank, n_features, proxy_bias, noise_gap, rng)
+    features[:, -1] = s
     table = Table(features, [*names, 'group'], y, s)
-    score = z + 2 * homophily * s + 0.3 * rng.standard_normal(n_nodes)
+    score = z + 2 * homophily * rank + 0.3 * rng.standard_normal(n_nodes)
     key = _homophilous_edges(score, avg_degree, homophily, rng)
-    name, groups = name or f'synthetic-{n_nodes}', ('group 0', 'group 1')
-    spec = DatasetSpec(name, 'y', 'group', groups, label_number=n_nodes)
+    name, called = name or f'synthetic-{n_nodes}', tuple(f'group {k}' for k in range(groups))
+    values = tuple(range(groups))
+    spec = DatasetSpec(name, 'y', 'group', called, sens_values=values, label_number=n_nodes)
     table, drop = drop_features(table, drop, spec)
     origin = dict(edition='synthetic', source=f'make_synthetic, seed {seed}')
     return assemble(table, key, spec, split_seed=split_seed, drop=drop, **origin)

@@ -29,7 +29,8 @@ class Table:
     features: np.ndarray  # [N, d] float64, raw
     names: list[str]  # the d columns
     y: np.ndarray  # [N] int64 in {0, 1}
-    sens: np.ndarray  # [N] int64 in {0, 1}
+    sens: np.ndarray  # [N] int64 in {0, …, K − 1}, or [N, A] of A attributes; −1: not compared
+    weight: np.ndarray | None = None  # [N] float64: how much each person counts; None: all alike
 
 # %% ../../nbs/06_tables.ipynb #8158c667
 def _quoted(column: pd.Series, row: int) -> str:

@@ -6,7 +6,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -16,12 +18,13 @@ from . import procedure
 from .attributions import attribution_shares, js_divergence
 from .evaluation import NodeRecord, plain_scores, procedure_scores, with_final
 from .facts import COMPOSITES, FACTS
-from .metrics import RATES, decide
+from .metrics import RATES, attributes_of, decide, groups_of, largest
 
 # %% auto #0
-__all__ = ['Z', 'Z_OF_SIZE', 'Z_OF_SUM', 'NEAREST', 'INTERVALS', 'Interval', 'wilson', 'newcombe', 'gap_by_chance',
-           'auc_interval', 'Observations', 'observations', 'Part', 'score_intervals', 'intervals', 'undefined_scores',
-           'scores_with_intervals', 'interval_text', 'resamples', 'resampled_scores']
+__all__ = ['Z', 'Z_OF_SIZE', 'Z_OF_SUM', 'NEAREST', 'PRIOR', 'DRAWS', 'SLACK', 'INTERVALS', 'Interval', 'wilson', 'newcombe',
+           'gap_by_chance', 'auc_interval', 'Groups', 'Observations', 'observations', 'Part', 'GroupValues', 'Spans',
+           'score_intervals', 'intervals', 'undefined_scores', 'groups_left_out', 'scores_with_intervals',
+           'interval_text', 'resamples', 'resampled_scores']
 
 # %% ../../nbs/27_intervals.ipynb #aac37bee
 @dataclass
@@ -41,7 +44,7 @@ Z_OF_SUM = 2.1  # of a sum of several sizes, nearer to normal; chosen by simulat
 NEAREST = 2.5  # standard errors that a true gap may be smaller than the measured one
 
 # %% ../../nbs/27_intervals.ipynb #55939b68
-def _wilson(share: Tensor, n: Tensor, z: float = Z) -> tuple[Tensor, Tensor]:
+def _wilson(share: Tensor, n: Tensor, z: Tensor | float = Z) -> tuple[Tensor, Tensor]:
     "Wilson's interval of shares [...]; n may be an effective number of people."
     extra = z * z / n
     half = z * ((share * (1 - share)).clamp(min=0) / n + extra / (4 * n)).sqrt()
@@ -63,9 +66,11 @@ def wilson(
     return low.item(), high.item()
 
 # %% ../../nbs/27_intervals.ipynb #655c3867
-def _newcombe(p: Tensor, n: Tensor, q: Tensor, m: Tensor) -> tuple[Tensor, Tensor]:
+def _newcombe(
+    p: Tensor, n: Tensor, q: Tensor, m: Tensor, z: Tensor | float = Z
+) -> tuple[Tensor, Tensor]:
     "Newcombe's interval of p − q [...]."
-    (l1, u1), (l2, u2) = _wilson(p, n), _wilson(q, m)
+    (l1, u1), (l2, u2) = _wilson(p, n, z), _wilson(q, m, z)
     down, up = ((p - l1) ** 2 + (u2 - q) ** 2).sqrt(), ((u1 - p) ** 2 + (q - l2) ** 2).sqrt()
     return p - q - down, p - q + up
 
@@ -115,60 +120,102 @@ def auc_interval(
 
 # %% ../../nbs/27_intervals.ipynb #a6ea7f76
 @dataclass
+class Groups:
+    "The groups of one attribute that have people; their sizes are the same in all rows."
+
+    members: list[Tensor]  # K × [..., n] 1.0 for the people of a group, else 0.0
+    people: list[int]  # K: how many
+    mass: list[Tensor]  # K × [...] sum of their weights
+
+    @property
+    def compared(self) -> Tensor:
+        "[..., n] 1.0 for the people of any group."
+        return sum(self.members)
+
+
+def _groups(sens: Tensor, weight: Tensor) -> Groups:
+    "Those of the groups [..., n] that have people."
+    members = [(sens == group).double() for group in groups_of(sens)]
+    people = [int(m.reshape(-1, m.shape[-1])[0].sum()) for m in members]
+    members = [m for m, size in zip(members, people) if size]
+    return Groups(members, [p for p in people if p], [(m * weight).sum(-1) for m in members])
+
+# %% ../../nbs/27_intervals.ipynb #9351c22a
+@dataclass
 class Observations:
     "What scores are made of: n people, with any leading dimensions, which share the group sizes."
 
     p1: Tensor  # [..., n] probability of class 1
     y: Tensor  # [n] or [..., n] labels
-    sens: Tensor  # [n] or [..., n] groups
+    sens: Tensor | list[Tensor]  # [n] or [..., n] groups, −1: not compared; a list: attributes
     fidelity: Tensor | None = None  # [..., n]; None: without explanations
     drop: Tensor | None = None  # [..., n] correct before masking − correct after
     shares: Tensor | None = None  # [..., n, d] attributions, each person's normalised
+    weight: Tensor | None = None  # [n] or [..., n] of the people; None: everybody counts 1
 
     def __post_init__(self):
         self.p1 = self.p1.double()
-        self.y, self.sens = (v.double().expand(self.p1.shape) for v in (self.y, self.sens))
-        self.decided, self.groups = decide(self.p1), (1 - self.sens, self.sens)
-        self.n = self.p1.shape[-1]
-        ones = int(self.sens.reshape(-1, self.n)[0].sum())
-        self.sizes = (self.n - ones, ones)
+        self.y = self.y.double().expand(self.p1.shape)
+        self.decided, self.n = decide(self.p1), self.p1.shape[-1]
+        self.weighted = self.weight is not None
+        weight = self.weight if self.weighted else torch.ones_like(self.y)
+        self.weight = weight.double().expand(self.p1.shape)
+        self.mass = self.weight.sum(-1)
+        several = self.sens if isinstance(self.sens, list) else [self.sens]
+        self.attributes = [_groups(s.expand(self.p1.shape), self.weight) for s in several]
 
 # %% ../../nbs/27_intervals.ipynb #32404c4e
 def observations(
     record: NodeRecord,  # of M models
 ) -> Observations:  # [M, n]
     "The columns of a record that its scores are made of."
-    seen = record.p1, record.y, record.sens
+    seen = record.p1, record.y, attributes_of(record.sens)
     if record.fidelity is None:
-        return Observations(*seen)
+        return Observations(*seen, weight=record.weight)
     shares = attribution_shares(record.attributions.double())
-    return Observations(*seen, record.fidelity, record.drop, shares)
+    return Observations(*seen, record.fidelity, record.drop, shares, record.weight)
 
 # %% ../../nbs/27_intervals.ipynb #9b45910f
-def _placements(p1: Tensor, y: Tensor) -> Tensor:
+def _placements(seen: Observations) -> Tensor:
     "[..., n] share of the people of the other outcome whom each one ranks rightly against."
-    p1, places = p1.contiguous(), []
+    p1, y, weight, places = seen.p1.contiguous(), seen.y, seen.weight, []
     for outcome in (0, 1):  # against the people with outcome 0, then 1
-        others = torch.where(y == outcome, p1, torch.inf).sort(-1).values
+        others, order = torch.where(y == outcome, p1, torch.inf).sort(-1)
+        below = torch.where(y == outcome, weight, 0).gather(-1, order).cumsum(-1)
+        below = torch.cat([torch.zeros_like(below[..., :1]), below], -1)
         sides = (torch.searchsorted(others, p1, right=side) for side in (False, True))
-        places.append(sum(sides).double() / 2 / (y == outcome).sum(-1, keepdim=True))
+        places.append(sum(below.gather(-1, side) for side in sides) / 2 / below[..., -1:])
     return torch.where(y > 0, places[0], 1 - places[1])
 
 # %% ../../nbs/27_intervals.ipynb #f79768db
 def _utility_effects(seen: Observations) -> dict[str, tuple[Tensor, Tensor]]:
     "acc, f1, auc: the score [...] and its influence values [..., n]."
-    yhat, y, n = seen.decided, seen.y, seen.n
-    right, either = (yhat == y).double(), yhat + y
-    acc, positives = right.mean(-1), y.sum(-1)
-    f1 = torch.where(positives > 0, 2 * (yhat * y).sum(-1) / either.sum(-1), torch.nan)
-    placed = _placements(seen.p1, y)
-    auc = (placed * y).sum(-1) / positives
-    class_share = torch.where(y > 0, positives[..., None] / n, 1 - positives[..., None] / n)
+    yhat, y, w, mass = seen.decided, seen.y, seen.weight, seen.mass
+    right, either, each = (yhat == y).double(), yhat + y, w * (seen.n / mass[..., None])
+    acc, positives = (right * w).sum(-1) / mass, (y * w).sum(-1)
+    f1 = torch.where(positives > 0, 2 * (yhat * y * w).sum(-1) / (either * w).sum(-1), torch.nan)
+    placed = _placements(seen)
+    auc = (placed * y * w).sum(-1) / positives
+    share = (positives / mass)[..., None]
+    class_share, mean_either = torch.where(y > 0, share, 1 - share), (either * w).sum(-1) / mass
     return {
-        'acc': (acc, right - acc[..., None]),
-        'f1': (f1, (2 * yhat * y - f1[..., None] * either) / either.mean(-1, keepdim=True)),
-        'auc': (auc, (placed - auc[..., None]) / class_share),
+        'acc': (acc, (right - acc[..., None]) * each),
+        'f1': (f1, (2 * yhat * y - f1[..., None] * either) / mean_either[..., None] * each),
+        'auc': (auc, (placed - auc[..., None]) / class_share * each),
     }
+
+# %% ../../nbs/27_intervals.ipynb #766912ed
+def _effective(values: Tensor, mean: Tensor, weights: Tensor) -> Tensor:
+    "[...] number of people without weights whose mean would be as uncertain; for 0/1 the number."
+    spread = (values - mean[..., None]).square()
+    plain, squared = (spread * weights).sum(-1), (spread * weights.square()).sum(-1)
+    people = torch.where(squared > 0, weights.sum(-1) * (plain / squared), _kish(weights))
+    return torch.minimum(people, (weights > 0).sum(-1).double())
+
+
+def _kish(weights: Tensor) -> Tensor:
+    "[...] the same where nothing is known of the values (Kish, 1965)."
+    return weights.sum(-1) * (weights.sum(-1) / weights.square().sum(-1))
 
 # %% ../../nbs/27_intervals.ipynb #8c7f7c2a
 def _standard_error(effects: Tensor) -> Tensor:
@@ -185,23 +232,25 @@ def _effective_wilson(value: Tensor, se: Tensor, people: Tensor) -> tuple[Tensor
 # %% ../../nbs/27_intervals.ipynb #86a2d2b2
 def _utility_intervals(seen: Observations) -> tuple[dict[str, Interval], Tensor]:
     "acc, f1, auc, utility and the selection rate; and the utility's influence values."
-    parts, yhat, y = _utility_effects(seen), seen.decided, seen.y
-    n = torch.full_like(parts['acc'][0], seen.n)
-    both, either = (yhat * y).sum(-1), torch.maximum(yhat, y).sum(-1)
+    parts, yhat, y, w = _utility_effects(seen), seen.decided, seen.y, seen.weight
     parts['utility'] = tuple(
         FACTS['utility'].combine(*(parts[name][k] for name in FACTS['utility'].parts))
         for k in (0, 1)
     )
+    either, selected = torch.maximum(yhat, y), (yhat * w).sum(-1) / seen.mass
+    joint = (yhat * y * w).sum(-1) / (either * w).sum(-1)
+    n = _kish(w)
     rarer = torch.minimum(y.sum(-1), (1 - y).sum(-1))
-    ends = {'acc': _wilson(parts['acc'][0], n)}
-    ends['f1'] = [2 * end / (1 + end) for end in _wilson(both / either, either)]
+    acc = parts['acc'][0]
+    ends = {'acc': _wilson(acc, _effective((yhat == y).double(), acc, w))}
+    among = _wilson(joint, _effective(yhat * y, joint, either * w))
+    ends['f1'] = [2 * end / (1 + end) for end in among]
     for name, people in (('auc', rarer), ('utility', n)):
         value, effects = parts[name]
         ends[name] = _effective_wilson(value, _standard_error(effects), people)
     found = {name: Interval(parts[name][0], *ends[name]) for name in ends}
-    selected = yhat.mean(-1)
-    found['selection_rate'] = Interval(selected, *_wilson(selected, n))
-    return found, parts['utility'][1]
+    ends = _wilson(selected, _effective(yhat, selected, w))
+    return found | {'selection_rate': Interval(selected, *ends)}, parts['utility'][1]
 
 # %% ../../nbs/27_intervals.ipynb #aa3936c9
 def _folding_bias(d: Tensor, se: Tensor) -> Tensor:
@@ -261,86 +310,204 @@ def _gap(
     return Part(interval, se, towards * effects, (_folding_bias(size + se / 4, se), most), near_se)
 
 # %% ../../nbs/27_intervals.ipynb #ce5f4cb0
-def _permuted(values: Tensor, about: Tensor, groups: tuple[Tensor, Tensor]) -> Tensor:
-    "[...] variance of the gap in the mean of `values` over people `about` (0/1), labels permuted."
-    m, m0, m1 = (weight.sum(-1) for weight in (about, groups[0] * about, groups[1] * about))
-    mean = ((values * about).sum(-1) / m)[..., None]
-    spread = ((values - mean).square() * about).sum(-1) / (m - 1)
-    return torch.where(m > 1, spread, 0) * (1 / m0 + 1 / m1)
+def _permuted(seen: Observations, values: Tensor, about: Tensor) -> Tensor:
+    "[...] variance of the numbers that permuted labels share out among the people `about` (0/1)."
+    m, weight = about.sum(-1), about * seen.weight
+    mean = ((values * weight).sum(-1) / weight.sum(-1))[..., None]
+    relative = seen.weight * (m / weight.sum(-1))[..., None]
+    spread = (((values - mean) * relative).square() * about).sum(-1) / (m - 1)
+    return torch.where(m > 1, spread, 0)
+
+# %% ../../nbs/27_intervals.ipynb #629ef028
+@dataclass
+class GroupValues:
+    "A number of each of G groups, of one attribute or several."
+
+    value: list[Tensor]  # G × [...]; NaN: the group has nobody whom it is about
+    variance: list[Tensor]  # G × [...]
+    effects: list[Tensor]  # G × [..., n] influence values
+    members: list[Tensor]  # G × [..., n] 1.0 for the people whom it is about
+    spread: list[Tensor]  # G × [...] variance of what permuted labels share out
+    attribute: list[int]  # G: which one
+    people: list[Tensor] | None = None  # G × [...] effective number of people; None: no shares
+
+    def chance(self) -> Tensor:  # [...]
+        "Variance of the difference of two groups if labels are permuted."
+        first, second = (m.sum(-1) for m in self.members)
+        return self.spread[0] * (1 / first + 1 / second)
+
+# %% ../../nbs/27_intervals.ipynb #e6d60fae
+PRIOR = 4  # people of the average kind who are added to each of more than two groups
+
+
+def _share_variances(shares: list[tuple[Tensor, Tensor]], average: Tensor) -> list[Tensor]:
+    "[...] of each group's share, from its hits and people, above 0 even if all are alike."
+    if len(shares) == 2:  # a success and a failure more
+        smooth = [((hits + 1) / (people + 2), people + 2) for hits, people in shares]
+    else:
+        smooth = [((hits + PRIOR * average) / (people + PRIOR), people) for hits, people in shares]
+    return [share * (1 - share) / people for share, people in smooth]
 
 # %% ../../nbs/27_intervals.ipynb #2c194d5b
+def _rate_values(seen: Observations, rate: str) -> GroupValues:
+    "One of `RATES` in each group."
+    found, about = GroupValues([], [], [], [], [], [], []), RATES[rate].members(seen.y)
+    values = RATES[rate].value(seen.decided, seen.y)
+    for attribute, groups in enumerate(seen.attributes):
+        everyone, shares = about * groups.compared, []
+        spread = _permuted(seen, values, everyone)
+        for group in groups.members:
+            m = group * about * seen.weight
+            count, hits = m.sum(-1), (values * m).sum(-1)
+            mean = hits / count
+            people = _effective(values, mean, m)
+            shares.append((hits * (people / count), people))
+            found.value.append(mean)
+            found.effects.append(m * (values - mean[..., None]) / count[..., None])
+            found.members.append(group * about)
+            found.spread.append(spread)
+            found.attribute.append(attribute)
+            found.people.append(people)
+        weight = everyone * seen.weight
+        average = (values * weight).sum(-1) / weight.sum(-1)
+        found.variance += _share_variances(shares, average)
+    return found
+
+
 def _rate_gap(seen: Observations, rate: str) -> Part:
     "The gap in one of `RATES`."
-    yhat, about = seen.decided, RATES[rate].members(seen.y)
-    values = RATES[rate].value(yhat, seen.y)
-    members = [group * about for group in seen.groups]
-    counts = [m.sum(-1) for m in members]
-    hits = [(values * m).sum(-1) for m in members]
-    p, q = (hit / count for hit, count in zip(hits, counts))
-    smooth = [((hit + 1) / (count + 2), count + 2) for hit, count in zip(hits, counts)]
-    se = sum(share * (1 - share) / count for share, count in smooth).sqrt()
-    effects = seen.n * sum(
-        sign * m * (values - mean[..., None]) / count[..., None]
-        for sign, m, mean, count in zip((1, -1), members, (p, q), counts)
-    )
-    ends = _newcombe(p, counts[0], q, counts[1])
-    return _gap(p - q, se + 0 * (p - q), effects, ends, _permuted(values, about, seen.groups))
+    found = _rate_values(seen, rate)
+    if len(found.value) > 2:
+        found.effects = [seen.n * moved for moved in found.effects]
+        return _widest(found)
+    (p, q), (first, second) = found.value, found.effects
+    se = sum(found.variance).sqrt()
+    ends = _newcombe(p, found.people[0], q, found.people[1])
+    return _gap(p - q, se + 0 * (p - q), seen.n * (first - second), ends, found.chance())
 
 # %% ../../nbs/27_intervals.ipynb #1c239f92
-def _at_threshold(values: Tensor, of: Tensor, k: int, people: int, average: Tensor) -> Tensor:
-    "[...] mean of `of` among the people around the k-th largest value, drawn to an average."
-    half = max(1, k // 2)
-    band = procedure.top_weights(values, min(k + half, people))
-    if k > half:
-        band = band - procedure.top_weights(values, k - half)
-    return ((band * of).sum(-1) + 4 * average) / (band.sum(-1) + 4)
+def _top(seen: Observations, values: Tensor, inside: Tensor, people: int) -> tuple:
+    "Weights in the top fifth of those inside, their sum [...], and weights around the threshold."
+    values = torch.where(inside > 0, values, -torch.inf)
+    if not seen.weighted:
+        k = procedure.places(people)
+        half = max(1, k // 2)
+        sizes = [k, min(k + half, people)] + [k - half] * (k > half)
+        top, band, *inner = (procedure.top_weights(values, size) for size in sizes)
+        return top, torch.full_like(seen.mass, k), band - inner[0] if inner else band
+    weight = seen.weight * inside
+    total = weight.sum(-1)
+    k, unit = procedure.places(people, weight=total), (total / people).clamp(max=1)
+    half = unit * (k / unit / 2).floor().clamp(min=1)
+    sizes = k, torch.minimum(k + half, total), torch.maximum(k - half, unit / 2)
+    top, band, inner = (weight * procedure.top_weights(values, size, weight) for size in sizes)
+    return top, k, band - torch.where(k > half, 1, 0)[..., None] * inner
+
+
+def _at_threshold(band: Tensor, of: Tensor, average: Tensor, unit: Tensor) -> Tensor:
+    "[...] mean of `of` among the people around the threshold, drawn to an average."
+    return ((band * of).sum(-1) + 4 * unit * average) / (band.sum(-1) + 4 * unit)
 
 # %% ../../nbs/27_intervals.ipynb #267e2b59
+def _ref_values(seen: Observations, groups: Groups) -> tuple:
+    "The top, shares in it, and their influence values: own parts, tilts and what they multiply."
+    n, mass, each = sum(groups.people), sum(groups.mass), seen.weight * groups.compared
+    top, k, band = _top(seen, seen.fidelity, groups.compared, n)
+    shares = [(top * g).sum(-1) / size for g, size in zip(groups.members, groups.mass)]
+    own = [
+        seen.n * (g * (top - each * p[..., None]) / size[..., None])
+        for g, p, size in zip(groups.members, shares, groups.mass)
+    ]
+    local = [
+        _at_threshold(band, g, size / mass, mass / n)
+        for g, size in zip(groups.members[:-1], groups.mass)
+    ]
+    local.append(1 - sum(local))
+    tilt = [at * mass / size for at, size in zip(local, groups.mass)]
+    common = (top - each * (k / mass)[..., None]) * (seen.n / mass)[..., None]
+    return top, shares, own, tilt, common
+
+# %% ../../nbs/27_intervals.ipynb #6606e2eb
 def _ref(seen: Observations) -> Part:
-    "REF: its effects, with the variance of two shares as in `_rate_gap`."
-    n, sizes, (zero, one) = seen.n, seen.sizes, seen.groups
-    k = procedure.places(n)
-    top = procedure.top_weights(seen.fidelity, k)
-    shares = [(top * group).sum(-1) / size for group, size in zip((zero, one), sizes)]
-    overall = torch.full_like(shares[0], sizes[0] / n)
-    local = _at_threshold(seen.fidelity, zero, k, n, overall)
-    tilt = (local * n / sizes[0] - (1 - local) * n / sizes[1])[..., None]
-    p, q = (share[..., None] for share in shares)
-    effects = n * (zero * (top - p) / sizes[0] - one * (top - q) / sizes[1]) - tilt * (top - k / n)
-    raw = sum(p * (1 - p) / size for p, size in zip(shares, sizes))
-    smooth = [((p * size + 1) / (size + 2), size + 2) for p, size in zip(shares, sizes)]
-    extra = sum(p * (1 - p) / size for p, size in smooth) - raw
-    se = (effects.square().mean(-1) / n + extra.clamp(min=0)).sqrt()
-    chance = _permuted(top, torch.ones_like(top), seen.groups)
-    return _gap(shares[0] - shares[1], se, effects, None, chance)
+    "REF: its effects, with the variance of shares as in `_rate_gap`."
+    found = GroupValues([], [], [], [], [], [], [])
+    for attribute, groups in enumerate(seen.attributes):
+        top, shares, own, tilt, common = _ref_values(seen, groups)
+        sizes = [_kish(g * seen.weight) for g in groups.members]
+        average = sum(share * size for share, size in zip(shares, groups.mass)) / sum(groups.mass)
+        smooth = _share_variances([(p * n, n) for p, n in zip(shares, sizes)], average)
+        raw = [p * (1 - p) / size for p, size in zip(shares, sizes)]
+        effects = [mine - t[..., None] * common for mine, t in zip(own, tilt)]
+        found.value += shares
+        errors = [
+            e.square().mean(-1) / seen.n + (s - r).clamp(min=0)
+            for e, s, r in zip(effects, smooth, raw)
+        ]
+        found.variance += errors
+        found.people += [size * s / error for size, s, error in zip(sizes, smooth, errors)]
+        found.effects += effects
+        found.members += groups.members
+        found.spread += len(shares) * [_permuted(seen, top / seen.weight, groups.compared)]
+        found.attribute += len(shares) * [attribute]
+    if len(found.value) > 2:
+        return _widest(found)
+    effects = own[0] - own[1] - (tilt[0] - tilt[1])[..., None] * common
+    extra = sum(smooth) - sum(raw)
+    se = (effects.square().mean(-1) / seen.n + extra.clamp(min=0)).sqrt()
+    return _gap(shares[0] - shares[1], se, effects, None, found.chance())
 
 # %% ../../nbs/27_intervals.ipynb #ac5986ae
-def _top_loss(values: Tensor, drop: Tensor, people: int) -> tuple[Tensor, Tensor, Tensor]:
-    "Mean loss in the top fifth of `people`, influence values [..., n], variance of the mean."
-    k = procedure.places(people)
-    top = procedure.top_weights(values, k)
-    mean = (top * drop).sum(-1) / k
-    local = _at_threshold(values, drop, k, people, mean)
+def _top_loss(seen: Observations, inside: Tensor, people: int) -> tuple[Tensor, ...]:
+    "Mean loss in the top of those inside, influence values, squares, places, and the rest."
+    top, k, band = _top(seen, seen.fidelity, inside, people)
+    size = (inside * seen.weight).sum(-1)
+    mean = (top * seen.drop).sum(-1) / k
+    local = _at_threshold(band, seen.drop, mean, size / people)
     m, at = mean[..., None], local[..., None]
-    squares = (top * (drop - m).square()).sum(-1) + 0.5  # half a person keeps it above 0
-    variance = squares / (max(1, k - 1) * k) + (mean - local).square() * (1 - k / people) / k
-    return mean, top * (drop - at) * people / k + at - m, variance
+    places = k * (top.sum(-1) / (top * seen.weight).sum(-1))  # effective number of people
+    squares = (top * (seen.drop - m).square()).sum(-1) * (places / k)
+    moved = top * (seen.drop - at) * size[..., None] / k[..., None]
+    moved = moved + seen.weight * at - seen.weight * m
+    rest = (mean - local).square() * (1 - k / size) / places
+    return mean, moved, squares, places, rest
 
 # %% ../../nbs/27_intervals.ipynb #fcd7cf90
+def _vef_values(seen: Observations) -> GroupValues:
+    "The loss in the top of each group."
+    found = GroupValues([], [], [], [], [], [])
+    for attribute, groups in enumerate(seen.attributes):
+        losses = [_top_loss(seen, g, n) for g, n in zip(groups.members, groups.people)]
+        means, moved, squares, places, rest = zip(*losses)
+        prior = PRIOR if len(means) > 2 else 0
+        pooled = sum(squares) / (sum(places) - len(places)).clamp(min=1)
+        for s, k, more in zip(squares, places, rest):  # half a person keeps it above 0
+            inside = (s + 0.5 + prior * pooled) / (((k - 1).clamp(min=1) + prior) * k)
+            found.variance.append(inside + more)
+        found.value += means
+        found.effects += [
+            g * effects * seen.n / size[..., None]
+            for g, effects, size in zip(groups.members, moved, groups.mass)
+        ]
+        _, everyone, *_ = _top_loss(seen, groups.compared, sum(groups.people))
+        spread = _permuted(seen, everyone / seen.weight, groups.compared)
+        found.members += groups.members
+        found.spread += len(means) * [spread]
+        found.attribute += len(means) * [attribute]
+    return found
+
+
 def _vef(seen: Observations) -> Part:
     "VEF: the top fifth of each group by itself."
-    means, effects, variances = [], 0, []
-    for sign, group, size in zip((1, -1), seen.groups, seen.sizes):
-        inside = torch.where(group > 0, seen.fidelity, -torch.inf)
-        mean, moved, variance = _top_loss(inside, seen.drop, size)
-        effects = effects + sign * group * moved * seen.n / size
-        means.append(mean)
-        variances.append(variance)
-    free = max(1, sum(map(procedure.places, seen.sizes)) - 2)
-    se = sum(variances).sqrt() * (1 + (1 + Z * Z) / (8 * free))  # half of Student's widening
-    _, everyone, _ = _top_loss(seen.fidelity, seen.drop, seen.n)
-    chance = _permuted(everyone, torch.ones_like(everyone), seen.groups)
-    return _gap(means[0] - means[1], se, effects, None, chance, top=FACTS['vef'].high)
+    found, top = _vef_values(seen), FACTS['vef'].high
+    people = [size for groups in seen.attributes for size in groups.people]
+    free = max(1, sum(map(procedure.places, people)) - len(people))
+    wider = 1 + (1 + Z * Z) / (8 * free)  # half of Student's widening
+    if len(found.value) > 2:
+        found.variance = [v * wider**2 for v in found.variance]
+        return _widest(found, top)
+    (first, second), (up, down) = found.value, found.effects
+    se = sum(found.variance).sqrt() * wider
+    return _gap(first - second, se, up - down, None, found.chance(), top)
 
 # %% ../../nbs/27_intervals.ipynb #e73c7d5e
 def _inverse(values: Tensor) -> Tensor:
@@ -348,56 +515,291 @@ def _inverse(values: Tensor) -> Tensor:
     return torch.where(values > 0, 1 / torch.where(values > 0, values, 1), 0)
 
 
-def _group_moments(shares: Tensor, group: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    "Mean [..., d] of a group's shares, and the covariance [..., d, d] of that mean."
-    inside = shares * group[..., None]
-    mean = inside.sum(-2) / size
-    second = inside.transpose(-1, -2) @ inside / size
-    return mean, (second - mean[..., :, None] * mean[..., None, :]) / max(1, size - 1)
+def _group_moments(shares: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    "Weighted mean [..., d] of a group's shares, and the covariance [..., d, d] of that mean."
+    size, people = weights.sum(-1)[..., None], _kish(weights)[..., None, None]
+    mean = (shares * weights[..., None]).sum(-2) / size
+    inside = shares * weights.sqrt()[..., None]
+    second = inside.transpose(-1, -2) @ inside / size[..., None]
+    return mean, (second - mean[..., :, None] * mean[..., None, :]) / (people - 1).clamp(min=1)
 
 # %% ../../nbs/27_intervals.ipynb #5faf5778
-def _divergence_bias(means: list[Tensor], covariances: list[Tensor]) -> tuple[Tensor, Tensor]:
+def _wishart(covariance: Tensor, people: Tensor) -> tuple[Tensor, Tensor]:
+    "[...] sum of squares of a covariance estimated from few people, as it is and without its bias."
+    plain, trace = covariance.square().sum((-1, -2)), covariance.diagonal(dim1=-2, dim2=-1).sum(-1)
+    free = (people - 1).clamp(min=2)
+    size = (plain - trace.square() / free) * free.square() / ((free - 1) * (free + 2))
+    return plain, torch.maximum(size, trace.square() / covariance.shape[-1])
+
+
+def _divergence_bias(
+    means: list[Tensor], covariances: list[Tensor], people: list[Tensor]
+) -> tuple[Tensor, Tensor]:
     "[...] what the divergence is too large by on average, and the t of its variance."
-    middle = sum(means) / 2
-    bias = 0
+    k, bias = len(means), 0
+    middle = sum(means) / k
     for mean, covariance in zip(means, covariances):
-        curvature = (_inverse(mean) - _inverse(2 * middle)) / (2 * math.log(2))
+        curvature = (_inverse(mean) - _inverse(k * middle)) / (k * math.log(k))
         bias = bias + (curvature * covariance.diagonal(dim1=-2, dim2=-1)).sum(-1) / 2
-    scale = (_inverse(middle) / (8 * math.log(2))).sqrt()
-    metric = sum(covariances) * scale[..., :, None] * scale[..., None, :]
-    return bias.clamp(min=0), metric.square().sum((-1, -2))
+    scale = (_inverse(middle) / (2 * k * k * math.log(k))).sqrt()
+    scales = scale[..., :, None], scale[..., None, :]
+    t = (sum(covariances) * scales[0] * scales[1]).square().sum((-1, -2))
+    if k > 2:  # the groups' own parts, which cancel for two
+        parts = [_wishart(c * scales[0] * scales[1], n) for c, n in zip(covariances, people)]
+        t = t - sum(plain for plain, _ in parts) + (k - 1) ** 2 * sum(size for _, size in parts)
+    return bias.clamp(min=0), t
 
 # %% ../../nbs/27_intervals.ipynb #20256e5b
-def _divergence_effects(seen: Observations, means: list[Tensor]) -> Tensor:
+def _divergence_effects(seen: Observations, groups: Groups, means: list[Tensor]) -> Tensor:
     "[..., n] influence values of ATT_JSD."
-    middle, tiny = sum(means) / 2, torch.finfo(torch.double).tiny
+    k, tiny = len(means), torch.finfo(torch.double).tiny
+    middle = sum(means) / k
     effects = 0
-    for group, size, mean in zip(seen.groups, seen.sizes, means):
-        slope = (mean.clamp(min=tiny).log2() - middle.clamp(min=tiny).log2()) / 2
+    for group, size, mean in zip(groups.members, groups.mass, means):
+        slope = (mean.clamp(min=tiny).log2() - middle.clamp(min=tiny).log2()) / k / math.log2(k)
         moved = (seen.shares @ slope[..., None])[..., 0] - (slope * mean).sum(-1, keepdim=True)
-        effects = effects + seen.n * group * moved / size
+        effects = effects + seen.n * (group * seen.weight) * moved / size[..., None]
     return effects
 
 # %% ../../nbs/27_intervals.ipynb #967cc4a0
-def _att_jsd(seen: Observations) -> Part:
-    "ATT_JSD by its second-order bias and a score interval."
-    moments = [_group_moments(seen.shares, g, size) for g, size in zip(seen.groups, seen.sizes)]
+def _score_ends(centre: Tensor, a: Tensor, t: Tensor, z: Tensor | float) -> tuple[Tensor, Tensor]:
+    "The divergences [...] that are just compatible with `centre`."
+    middle = centre + 2 * (z * z) * a
+    root = (middle**2 - centre**2 + 2 * (z * z) * t).clamp(min=0).sqrt()
+    return torch.where(centre > 0, middle - root, 0), middle + root
+
+
+def _attribute_jsd(seen: Observations, groups: Groups, z: float) -> Part:
+    "ATT_JSD of one attribute by its second-order bias and a score interval."
+    moments = [_group_moments(seen.shares, g * seen.weight) for g in groups.members]
     means, covariances = zip(*moments)
-    size, effects = js_divergence(*means), _divergence_effects(seen, means)
-    bias, t = _divergence_bias(means, covariances)
+    size, effects = js_divergence(*means), _divergence_effects(seen, groups, means)
+    people = [_kish(g * seen.weight) for g in groups.members]
+    bias, t = _divergence_bias(means, covariances, people)
     a = effects.square().mean(-1) / seen.n * _inverse(4 * size)
-    centre, z2 = size - bias, Z * Z
-    middle = centre + 2 * z2 * a
-    root = (middle**2 - centre**2 + 2 * z2 * t).clamp(min=0).sqrt()
-    debiased = centre.clamp(min=0)
-    low, high = _within(size, torch.where(centre > 0, middle - root, 0), middle + root, 1.0)
-    everyone = torch.ones_like(seen.sens)[..., None]  # the whole as one group
-    pooled, covariance = _group_moments(seen.shares, everyone[..., 0], seen.n)
-    spread = covariance.diagonal(dim1=-2, dim2=-1) * seen.n * sum(1 / s for s in seen.sizes)
-    chance = (spread * _inverse(pooled)).sum(-1) / (8 * math.log(2))
+    skewed = z if len(means) == 2 else z + (z * z - 1) / 6 * (8 * t).sqrt() * _inverse(bias)
+    low, _ = _score_ends(size - bias, a, t, skewed)
+    low, high = _within(size, low, _score_ends(size - bias, a, t, z)[1], 1.0)
+    debiased = (size - bias).clamp(min=0)
+    everyone, k = groups.compared * seen.weight, len(means)  # the whole as one group
+    pooled, covariance = _group_moments(seen.shares, everyone)
+    parts = sum(1 / size for size in people)
+    spread = covariance.diagonal(dim1=-2, dim2=-1) * _kish(everyone)[..., None] * parts[..., None]
+    chance = (spread * _inverse(pooled)).sum(-1) / (2 * k * k * math.log(k) / (k - 1))
     se = (2 * t + 4 * a * debiased).sqrt()
     interval = Interval(size, torch.minimum(low, debiased), high, debiased, chance)
     return Part(interval, se, effects, (bias, bias), se)
+
+# %% ../../nbs/27_intervals.ipynb #64be3586
+def _att_jsd(seen: Observations) -> Part:
+    "ATT_JSD; of several attributes the largest, at levels that add up (Bonferroni)."
+    several = len(seen.attributes)
+    z = Z if several == 1 else torch.special.ndtri(torch.tensor(1 - 0.025 / several)).item()
+    parts = [_attribute_jsd(seen, groups, z) for groups in seen.attributes]
+    if several == 1:
+        return parts[0]
+    stacked = {
+        k: torch.stack([getattr(p.interval, k) for p in parts])
+        for k in ('value', 'low', 'high', 'debiased', 'by_chance')
+    }
+    largest, errors = stacked['value'].argmax(0), torch.stack([p.se for p in parts])
+    noise = _normals(several, errors.device) @ torch.eye(several).to(errors)
+    more = (errors[..., None] * noise.T[(slice(None), *[None] * (errors.dim() - 1))]).amax(0)
+    more = more.mean(-1)  # by which the largest of several is larger than each
+    bias = torch.stack([p.bias[0] for p in parts]).amax(0)
+    ends = {k: v.amax(0) for k, v in stacked.items()}
+    ends['by_chance'] = ends['by_chance'] + more * 0
+    effects = torch.stack([p.effects for p in parts])
+    effects = effects.gather(0, largest[None, ..., None].expand_as(effects[:1]))[0]
+    return Part(Interval(**ends), errors.amax(0), effects, (bias, bias + more), errors.amax(0))
+
+# %% ../../nbs/27_intervals.ipynb #d419fea6
+DRAWS = 2048  # of the groups' errors: fixed numbers, so that an interval is always the same
+
+
+@cache
+def _normals(groups: int, device: torch.device) -> Tensor:
+    "[DRAWS, groups] standard normal numbers, evenly spread (Owen, 1998)."
+    engine = torch.quasirandom.SobolEngine(groups, scramble=True, seed=0)
+    uniform = engine.draw(DRAWS, dtype=torch.double).clamp(1e-9, 1 - 1e-9)
+    return torch.special.ndtri(uniform).to(device)
+
+
+def _gram(rows: list[Tensor]) -> Tensor:
+    "[..., G, G] correlations of G rows [..., n], 0 for rows that are 0."
+    rows = torch.stack(rows, -2).nan_to_num(0, 0, 0)
+    rows = rows * _inverse(rows.square().sum(-1, keepdim=True)).sqrt()
+    shared = (1 - 1e-9) * rows @ rows.transpose(-1, -2)
+    one = torch.eye(rows.shape[-2], dtype=torch.double, device=rows.device)
+    return shared * (1 - one) + one
+
+
+def _covariance(rows: list[Tensor], variances: Tensor) -> Tensor:
+    "[..., G, G] with these variances [..., G] and the correlations of the rows."
+    sd = variances.sqrt()
+    return _gram(rows) * sd[..., :, None] * sd[..., None, :]
+
+# %% ../../nbs/27_intervals.ipynb #b352a4de
+@dataclass
+class Spans:
+    "Numbers of groups in an order that does not depend on how the groups are called."
+
+    value: Tensor  # [B, G] 0 where a group has nobody
+    people: Tensor | None  # [B, G] effective number of people; None: no shares
+    inside: Tensor  # [B, A, G] bool, the groups of each attribute that have somebody
+    covariance: Tensor  # [B, G, G]
+    chance: Tensor  # [B, DRAWS, G] simulated numbers if labels are permuted
+    errors: Tensor  # [B, DRAWS, G] simulated
+    order: Tensor  # [B, G] places among the groups as they were
+
+    def __post_init__(self):
+        groups = self.value.shape[-1]
+        self.i, self.j = torch.triu_indices(groups, groups, 1, device=self.value.device)
+        self.pairs = (self.inside[..., self.i] & self.inside[..., self.j]).any(-2)  # [B, P]
+        variance = self.covariance.diagonal(dim1=-2, dim2=-1)
+        apart = variance[:, self.i] + variance[:, self.j]
+        self.se = (apart - 2 * self.covariance[:, self.i, self.j]).sqrt()  # [B, P]
+        self.shared = self.se / apart.sqrt()  # below 1 where errors are shared
+        self.difference = self.value[:, self.i] - self.value[:, self.j]
+        self.defined = (self.inside.sum(-1) > 1).all(-1)
+
+    def largest(self, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        "[B, R] range of values [B, R, G] in the attribute where it is largest, and its ends."
+        found = None
+        for inside in self.inside.unbind(1):
+            top = values.masked_fill(~inside[:, None], -torch.inf).max(-1)
+            bottom = values.masked_fill(~inside[:, None], torch.inf).min(-1)
+            new = top.values - bottom.values, top.indices, bottom.indices
+            found = found or new
+            found = [torch.where(new[0] > found[0], a, b) for a, b in zip(new, found)]
+        return tuple(found)
+
+# %% ../../nbs/27_intervals.ipynb #bb6dde61
+def _ordered(found: GroupValues) -> Spans:
+    "The groups of every row [B] in the order of their variances and numbers."
+    value = torch.stack(found.value, -1)
+    known = value.isfinite()
+    value = torch.where(known, value, 0)
+    variance = torch.stack(found.variance, -1)
+    variance = torch.where(known, variance.clamp(min=1e-12), 1)
+    order = value.sort(dim=-1, stable=True).indices
+    order = order.gather(-1, variance.gather(-1, order).sort(dim=-1, stable=True).indices)
+    counts = torch.stack([m.sum(-1) for m in found.members], -1)
+    spread = torch.stack(found.spread, -1).clamp(min=1e-12) / counts.clamp(min=1)
+    groups, errors = value.shape[-1], []
+    for rows, variances in ((found.members, spread), (found.effects, variance)):
+        covariance = _covariance(rows, variances)
+        covariance = covariance.gather(-2, order[..., :, None].expand_as(covariance))
+        covariance = covariance.gather(-1, order[..., None, :].expand_as(covariance))
+        root = torch.linalg.cholesky(covariance)
+        errors.append(_normals(groups, value.device) @ root.transpose(-1, -2))
+    attribute = torch.tensor(found.attribute, device=value.device)
+    inside = torch.stack([known & (attribute == a) for a in range(max(found.attribute) + 1)], -2)
+    inside = inside.gather(-1, order[:, None].expand_as(inside))
+    people = None
+    if found.people is not None:
+        people = torch.stack(found.people, -1).clamp(min=1).gather(-1, order)
+    return Spans(value.gather(-1, order), people, inside, covariance, *errors, order)
+
+# %% ../../nbs/27_intervals.ipynb #5d3c3815
+SLACK = 0.5  # standard errors: how much nearer to the widest a pair may be than it is measured
+
+
+def _pair_ends(spans: Spans, z: Tensor | float) -> tuple[Tensor, Tensor]:
+    "[B] largest lower and upper end of the difference of any pair, z standard errors away."
+    if spans.people is None:
+        low, high = (spans.difference.abs() + side * z * spans.se for side in (-1, 1))
+    else:
+        i, j, p, n = spans.i, spans.j, spans.value, spans.people
+        down, up = _newcombe(p[:, i], n[:, i], p[:, j], n[:, j], z * spans.shared)
+        low, high = torch.maximum(down, -up), torch.maximum(up, -down)
+    low, high = (end.masked_fill(~spans.pairs, -torch.inf).amax(-1) for end in (low, high))
+    return low.clamp(min=0), high
+
+
+def _critical(spans: Spans) -> Tensor:
+    "[B] standard errors by which no pair is overstated, in 95 % of samples."
+    noise = (spans.errors[..., spans.i] - spans.errors[..., spans.j]).abs() / spans.se[:, None]
+    noise = noise.masked_fill(~spans.pairs[:, None], -torch.inf)
+    slack = torch.zeros_like(spans.se)
+    for _ in range(2):
+        z = (noise + slack[:, None]).amax(-1).quantile(0.95, -1)
+        low, _ = _pair_ends(spans, z[:, None])
+        slack = ((spans.difference.abs() - low[:, None]) / spans.se + SLACK).clamp(max=0)
+    return torch.where(spans.defined, z, torch.nan)
+
+# %% ../../nbs/27_intervals.ipynb #640e7e72
+def _range_of(spans: Spans, size: Tensor, true: Tensor) -> tuple[Tensor, Tensor]:
+    "[B, DRAWS] ranges measured if the true one were `true` [B], with the groups' pattern; slopes."
+    pattern = spans.value * _inverse(size)[:, None]
+    ranges, top, bottom = spans.largest(spans.errors + (true[:, None] * pattern)[:, None])
+    return ranges, (pattern.gather(1, top) - pattern.gather(1, bottom)).mean(1)
+
+
+def _unfolded_range(spans: Spans, size: Tensor) -> Tensor:
+    "[B] the true range whose mean measured one is `size`, by Newton; 0 if there is none."
+    true = size
+    for _ in range(6):  # convex and started above, as in `_unfolded`
+        ranges, slope = _range_of(spans, size, true)
+        step = (ranges.mean(1) - size) / slope.clamp(min=1e-6)
+        true = torch.minimum((true - step).clamp(min=0), size)
+    return true
+
+
+def _range_part(spans: Spans, top: float) -> tuple[Tensor, ...]:
+    "[B] each: value, ends, debiased, by chance; bias at most, errors far and near; top, bottom."
+    size, *ends = (v[:, 0] for v in spans.largest(spans.value[:, None]))
+    z = _critical(spans)
+    low, _ = _pair_ends(spans, z[:, None])
+    _, high = _pair_ends(spans, Z)
+    low, high = _within(size, low, high, top)
+    debiased = _unfolded_range(spans, size)
+    debiased = torch.minimum(torch.maximum(debiased, low), high)
+    nearest = spans.difference.abs() - NEAREST / Z * z[:, None] * spans.se
+    nearest = nearest.masked_fill(~spans.pairs, 0).amax(-1).clamp(min=0)
+    ranges, _ = _range_of(spans, size, nearest)
+    near = (ranges.quantile(0.975, 1) - ranges.mean(1)) / Z_OF_SUM
+    chance = spans.largest(spans.chance)[0].mean(1)
+    numbers = size, low, high, debiased, chance, ranges.mean(1) - nearest, (high - size) / Z, near
+    return *(torch.where(spans.defined, v, torch.nan) for v in numbers), *ends
+
+# %% ../../nbs/27_intervals.ipynb #0cd87b97
+def _row_blocks(found: GroupValues) -> Iterator[GroupValues]:
+    "The same with one leading dimension [B], in blocks that fit into memory."
+    *shape, n = found.effects[0].shape
+    groups = len(found.value)
+    block = max(1, 2**23 // (DRAWS * groups * groups))
+    columns = {
+        'value': [v.expand(shape).reshape(-1) for v in found.value],
+        'variance': [v.expand(shape).reshape(-1) for v in found.variance],
+        'effects': [v.expand(*shape, n).reshape(-1, n) for v in found.effects],
+        'members': [v.expand(*shape, n).reshape(-1, n) for v in found.members],
+        'spread': [v.expand(shape).reshape(-1) for v in found.spread],
+        'people': found.people and [v.expand(shape).reshape(-1) for v in found.people],
+    }
+    for begin in range(0, math.prod(shape), block):
+        rows = {
+            name: values and [v[begin : begin + block] for v in values]
+            for name, values in columns.items()
+        }
+        yield GroupValues(**rows, attribute=found.attribute)
+
+
+def _widest(found: GroupValues, top: float = 1.0) -> Part:
+    "The range of several groups, or the largest range of several attributes."
+    shape, blocks = found.value[0].shape, []
+    for rows in _row_blocks(found):
+        spans = _ordered(rows)
+        *numbers, first, last = _range_part(spans, top)
+        ends = (spans.order.gather(1, end[:, None]) for end in (first, last))
+        effects = torch.stack(rows.effects, 1).nan_to_num(0, 0, 0)
+        ends = [effects.gather(1, e[..., None].expand_as(effects[:, :1]))[:, 0] for e in ends]
+        blocks.append([*numbers, torch.where(numbers[0][:, None] < 1e-12, 0, ends[0] - ends[1])])
+    *numbers, effects = (torch.cat(parts) for parts in zip(*blocks))
+    size, low, high, debiased, chance, most, far, near = (v.reshape(shape) for v in numbers)
+    interval = Interval(size, low, high, debiased, chance)
+    least = torch.zeros_like(size)
+    return Part(interval, far, effects.reshape(*shape, -1), (least, most), near)
 
 # %% ../../nbs/27_intervals.ipynb #5f27abca
 def _weights(name: str) -> dict[str, float]:
@@ -467,7 +869,7 @@ def score_intervals(
     names = [n for n in FACTS if n not in found]
     if seen.fidelity is None:
         names = ['dp', 'eo', 'fair_result']
-    if min(seen.sizes) == 0:
+    if min(len(groups.people) for groups in seen.attributes) < 2:
         missing = Interval(*5 * [torch.full_like(found['acc'].value, torch.nan)])
         return found | dict.fromkeys(names, missing)
     se, zero = _standard_error(effects), torch.zeros_like(found['utility'].value)
@@ -499,16 +901,53 @@ def intervals(
 INTERVALS = '95 % intervals over people, closed form (moe_expert.scores.intervals)'
 
 # %% ../../nbs/27_intervals.ipynb #dd1d5f83
-def _no_outcome(record: NodeRecord, outcome: int, name: str, group: int | None) -> str | None:
-    "The reason if nobody in a group (None: at all) has an outcome."
-    people = record.y if group is None else record.y[record.sens == group]
-    who = 'nobody has' if group is None else f'group {name} has no people with'
-    return None if bool((people == outcome).any()) else f'{who} outcome {outcome}'
+def _named_groups(sens: Tensor, names: Sequence) -> list[dict[str, Tensor]]:
+    "Of each attribute: name of a group → [n] who is in it."
+    attributes = attributes_of(sens)
+    flat = not any(isinstance(name, (list, tuple)) for name in names)
+    if flat and (len(attributes) > 1 or max(groups_of(sens)) >= len(names)):
+        several = [range(max(groups_of(groups)) + 1) for groups in attributes]  # no names for these
+    else:
+        several = [names] if flat else names
+    return [
+        {str(name): groups == k for k, name in enumerate(named)}
+        for groups, named in zip(attributes, several, strict=True)
+    ]
+
+
+def _missing(groups: dict[str, Tensor], people: Tensor, whom: str) -> tuple[str | None, str | None]:
+    "Why a comparison does not exist, and who is left out of it."
+    empty = [name for name, members in groups.items() if not bool((members & people).any())]
+    has = f'has no people{whom}'
+    if len(groups) == 2:
+        return (f'group {empty[0]} {has}', None) if empty else (None, None)
+    if len(groups) - len(empty) < 2:
+        return f'fewer than two groups have people{whom}', None
+    return None, '; '.join(f'group {name} {has}' for name in empty) or None
+
+# %% ../../nbs/27_intervals.ipynb #16a23364
+def _reasons(record: NodeRecord, group_names: Sequence, which: int) -> dict[str, str]:
+    "score → why it does not exist (0), or who is left out of it (1)."
+    why, everybody, ones = {}, torch.ones_like(record.y, dtype=torch.bool), record.y == 1
+    if which == 0:
+        absent = {k: f'nobody has outcome {k}' for k in (1, 0) if not bool((record.y == k).any())}
+        why['f1'], why['auc'] = absent.get(1), absent.get(1) or absent.get(0)
+    groups = _named_groups(record.sens, group_names)
+    about = {'all': (everybody, ''), 'ones': (ones, ' with outcome 1')}
+    told = {k: [_missing(g, *people)[which] for g in groups] for k, people in about.items()}
+    told = {k: next(filter(None, reasons), None) for k, reasons in told.items()}
+    for name in ('dp', 'ref', 'vef', 'att_jsd'):
+        why[name] = told['all']
+    why['eo'] = told['all'] or told['ones'] if which == 0 else told['ones']
+    for name in COMPOSITES:
+        parts = [why[part] for part in FACTS[name].parts if why.get(part)]
+        why[name] = max(parts, key=len) if parts and which else next(iter(parts), None)
+    return {name: reason for name, reason in why.items() if reason}
 
 
 def undefined_scores(
     record: NodeRecord,
-    group_names: tuple[str, str] = ('0', '1'),  # of sens = 0 and 1
+    group_names: Sequence = ('0', '1'),  # K names; for separate attributes a list of them each
 ) -> dict[str, str]:  # score → why it does not exist for these people
     """The scores that do not exist, with the reason.
 
@@ -517,17 +956,22 @@ def undefined_scores(
     >>> undefined_scores(record, ('men', 'women'))['eo']
     'group men has no people with outcome 1'
     """
-    groups, why = list(enumerate(map(str, group_names))), {}
-    classes = [_no_outcome(record, k, '', None) for k in (1, 0)]
-    why['f1'], why['auc'] = classes[0], classes[0] or classes[1]
-    empty = [f'group {name} has no people' for g, name in groups if not (record.sens == g).any()]
-    positives = [_no_outcome(record, 1, name, g) for g, name in groups]
-    for name in ('dp', 'ref', 'vef', 'att_jsd'):
-        why[name] = next(iter(empty), None)
-    why['eo'] = why['dp'] or positives[0] or positives[1]
-    for name in COMPOSITES:
-        why[name] = next((why[p] for p in FACTS[name].parts if why.get(p)), None)
-    return {name: reason for name, reason in why.items() if reason}
+    return _reasons(record, group_names, 0)
+
+
+def groups_left_out(
+    record: NodeRecord,
+    group_names: Sequence = ('0', '1'),  # K names; for separate attributes a list of them each
+) -> dict[str, str]:  # score → which groups, and why
+    """The scores that compare fewer groups than there are names, as a group has nobody for them.
+
+    >>> nodes = torch.arange(6)
+    >>> record = NodeRecord(nodes, (nodes > 1).long(), nodes // 2, p1=torch.full((1, 6), 0.5))
+    >>> groups_left_out(record, ('A', 'B', 'C'))['eo']
+    'group A has no people with outcome 1'
+    """
+    why, left = undefined_scores(record, group_names), _reasons(record, group_names, 1)
+    return {name: groups for name, groups in left.items() if name not in why}
 
 # %% ../../nbs/27_intervals.ipynb #87e7bce7
 def _described(interval: Interval | None, value: float | None, why: str | None) -> dict:
@@ -542,9 +986,11 @@ def _described(interval: Interval | None, value: float | None, why: str | None) 
 # %% ../../nbs/27_intervals.ipynb #4cb77a9e
 def scores_with_intervals(
     record: NodeRecord,  # of one model
-    group_names: tuple[str, str] = ('0', '1'),  # for the reasons why a score is undefined
+    group_names: Sequence = ('0', '1'),  # for the reasons why a score is undefined
 ) -> dict[str, dict[str, float | str | None]]:  # score → value, low, high and more
     """Every score of one model: value, low, high; debiased and by_chance for gaps; or why not.
+
+    A gap that leaves out groups, because they have nobody whom it is about, tells them: `without`.
 
     >>> nodes = torch.arange(8)
     >>> record = NodeRecord(nodes, nodes % 2, nodes // 4, p1=torch.linspace(0, 1, 8)[None])
@@ -556,6 +1002,9 @@ def scores_with_intervals(
         name: _described(interval, None, why.get(name))
         for name, interval in intervals(record).items()
     }
+    for name, groups in groups_left_out(record, group_names).items():
+        if name in scores:
+            scores[name]['without'] = groups
     if record.completeness is not None:
         scores['completeness'] = _described(None, record.completeness.amax(-1)[0].item(), None)
     return scores
@@ -568,6 +1017,7 @@ def interval_text(
     debiased: float | None = None,  # what it is without bias; None: the value itself
     by_chance: float | None = None,  # of a gap: what chance alone gives
     why: str | None = None,  # why it is undefined
+    without: str | None = None,  # groups that it leaves out
     digits: int = 3,
 ) -> str:
     """A score and its interval as text, with what stands beside it.
@@ -587,40 +1037,45 @@ def interval_text(
         text += f' [{shown(low)}, {shown(high)}]'
     beside = {'debiased': debiased, 'by chance': by_chance}
     notes = [f', {n} {shown(v)}' for n, v in beside.items() if v is not None]
-    return text + ''.join(notes)
+    return text + ''.join(notes) + (f' (without: {without})' if without else '')
 
 # %% ../../nbs/27_intervals.ipynb #7b3ed288
 def resamples(
-    sens: Tensor,  # [n] groups
+    sens: Tensor,  # [n] groups, or [n, A] of separate attributes
     n_resamples: int,  # B
     seed: int = 0,
-) -> Tensor:  # [B, n] places in 0..n-1; group 0's come first
+) -> Tensor:  # [B, n] places in 0..n-1, group by group
     """Draws with replacement within each group, the same on every device.
 
-    Raises `UndefinedScoreError` if a group is empty.
+    Those who are not compared are a group here, and so is each combination of separate attributes.
+    Raises `UndefinedScoreError` if fewer than two groups have people.
 
     >>> sens = torch.tensor([0, 1, 0, 1, 1])
     >>> sens[resamples(sens, n_resamples=2)].tolist()  # the group sizes stay
     [[0, 0, 1, 1, 1], [0, 0, 1, 1, 1]]
     """
     generator = torch.Generator().manual_seed(seed)
-    members = [(sens == group).nonzero().squeeze(1) for group in (0, 1)]
-    if min(map(len, members)) == 0:
+    attributes = attributes_of(sens)
+    if not all(len(s[s >= 0].unique()) > 1 for s in attributes):
         raise UndefinedScoreError(
-            'a bootstrap by group is undefined: a group (sens = 0 or 1) has no nodes'
+            'a bootstrap by group is undefined: fewer than two groups have nodes'
         )
+    _, cell = torch.stack(attributes, 1).unique(dim=0, return_inverse=True)
+    members = [(cell == k).nonzero().squeeze(1) for k in range(int(cell.max()) + 1)]
     sizes = [(n_resamples, len(m)) for m in members]
     places = [torch.randint(size[1], size, generator=generator) for size in sizes]
     return torch.cat([m[place.to(m.device)] for m, place in zip(members, places)], 1)
 
 # %% ../../nbs/27_intervals.ipynb #b06a09b7
-def _resampled_jsd(attributions: Tensor, sens: Tensor, draws: Tensor) -> Tensor:
+def _resampled_jsd(record: NodeRecord, sens: Tensor, draws: Tensor) -> Tensor:
     "[M, B] ATT_JSD of each draw; group means are products with counts, so nothing is copied."
     counts = torch.zeros(len(draws), len(sens), dtype=torch.double, device=sens.device)
     counts.scatter_add_(1, draws, torch.ones_like(draws, dtype=torch.double))
-    shares = attribution_shares(attributions.double())
-    members = [sens == group for group in (0, 1)]
-    return js_divergence(*[(counts * member / member.sum()) @ shares for member in members])
+    if record.weight is not None:
+        counts = counts * record.weight
+    shares = attribution_shares(record.attributions.double())
+    members = [counts * (sens == group) for group in groups_of(sens)]
+    return js_divergence(*[m / m.sum(1, keepdim=True) @ shares for m in members])
 
 # %% ../../nbs/27_intervals.ipynb #87542b53
 def resampled_scores(
@@ -629,11 +1084,12 @@ def resampled_scores(
 ) -> dict[str, Tensor]:  # by score [M, B], NaN where undefined
     "Scores of every draw."
     p1, y = record.p1[:, draws], record.y[draws]
-    sens = record.sens[draws[0]]  # by construction the same in all draws
-    scores = plain_scores(p1, y, sens, undefined='nan')
+    sens = attributes_of(record.sens[draws[0]])  # by construction the same in all draws
+    weight = None if record.weight is None else record.weight[draws]
+    scores = plain_scores(p1, y, sens, undefined='nan', sample_weight=weight)
     if record.fidelity is None:
         return scores
-    jsd = _resampled_jsd(record.attributions, record.sens, draws)
+    jsd = largest(lambda s: _resampled_jsd(record, s, draws), attributes_of(record.sens))
     observed = record.fidelity, record.correct, record.correct_after
-    explained = procedure_scores(*(o[:, draws] for o in observed), jsd, sens)
+    explained = procedure_scores(*(o[:, draws] for o in observed), jsd, sens, sample_weight=weight)
     return with_final(scores | explained)
