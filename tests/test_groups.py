@@ -349,6 +349,7 @@ def test_a_draft_of_several_columns_loads(tmp_path):
         label='paid',
         sensitive=['sex', 'home', 'age'],
         groups='separate',
+        unknown='missing',
         weight='weight',
     )
     data = load_dataset(draft.write())

@@ -341,9 +341,6 @@ def outcome_part(
     return part
 
 # %% ../../nbs/17_drafts.ipynb #589eb75c
-_NOT_SAID = ('unknown', 'missing', 'not known', 'not stated', 'undisclosed', 'prefer not to say')
-
-
 def groups_part(
     texts: pd.Series,  # the sensitive column, as canonical texts, missing codes taken out
     privileged: Any = None,  # as of `Card`; None: each value is a group, and a question
@@ -401,13 +398,7 @@ def _group_of_each(column: str, counts: Mapping[str, int]) -> Part:
         return part
     if len(counts) > MAX_CATEGORIES:
         return _privileged_question(column, counts, '')
-    part = _privileged_question(column, counts, 'each value is a group')
-    silent = [v for v in counts if v.casefold() in _NOT_SAID]
-    if silent and len(counts) - len(silent) > 1:
-        why = f'? {rows_with(counts, silent)}: counted, not compared'
-        part.lines.append(Line('unknown', silent, why))
-        part.questions.append(f'unknown: {on_card(silent)} of {column}? They are not compared')
-    return part
+    return _privileged_question(column, counts, 'each value is a group')
 
 # %% ../../nbs/17_drafts.ipynb #05094c81
 def several_groups(
@@ -434,9 +425,6 @@ def several_groups(
         whole.questions += [q for q in part.questions if asked or not q.startswith('privileged')]
     why = {'privileged': 'group 1 of each', 'bands': '? where the numbers are cut'}
     whole.lines += [Line(key, value, why[key]) for key, value in said.items() if value]
-    unknown = [v for p in parts for line in p.lines if line.key == 'unknown' for v in line.value]
-    if unknown:
-        whole.lines.append(Line('unknown', list(dict.fromkeys(unknown)), '? counted, not compared'))
     return whole
 
 # %% ../../nbs/17_drafts.ipynb #e56ab69c
@@ -926,9 +914,6 @@ def _all_groups(groups: Sequence[Look], card: Card) -> Part:
     part = parts[0]
     if len(parts) > 1:
         part = several_groups(parts, [look.name for look in groups], card.groups)
-    if card.unknown:  # said by the call: nothing to ask
-        part.lines = [line for line in part.lines if line.key != 'unknown']
-        part.questions = [q for q in part.questions if not q.startswith('unknown')]
     why = {
         'min_group': 'people of each of more than two groups in every part, at least',
         'small_groups': 'what becomes of smaller ones',
