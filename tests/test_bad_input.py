@@ -58,15 +58,16 @@ no_tensor = st.one_of(
 
 
 @st.composite
-def broken_tensor(draw, probabilities):
+def broken_tensor(draw, letter):
     "A tensor with one thing wrong: a value, its length, its shape, its kind."
-    t = draw(good_p1 if probabilities else binary).double()
+    t = draw(good_p1 if letter == 'p' else binary).double()
     how = draw(st.sampled_from(['value', 'length', 'shape', 'complex', 'scalar']))
-    bad = st.sampled_from(
-        [float('nan'), float('inf'), -1.0, 1.5, 2.0, -1e-9]
-        if probabilities
-        else [float('nan'), 2.0, -1.0, 0.5, 1e9]
-    )
+    bad = {
+        'p': [float('nan'), float('inf'), -1.0, 1.5, 2.0, -1e-9],
+        'y': [float('nan'), 2.0, -1.0, 0.5, 1e9],
+        's': [float('nan'), float('inf'), -2.0, 0.5],  # 2 is a third group, −1 is not compared
+    }
+    bad = st.sampled_from(bad[letter])
     if how == 'value':
         t[draw(st.integers(0, N - 1))] = draw(bad)
     elif how == 'length':
@@ -88,9 +89,7 @@ def test_scores_of_bad_tensors(data, name):
     args = []
     for i, letter in enumerate(letters):
         good = good_p1 if letter == 'p' else binary
-        args.append(
-            data.draw(st.one_of(no_tensor, broken_tensor(letter == 'p')) if i == wrong else good)
-        )
+        args.append(data.draw(st.one_of(no_tensor, broken_tensor(letter)) if i == wrong else good))
     with pytest.raises((errors.ScoreInputError, errors.UndefinedScoreError)) as caught:
         getattr(scores_metrics, name)(*args)
     assert str(caught.value) and isinstance(caught.value, MoEExpertError)

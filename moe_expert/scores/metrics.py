@@ -40,12 +40,12 @@ def _checked(
     p1: Tensor,
     undefined: str,
     *binary: Tensor,  # labels
-    sens: Tensor | None = None,
+    groups: Sequence[Tensor] = (),
     weight: Tensor | None = None,
 ) -> Tensor:
     "`p1` in float64; refuses wrong probabilities, labels, groups, weights unless checks are off."
     if undefined == 'raise':
-        extra = [values for values in (sens, weight) if values is not None]
+        extra = [*groups] if weight is None else [*groups, weight]
         _check_types(p1, *binary, *extra)
         if p1.is_complex() or p1.dim() == 0 or not bool(((p1 >= 0) & (p1 <= 1)).all()):
             raise ScoreInputError(
@@ -56,7 +56,8 @@ def _checked(
             _check_shape(values, p1.shape)
         for values in binary:
             _check_binary(values)
-        check_groups(sens)
+        for sens in groups:
+            check_groups(sens)
         check_weights(weight)
     return p1.double()
 
@@ -86,16 +87,14 @@ def _check_binary(values: Tensor) -> None:
 
 # %% ../../nbs/21_metrics.ipynb #faf84488
 def check_groups(
-    sens: Tensor | None,  # of any shape; None: nothing to check
+    sens: Tensor,  # of any shape
 ) -> None:
     """`ScoreInputError` unless the groups are whole numbers from −1 on.
 
     >>> check_groups(torch.tensor([0, 2, 1, -1]))
     """
-    if sens is None:
-        return
     whole = sens.round() if sens.is_floating_point() else sens
-    if sens.is_complex() or not bool(((sens == whole) & (sens >= -1)).all()):
+    if sens.is_complex() or not bool(((sens == whole) & (sens >= -1) & (sens < torch.inf)).all()):
         raise ScoreInputError(
             'groups must be whole numbers 0, 1, 2, …, or −1 for people who are not compared'
         )
@@ -424,7 +423,7 @@ def demographic_parity(
     >>> demographic_parity(p1, sens).item()
     0.5
     """
-    decided = decide(_checked(p1, undefined, sens=sens, weight=sample_weight))
+    decided = decide(_checked(p1, undefined, groups=[sens], weight=sample_weight))
     rate = RATES['selection rate']
     return _gap('demographic parity is', rate, decided, sens, sens, undefined, sample_weight)
 
@@ -447,7 +446,7 @@ def equal_opportunity(
     >>> equal_opportunity(p1, y, sens).item()
     0.5
     """
-    decided = decide(_checked(p1, undefined, y, sens=sens, weight=sample_weight))
+    decided = decide(_checked(p1, undefined, y, groups=[sens], weight=sample_weight))
     rate = RATES['true positive rate']
     return _gap('equal opportunity is', rate, decided, y, sens, undefined, sample_weight)
 
@@ -491,7 +490,7 @@ def equalized_odds(
     >>> equalized_odds(p1, y, sens).item()  # no gap for outcome 1, the largest for outcome 0
     1.0
     """
-    decided = decide(_checked(p1, undefined, y, sens=sens, weight=sample_weight))
+    decided = decide(_checked(p1, undefined, y, groups=[sens], weight=sample_weight))
     extra, rate = (y, sens, undefined, sample_weight), RATES['false positive rate']
     return torch.maximum(
         equal_opportunity(p1, y, sens, undefined=undefined, sample_weight=sample_weight),
