@@ -310,7 +310,8 @@ def test_the_privileged_group_is_never_guessed(tmp_path):
     assert 'privileged' not in entries and draft.questions[0].startswith('privileged: which value')
     assert drafted(frame, tmp_path, privileged='m')[1]['privileged'] == 'm'
     by_age = drafted(frame, tmp_path, sensitive='age')[0]
-    assert '# privileged: "?"  # which age makes group 1, from 18 to 67? A range' in by_age.text
+    assert '# privileged: "?"' in by_age.text and 'bands: {age: [' in by_age.text
+    assert 'which age makes group 1, from 18 to 67? A range' in by_age.text
     for wrong, message in (('x', 'does not occur'), (['f', 'm'], 'in one group')):
         with pytest.raises(DataError, match=message):
             drafted(frame, tmp_path, privileged=wrong)
