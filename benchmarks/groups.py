@@ -21,7 +21,7 @@ from pathlib import Path
 from common import EXPERTS, read_json, write_json
 
 WORK = Path(__file__).resolve().parent / 'work' / 'groups'
-TABLES = {'adult': ['sex', 'race'], 'compas': ['race'], 'law': ['race', 'male']}
+TABLES = 'adult-sex-race', 'compas-races', 'law-race-sex'
 SHOWN = 'utility', 'dp', 'eo', 'fair_result', 'ref', 'vef', 'att_jsd', 'fair_procedure'
 
 
@@ -69,8 +69,7 @@ def unit(name: str, n_trials: int, public: Path, seed: int) -> dict:
     from moe_expert.tune_experts import ExpertTuner
 
     begin = time.process_time()
-    how = {'sensitive': TABLES[name], 'data_dir': str(public)}
-    data = load_dataset(name, **how)
+    data = load_dataset(name, data_dir=public)
     with tempfile.TemporaryDirectory() as folder:
         place = {'cache_dir': folder, 'device': 'cpu', 'seed': seed}
         tuned = ExpertTuner(data, **place).tune_all_experts(n_trials)
@@ -78,7 +77,7 @@ def unit(name: str, n_trials: int, public: Path, seed: int) -> dict:
         trainer.tune_gate(n_trials)
         trainer.fine_tune()
         trainer.evaluate()
-        report = run_moe_report(name, cache_dir=folder, seed=seed, **how)
+        report = run_moe_report(name, cache_dir=folder, data_dir=str(public))
         plain = plain_network(data, Evaluator(data, 'val'), seed)
         models = {f'expert{k + 1}': trainer.experts.select([k]) for k in range(3)}
         models |= {'mixture': trainer.mixture, 'plain network': plain}
@@ -87,7 +86,6 @@ def unit(name: str, n_trials: int, public: Path, seed: int) -> dict:
         scores = {m: scores_with_intervals(r) for m, r in records.items()}
         return {
             'dataset': name,
-            'sensitive': TABLES[name],
             'groups': list(data.group_names),
             'cells': data.groups_report['cells'],
             'people': data.num_nodes,

@@ -179,6 +179,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                        'moe_expert.data.cards._check_split': ('cards.html#_check_split', 'moe_expert/data/cards.py'),
                                        'moe_expert.data.cards._data_file': ('cards.html#_data_file', 'moe_expert/data/cards.py'),
                                        'moe_expert.data.cards._parse': ('cards.html#_parse', 'moe_expert/data/cards.py'),
+                                       'moe_expert.data.cards._shipped_entries': ( 'cards.html#_shipped_entries',
+                                                                                   'moe_expert/data/cards.py'),
                                        'moe_expert.data.cards._strict_loader': ('cards.html#_strict_loader', 'moe_expert/data/cards.py'),
                                        'moe_expert.data.cards.as_list': ('cards.html#as_list', 'moe_expert/data/cards.py'),
                                        'moe_expert.data.cards.check_own_name': ('cards.html#check_own_name', 'moe_expert/data/cards.py'),

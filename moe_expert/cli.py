@@ -139,12 +139,13 @@ def benchmark_row(spec, folders: list) -> tuple[str, ...]:
 
 def shipped_row(name: str, folders: list) -> tuple[str, ...]:
     "The line of a shipped card in the listing."
-    from moe_expert.data.cards import shipped_card
+    from moe_expert.data.cards import as_list, shipped_card
     from moe_expert.data.catalogue import spellings
 
     shipped = shipped_card(name)
     said = shipped.entries
-    groups = f'{said["sensitive"]}: {" / ".join(said["group_names"])}'
+    named = ' / '.join(said.get('group_names', ['every value']))
+    groups = f'{" × ".join(as_list(said["sensitive"]))}: {named}'
     licence = shipped.licence.split(' (')[0].split(' by the')[0]
     forms = (*shipped.other_forms, None)
     found = [place(name, shipped.needed(form)[0], folders) for form in forms]

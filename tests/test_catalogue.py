@@ -43,6 +43,8 @@ NAMES = (
     'adult bail-new bank communities compas credit-taiwan dutch german-new german-original heart '
     'law nba oulad ricci student'
 ).split()
+GROUPS = 'adult-sex-race', 'compas-races', 'law-race-sex'  # tables of above, with other groups
+ALL = sorted((*NAMES, *GROUPS))
 
 
 @pytest.fixture(scope='module')
@@ -68,8 +70,8 @@ def nowhere(tmp_path, monkeypatch):
 
 
 def test_every_name_is_there():
-    assert list(SHIPPED) == NAMES and not set(SHIPPED) & set(DATASETS)
-    assert {p.stem for p in SHIPPED_FOLDER.iterdir()} == set(NAMES)
+    assert list(SHIPPED) == ALL and not set(SHIPPED) & set(DATASETS)
+    assert {p.stem for p in SHIPPED_FOLDER.iterdir()} == set(ALL)
 
 
 @pytest.mark.parametrize(
@@ -179,11 +181,11 @@ def test_files_are_those_on_record(name, public):
 
 def test_the_listing_shows_all(public):
     lines = listing(str(public)).splitlines()
-    assert [line.split()[0] for line in lines] == ['name', *DATASETS, *NAMES, 'synthetic']
-    (adult,) = (line for line in lines if line.startswith('adult'))
+    assert [line.split()[0] for line in lines] == ['name', *DATASETS, *ALL, 'synthetic']
+    (adult,) = (line for line in lines if line.startswith('adult '))
     for said in ('48,842', 'income', 'sex: Female / Male', 'CC BY 4.0', 'census', 'adult.data'):
         assert said in adult
-    (compas,) = (line for line in lines if line.startswith('compas'))
+    (compas,) = (line for line in lines if line.startswith('compas '))
     assert 'compas_reduced.csv' in compas and 'none stated' in compas
 
 
@@ -443,6 +445,31 @@ TRUTH = {
         ).split(),
     ),
 }
+
+
+def cell(row, *columns):
+    return ' × '.join(row[c] for c in columns)
+
+
+MALE = {'0.0': 'woman', '1.0': 'man', '0': 'woman', '1': 'man'}
+CELLS = {  # of a person, from the file
+    'adult-sex-race': lambda row: cell(row, 'sex', 'race'),
+    'compas-races': lambda row: row['race'],
+    'law-race-sex': lambda row: f'{row["race"]} × {MALE[row["male"]]}',
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name, like', [*zip(GROUPS, ('adult', 'compas', 'law'))])
+def test_the_same_table_with_other_groups(name, like, public, loaded):
+    (data, people, _), (same, _, _) = loaded(name, like), loaded(like)
+    assert data.name == name and data.y.tolist() == same.y.tolist()
+    assert data.num_nodes == shipped_card(name).people and int(data.sens.min()) == 0
+    names = [data.group_names[k] for k in data.sens.tolist()]
+    assert names == [CELLS[name](r) for r in people]
+    assert len(data.group_names) == {'adult': 10, 'compas': 6, 'law': 4}[like]
+
+
 LARGE = ('adult', 'bank', 'dutch', 'credit-taiwan', 'law', 'oulad', 'bail-new')
 TABLES = [pytest.param(n, marks=pytest.mark.slow) if n in LARGE else n for n in NAMES]
 
@@ -452,13 +479,13 @@ def loaded(public):
     "Every table, loaded by its name once; and its people as the csv module reads them."
     kept = {}
 
-    def load(name):
+    def load(name, like=None):
         if name not in kept:
             with warnings.catch_warnings(record=True) as caught:
                 warnings.simplefilter('always')
                 data = load_dataset(name, data_dir=public)
             said = [str(w.message) for w in caught if issubclass(w.category, DataWarning)]
-            kept[name] = data, rows_of(TRUTH[name], public), said
+            kept[name] = data, rows_of(TRUTH[like or name], public), said
         return kept[name]
 
     return load

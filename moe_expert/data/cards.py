@@ -495,13 +495,22 @@ def _data_file(name: str, said: Mapping) -> DataFile:
     return DataFile(name, said['sha256'], urls, folder=said['folder'], size=said.get('bytes'))
 
 
+def _shipped_entries(name: str) -> dict:
+    "What the file says; a card that is `like` another says only what differs, null for nothing."
+    path = SHIPPED_FOLDER / f'{name}.yaml'
+    entries = _parse(path.read_text(encoding='utf-8'), path)
+    if 'like' not in entries:
+        return entries
+    entries = _shipped_entries(entries.pop('like')) | entries
+    return {k: v for k, v in entries.items() if v is not None}
+
+
 @cache
 def shipped_card(
     name: str,  # one of `catalogue.SHIPPED`
 ) -> ShippedCard:
     "A shipped card, as it is written; its files are not looked for."
-    path = SHIPPED_FOLDER / f'{name}.yaml'
-    entries = _parse(path.read_text(encoding='utf-8'), path)
+    entries = _shipped_entries(name)
     files = {k: _data_file(k, said) for k, said in entries.pop('files').items()}
     other_forms = entries.pop('other_forms', {})
     known = {k: entries.pop(k) for k in _SHIPPED_ENTRIES}
