@@ -73,6 +73,7 @@ SUBSTITUTIONS = [  # (language, pattern, replacement, why)
         'synthetic-400',
         'generated people in place of thousands',
     ),
+    ('bash', r'\badult-sex-race\b', 'synthetic-500', 'generated people in place of a download'),
     ('both', r'\bgerman(?=\b|_)', 'synthetic-300', 'generated people in place of a download'),
     ('both', r'\bTIME\b', 'c3', "a column's name in the generated data"),
     ('bash', r'--n_trials \d+', '--n_trials 2', 'seconds in place of minutes'),
