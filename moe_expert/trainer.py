@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 __all__ = ['logger', 'MoESettings', 'MoETrainer', 'gate_record', 'gate_study_name', 'compared']
 
 # %% ../nbs/56_trainer.ipynb #25aa4d21
+from .data.assembly import groups_text
 from .datasets import load_dataset
 from .errors import ArgumentError, ArtifactError, MoEExpertError
 from .experts.floor import simple_models
@@ -190,9 +191,9 @@ def __repr__(self: MoETrainer):
 @patch
 def _repr_html_(self: MoETrainer):
     data = self.data
-    groups = f'{data.sens_name}: {" / ".join(data.group_names)}'
+    people = f'{data.num_nodes:,} people, {groups_text(data)}'
     facts = {
-        'data': f'{data.name} ({data.edition} edition, {data.num_nodes:,} people, {groups})',
+        'data': f'{data.name} ({data.edition} edition, {people})',
         'stage': _STAGES[self.stage],
         'seed': str(self.seed),
     }

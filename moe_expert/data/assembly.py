@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
 # %% auto #0
 __all__ = ['scale_features', 'feature_range', 'assemble', 'whole_columns', 'column_report', 'sensitive_columns',
-           'attribute_names', 'attribute_codes', 'column_codes', 'holds', 'group_columns', 'group_note']
+           'attribute_names', 'attribute_codes', 'group_masks', 'groups_text', 'column_codes', 'holds', 'group_columns',
+           'group_note']
 
 # %% ../../nbs/09_assembly.ipynb #2a00884f
 def scale_features(
@@ -233,6 +234,33 @@ def attribute_codes(
     if len(columns) > 1 and set(columns) <= set(others):
         return {c: others[c]['codes'].cpu().numpy() for c in columns}
     return {data.sens_name: sens}
+
+# %% ../../nbs/09_assembly.ipynb #f95a4189
+def group_masks(
+    data: Data,  # as from `load_dataset`
+    rest: bool = False,  # also who is in no group that is compared, where there is anybody
+) -> dict[str, Tensor]:  # group → mask [N]
+    "Who is in each group."
+    attributes, masks = attribute_names(data), {}
+    for (name, groups), codes in zip(attributes, data.sens.reshape(len(data.sens), -1).T):
+        prefix = f'{name}: ' if len(attributes) > 1 else ''
+        masks |= {f'{prefix}{g}': codes == s for s, g in enumerate(groups)}
+        if rest and (codes < 0).any():
+            masks[f'{prefix}not compared'] = codes < 0
+    return masks
+
+
+def groups_text(
+    data: Data,  # as from `load_dataset`
+) -> str:
+    """The attributes and their groups in a line.
+
+    >>> from types import SimpleNamespace
+    >>> sexes = SimpleNamespace(sens=np.zeros(3), sens_name='sex', group_names=['f', 'm'])
+    >>> groups_text(sexes)
+    'sex: f / m'
+    """
+    return '; '.join(f'{name}: {" / ".join(groups)}' for name, groups in attribute_names(data))
 
 # %% ../../nbs/09_assembly.ipynb #01819856
 def column_codes(

@@ -21,6 +21,7 @@ from moe_expert.data.assembly import (
     column_codes,
     column_report,
     group_columns,
+    group_masks,
     group_note,
     sensitive_columns,
     whole_columns,
@@ -84,17 +85,6 @@ _FACTS = (
 )
 
 # %% ../../nbs/16_audit.ipynb #6f52359c
-def _group_masks(data: Data, rest: bool = True) -> dict[str, torch.Tensor]:
-    "Who is in each group; with `rest`, also who is in none that is compared."
-    attributes, masks = attribute_names(data), {}
-    for (name, groups), codes in zip(attributes, data.sens.reshape(data.num_nodes, -1).T):
-        prefix = f'{name}: ' if len(attributes) > 1 else ''
-        masks |= {f'{prefix}{g}': codes == s for s, g in enumerate(groups)}
-        if rest and (codes < 0).any():
-            masks[f'{prefix}not compared'] = codes < 0
-    return masks
-
-
 def _counts(data: Data) -> pd.DataFrame:
     "One row per part and group: size and positives; the base rate is that of labelled people."
     everybody = torch.ones_like(data.train_mask)
@@ -103,7 +93,7 @@ def _counts(data: Data) -> pd.DataFrame:
     parts |= {'no part': rest} if rest.any() else {}
     rows = []
     for part, mask in parts.items():
-        for group, own in _group_masks(data).items():
+        for group, own in group_masks(data, rest=True).items():
             here = mask & own
             y = data.y[here & (data.y >= 0)]
             rows.append(
@@ -525,7 +515,7 @@ def gap_table(
     data: Data,  # as from `load_dataset`
 ) -> pd.DataFrame:  # by column with gaps: share of everybody, of each group, and flagged
     "Which share of each column was missing, in all and by group."
-    rows, groups = [], {g: mask.cpu() for g, mask in _group_masks(data, rest=False).items()}
+    rows, groups = [], {g: mask.cpu() for g, mask in group_masks(data).items()}
     for column, gap in (getattr(data, 'gaps', None) or {}).items():
         shares = [gap[mask].double().mean().item() for mask in groups.values()]
         least, most = int(np.argmin(shares)), int(np.argmax(shares))

@@ -14,14 +14,15 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from ..data.assembly import group_masks
 from ..errors import ArtifactError
 from ..experts.floor import BASELINES
+from ..experts.losses import weighted_mean
 from ..experts.populations import Population
 from ..experts.specs import EXPERTS
 from .gate import Mixture, uniform_mixture
 from ..scores.facts import AIMS
 from ..scores.intervals import auc_interval, interval_text
-from ..scores.metrics import attributes_of
 from ..tuning.artifacts import sha256_file, write_bytes, write_json
 from ..tuning.folder import ExpertFiles, locked, marked, read_record
 from ..tuning.settings import DEFAULT_PARAMS, GATE_DEFAULTS
@@ -65,31 +66,24 @@ METHODS = {
 # %% ../../nbs/55_comparison.ipynb #b988e5e3
 def gate_usage(
     mixture: Mixture,  # of one gate
-    data: Data,  # x, edge_index, sens, group_names
+    data: Data,  # x, edge_index, sens, sens_name, group_names; weight, if people have any
     nodes: Tensor,  # [n] which nodes
 ) -> dict[str, dict[str, dict[str, float]]]:  # people → expert → {mean_weight, share_first}
     "The use of each expert, for 'all' people and for each group that has people, by its name."
-    w, sens = mixture.weights(data.x, data.edge_index, nodes)[0], data.sens[nodes]
+    w, weight = mixture.weights(data.x, data.edge_index, nodes)[0], getattr(data, 'weight', None)
     first = w.argmax(-1)
 
     def usage(people):
+        counts = None if weight is None else weight[nodes][people].double()
         return {
             e: dict(
-                mean_weight=w[people, k].mean().item(),
-                share_first=(first[people] == k).double().mean().item(),
+                mean_weight=weighted_mean(w[people, k], counts).item(),
+                share_first=weighted_mean((first[people] == k).double(), counts).item(),
             )
             for k, e in enumerate(EXPERTS)
         }
 
-    named = [('', data.group_names)]
-    if sens.dim() == 2:
-        attributes = (f'{attribute}: ' for attribute in data.sens_name.split(', '))
-        named = zip(attributes, data.group_names)
-    groups = {
-        f'{attribute}{name}': column == s
-        for (attribute, names), column in zip(named, attributes_of(sens))
-        for s, name in enumerate(names)
-    }
+    groups = {name: mask[nodes] for name, mask in group_masks(data).items()}
     used = {name: usage(people) for name, people in groups.items() if people.any()}
     return {'all': usage(torch.ones_like(first, dtype=torch.bool)), **used}
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from fastcore.basics import patch
 
+from ..data.assembly import groups_text
 from ..data.cards import read_card, shipped_card
 from ..data.catalogue import SHIPPED, is_path
 from ..datasets import canonical_name
@@ -236,9 +237,9 @@ def __repr__(self: MixtureAtHand):
 @patch
 def _repr_html_(self: MixtureAtHand):
     data, found = self.data, self.about
-    groups = f'{data.sens_name}: {" / ".join(data.group_names)}'
+    people = f'{data.num_nodes:,} people, {groups_text(data)}'
     facts = {
-        'data': f'{data.name} ({data.edition} edition, {data.num_nodes:,} people, {groups})',
+        'data': f'{data.name} ({data.edition} edition, {people})',
         'stage': 'fine-tuned' if found.kept else 'tuned gate',
         'seed': str(self.seed),
     }

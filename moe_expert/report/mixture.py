@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch_geometric.data import Data
 
+from ..data.assembly import group_masks
 from ..experts.specs import EXPERTS
 from ..mixture.comparison import METHODS, floor_last, tested_words
 from ..mixture.gate import Mixture, gate_state
@@ -45,9 +46,9 @@ from ..scores.intervals import interval_text, intervals
 from ..tuning.winners import Winner
 
 # %% auto #0
-__all__ = ['ON_TEST', 'AIMS_FIRST', 'EXPERT_BARS', 'test_table', 'looks', 'mixture_notices', 'plot_plane', 'plot_usage',
-           'usage_table', 'gate_inputs', 'weights_from_inputs', 'gate_path', 'gate_attributions', 'plot_gate_reasons',
-           'routes_table', 'finetuning_table', 'mixture_winner']
+__all__ = ['ON_TEST', 'AIMS_FIRST', 'EXPERT_BARS', 'SHOWN_GROUPS', 'test_table', 'looks', 'mixture_notices', 'plot_plane',
+           'plot_usage', 'usage_table', 'gate_inputs', 'weights_from_inputs', 'gate_path', 'gate_attributions',
+           'plot_gate_reasons', 'routes_table', 'finetuning_table', 'mixture_winner']
 
 # %% ../../nbs/65_mixture_report.ipynb #f19890c1
 ON_TEST = (
@@ -135,17 +136,23 @@ def plot_usage(
     test: dict,  # what `MoETrainer.evaluate` returns
 ) -> Picture:
     "Mean weight of each expert, for all people and for each group."
+    usage = test['gate_usage']
+    rows = len(usage) > 5  # names of many groups are readable only beside each other's bars
+    size = (7.5, 1.2 + 0.36 * len(usage)) if rows else (7.5, 3.2)
     alt = 'Bars: mean weight of each expert; the numbers are in the table below.'
-    figure, axes = picture(size=(7.5, 3.2), alt=alt)
-    ax, usage = axes[0, 0], test['gate_usage']
+    figure, axes = picture(size=size, alt=alt)
+    ax = axes[0, 0]
+    bars, line, sides = (ax.barh, ax.axvline, 'yx') if rows else (ax.bar, ax.axhline, 'xy')
     for k, (expert, style) in enumerate(EXPERT_BARS.items()):
         weights = [part[expert]['mean_weight'] for part in usage.values()]
         positions = np.arange(len(usage)) + 0.25 * (k - 1)
-        ax.bar(positions, weights, 0.23, edgecolor='white', **style)
-    ax.axhline(1 / len(EXPERTS), color=BLACK, ls=':', lw=1, label='equal use of all')
-    ax.set_xticks(range(len(usage)), ['all people', *list(usage)[1:]])
-    ax.set_ylabel('mean weight of the gate (no unit)')
-    ax.set_ylim(0, 1)
+        bars(positions, weights, 0.23, edgecolor='white', **style)
+    line(1 / len(EXPERTS), color=BLACK, ls=':', lw=1, label='equal use of all')
+    people = ['all people', *list(usage)[1:]]
+    ax.set(**{f'{sides[0]}ticks': range(len(usage)), f'{sides[0]}ticklabels': people})
+    ax.set(**{f'{sides[1]}label': 'mean weight of the gate (no unit)', f'{sides[1]}lim': (0, 1)})
+    if rows:
+        ax.invert_yaxis()
     legend_below(figure, 4)
     return figure
 
@@ -282,7 +289,7 @@ def routes_table(
         sent = weights.argmax(-1) == k
         row = {'expert': expert_title(expert, spec.title), 'people': int(sent.sum())}
         if sent.any():
-            row |= _group_shares(data, nodes[sent])
+            row |= _group_shares(data, nodes, sent)
             row['its mean weight'] = weights[sent, k].mean().item()
             row['mean disagreement'] = gate_state(p1[sent])[:, -1].mean().item()
             unlike = _most_unlike(data, nodes, sent)
@@ -291,10 +298,19 @@ def routes_table(
     return table(rows, 'People by the expert with the largest weight').set_index('expert')
 
 # %% ../../nbs/65_mixture_report.ipynb #820c9070
-def _group_shares(data: Data, nodes: Tensor) -> dict[str, str]:
-    "The share of each group among some people."
-    shares = [(data.sens[nodes] == s).double().mean() for s in range(len(data.group_names))]
-    return {f'of group “{g}”': f'{100 * p:.0f} %' for g, p in zip(data.group_names, shares)}
+SHOWN_GROUPS = 4  # of which all shares are shown; of more, those that differ most from all people
+
+
+def _group_shares(data: Data, nodes: Tensor, sent: Tensor) -> dict[str, str]:
+    "The share of each group among the people in the mask; of many groups, where it differs most."
+    masks = {name: mask[nodes] for name, mask in group_masks(data).items()}
+    share = {name: mask[sent].double().mean().item() for name, mask in masks.items()}
+    if len(share) <= SHOWN_GROUPS:
+        return {f'of group “{g}”': f'{100 * p:.0f} %' for g, p in share.items()}
+    among_all = {name: mask.double().mean().item() for name, mask in masks.items()}
+    unlike = sorted(share, key=lambda g: -abs(share[g] - among_all[g]))[:3]
+    texts = [f'{g} {100 * share[g]:.0f} % ({100 * among_all[g]:.0f} % of all)' for g in unlike]
+    return {'groups that differ most from their share of all': ', '.join(texts)}
 
 # %% ../../nbs/65_mixture_report.ipynb #087e0061
 def _most_unlike(data: Data, nodes: Tensor, sent: Tensor, top: int = 3) -> str:

@@ -10,8 +10,10 @@ __all__ = ['data_facts', 'Folded', 'columns_table', 'group_table', 'leakage_tabl
 import warnings
 from collections.abc import Sequence
 
+import pandas as pd
 from torch_geometric.data import Data
 
+from ..data.assembly import groups_text
 from moe_expert.data.audit import (
     audit,
     column_table,
@@ -39,7 +41,7 @@ def data_facts(
         'features': f'{card["features"]} (min–max to [−1, 1] {_scaling(card)})',
         'undirected edges': f'{card["undirected_edges"]:,}',
         'outcome': f'{card["label_name"]}: class 1 is what the models predict',
-        'sensitive attribute': f'{card["sens_name"]}: {" / ".join(data.group_names)}',
+        'sensitive attribute': groups_text(data),
         'do models see the group?': audit(data).sees_group,
         'columns left out': ', '.join(card['drop']) or 'none',
         'seed of the split': card['split_seed'],
@@ -121,6 +123,8 @@ def audit_table(
         counts = zip(checks['auc'], checks.pop('ones'), checks.pop('zeros'))
         checks['auc'] = [interval_text(auc, *auc_interval(auc, n1, n0)) for auc, n1, n0 in counts]
         checks['flagged'] = ['⚠ flagged' if f else '' for f in checks['flagged']]
+        if 'group' in checks:  # there are several to tell
+            checks['group'] = checks['group'].fillna('')
         checks = checks.set_index(['about', 'check'])
     return table(checks, 'AUC on the validation nodes, with 95 % intervals (flagged from 0.95)')
 
@@ -129,18 +133,28 @@ def proxy_table(
     data: Data,  # of `load_dataset`
     top: int = 5,  # columns shown
 ) -> Table:  # by column
-    "The columns that tell the group best, other than the group itself."
+    "The columns that tell the group best, other than the group itself; of many groups, which one."
     done = audit(data)
-    counts = done.checks.loc[done.checks.get('about', '') == 'group'].head(1)
-    n1, n0 = (int(counts[n].iloc[0]) if len(counts) else 0 for n in ('ones', 'zeros'))
     caption = f'What tells the group best. Do models see the group? {done.sees_group}'
     shown = table(done.proxies.head(top), caption)
-    intervals = (interval_text(auc, *auc_interval(auc, n1, n0)) for auc in shown.pop('auc'))
-    shown.insert(0, 'AUC of its values', list(intervals))
-    gaps = [interval_text(g, *auc_interval(g, n1, n0)) if g == g else '' for g in shown.pop('gaps')]
-    if any(gaps):
-        shown['AUC of its gaps'] = gaps
+    people = [_people_told(done.checks, g) for g in shown.get('group', [None] * len(shown))]
+    aucs = zip(shown.pop('auc'), people)
+    shown.insert(0, 'AUC of its values', [interval_text(a, *auc_interval(a, *n)) for a, n in aucs])
+    gaps = list(zip(shown.pop('gaps'), people))
+    if any(g == g for g, _ in gaps):
+        several = 'group' in shown  # the gaps may tell another of them, of other size
+        text = lambda g, n: interval_text(g, *(() if several else auc_interval(g, *n)))
+        shown['AUC of its gaps'] = [text(g, n) if g == g else '' for g, n in gaps]
     return shown
+
+
+def _people_told(checks: pd.DataFrame, group: str | None) -> tuple[int, int]:
+    "Validation people inside and outside of a group, by its checks; None: the only one."
+    if 'about' not in checks:
+        return 0, 0
+    rows = checks[checks['about'] == 'group']
+    rows = rows if group is None or 'group' not in rows else rows[rows['group'] == group]
+    return tuple(int(rows[n].iloc[0]) if len(rows) else 0 for n in ('ones', 'zeros'))
 
 # %% ../../nbs/61_people.ipynb #e70ffe89
 def gaps_table(

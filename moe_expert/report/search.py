@@ -236,8 +236,8 @@ def plot_tradeoff(
         column[1].set_xlabel(better('utility'))
     for ax, score in zip(axes[:, 0], GAPS):
         ax.set_ylabel(better(score).replace(' (', '\n('))
-        evaluated = [t for r in results.values() for t in r['trials'] if t['metrics']]
-        ax.set_ylim(0, 1.1 * max(t['metrics'][score] for t in evaluated) or 1.0)
+        trials = [t['metrics'] or {} for r in results.values() for t in r['trials']]
+        ax.set_ylim(0, 1.1 * max((t[score] for t in trials if score in t), default=0) or 1.0)
     legend_below(figure, 3)
     return figure
 
@@ -245,7 +245,9 @@ def plot_tradeoff(
 def _draw_tradeoff(ax, r: dict, score: str, intervals: dict | None):
     "One expert's trials: utility against one difference."
     floor_line(ax, r)
-    evaluated = [t for t in r['trials'] if t['metrics']]
+    evaluated = [
+        t for t in r['trials'] if score in (t['metrics'] or {})
+    ]  # not of every hopeless trial
     utility, gap = lambda t: t['metrics']['utility'], lambda t: t['metrics'][score]
     scatter_trials(ax, evaluated, utility, gap, r['best_trial'])
     if intervals:
