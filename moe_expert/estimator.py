@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import tempfile
 import warnings
+from dataclasses import replace
 from numbers import Number
 
 import numpy as np
@@ -44,6 +45,7 @@ from moe_expert.errors import (
 __all__ = ['FairMoEClassifier', 'check_labels', 'positive_class']
 
 # %% ../nbs/75_estimator.ipynb #efaf6c96
+from .experts.losses import weighted_mean
 from .experts.specs import EXPERTS
 from .experts.trainers import TrainConfig, TrainSettings
 from .experts.training import REFERENCE, train_population
@@ -92,11 +94,12 @@ class FairMoEClassifier(ClassifierMixin, BaseEstimator):
         X,  # [n, d] finite numbers
         y,  # [n] two classes; see `pos_label` for those other than 0 and 1
         *,
-        sensitive_features=None,  # [n] group of each person; None: see `on_missing_groups`
+        sensitive_features=None,  # [n] or [n, A] groups of each person; None: `on_missing_groups`
         edge_index=None,  # [2, E] row numbers of X, in any order and direction; None: `neighbours`
+        sample_weight=None,  # [n] how much each row counts, 0: not at all; None: all alike
     ) -> FairMoEClassifier:  # itself
         "Run all stages. `ValueError` (often a `DataError`) names what cannot be fitted, and why."
-        return _fit(self, X, y, sensitive_features, edge_index)
+        return _fit(self, X, y, sensitive_features, edge_index, sample_weight)
 
     def predict_proba(
         self,
@@ -155,25 +158,63 @@ def _validated(estimator: FairMoEClassifier, X, *y, **options):
         raise DataError(said + where) from e
 
 
-def _fit(estimator: FairMoEClassifier, X, y, sensitive_features, edge_index) -> FairMoEClassifier:
+def _fit(
+    estimator: FairMoEClassifier, X, y, sensitive_features, edge_index, sample_weight
+) -> FairMoEClassifier:
     labels = check_labels(y, estimator.pos_label)
     X, y = _validated(estimator, X, labels)
     given = check('FairMoEClassifier', estimator.get_params(deep=False))
     y = _two_classes(estimator, y, given.pos_label, sensitive_features is not None)
     seed = int(check_random_state(given.random_state).randint(2**31))
+    weight, keep = _weights(sample_weight, len(y), edge_index is not None)
+    rows = Table(X[keep], _feature_names(estimator, X), y[keep], None, weight)
     if sensitive_features is None:
         _without_groups(given.on_missing_groups)
         estimator.group_names_ = None
-        return _fit_alone(estimator, given, X, y, edge_index, seed)
-    parts = dict(zip(('train', 'val'), _split(given, y, seed)))
+        return _fit_alone(estimator, given, rows, edge_index, seed)
+    parts = {p: keep[at] for p, at in zip(('train', 'val'), _split(given, rows.y, seed))}
     options = {n: given[n] for n in ('groups', 'min_group', 'small_groups', 'unknown')}
     sens, estimator.group_names_ = reduce_groups(
         sensitive_features, given.privileged, parts=parts, **options
     )
     if len(sens) != len(y):
         raise DataError(f'sensitive_features has {len(sens)} values for {len(y)} rows')
-    data = _pack(estimator, given, X, y, sens, edge_index, seed)
+    data = _pack(estimator, given, replace(rows, sens=sens[keep]), edge_index, seed)
     return _fit_mixture(estimator, given, data, seed)
+
+# %% ../nbs/75_estimator.ipynb #f035670b
+def _weights(sample_weight, n: int, linked: bool) -> tuple[np.ndarray | None, np.ndarray]:
+    "Weights of the rows that count, and which rows these are. `DataError` for what is no weight."
+    if sample_weight is None:
+        return None, np.arange(n)
+    weight = plain_array(sample_weight, 'sample_weight')
+    if weight.shape != (n,):
+        raise DataError(
+            f'sample_weight must be one number for each of {n} rows, not {weight.shape}'
+        )
+    try:
+        weight = weight.astype(np.float64)
+    except (TypeError, ValueError) as e:
+        raise DataError(f'sample_weight must be numbers: {e}') from e
+    if len(wrong := np.flatnonzero(~(np.isfinite(weight) & (weight >= 0)))):
+        raise DataError(
+            f'sample_weight: row {wrong[0]} is {weight[wrong[0]]} ({len(wrong)} such rows), but a '
+            'weight is a number of at least 0'
+        )
+    keep = np.flatnonzero(weight)
+    if not len(keep):
+        raise DataError('sample_weight is zero in all rows: there is nobody to learn from')
+    if linked and len(keep) < n:
+        raise DataError(
+            f'sample_weight is 0 in {n - len(keep)} rows, and edge_index names rows: leave these '
+            'rows out of X and edge_index'
+        )
+    return weight[keep], keep
+
+
+def _feature_names(estimator: FairMoEClassifier, X: np.ndarray) -> list[str]:
+    numbered = [f'x{k}' for k in range(X.shape[1])]
+    return [str(v) for v in getattr(estimator, 'feature_names_in_', numbered)]
 
 # %% ../nbs/75_estimator.ipynb #802f20ec
 _MISSING = ('', 'nan', 'NaN', 'None', 'NaT', '<NA>', 'NA', 'N/A', 'null', 'NULL', '?')
@@ -312,21 +353,18 @@ def _known(given: Given, data: Data) -> Known | None:
 def _pack(
     estimator: FairMoEClassifier,
     given: Given,
-    X: np.ndarray,
-    y: np.ndarray,
-    sens: np.ndarray,  # [n] 0/1
+    rows: Table,
     edge_index,
     seed: int,
 ) -> Data:
     "Rows with groups as a data set; sets the scaling."
-    numbered = [f'x{k}' for k in range(X.shape[1])]
-    names = [str(v) for v in getattr(estimator, 'feature_names_in_', numbered)]
-    train, val = _split(given, y, seed)
+    X = rows.features
+    train, val = _split(given, rows.y, seed)
     x, _ = scale_features(X, *feature_range(X, train, 'train'))
     data = assemble(
-        Table(X, names, y, sens),
+        rows,
         _edges(given, X, x, edge_index),
-        DatasetSpec('own', 'y', 'sensitive_features', ('group 0', 'group 1')),
+        DatasetSpec('own', 'y', _attributes(rows.sens), estimator.group_names_),
         split_seed=None,
         drop=(),
         edition='own',
@@ -339,6 +377,13 @@ def _pack(
     estimator.x_min_, estimator.x_max_ = data.x_min.numpy(), data.x_max.numpy()
     estimator.n_clipped_ = data.n_clipped
     return data
+
+
+def _attributes(sens: np.ndarray) -> str:
+    "The name of the attribute, or of several that are kept separate."
+    if sens.ndim == 1:
+        return 'sensitive_features'
+    return ', '.join(f'attribute {k}' for k in range(sens.shape[1]))
 
 # %% ../nbs/75_estimator.ipynb #6c67eb3a
 def _fit_mixture(
@@ -397,22 +442,28 @@ class _Utility:
 
     def __init__(self, data: Data, nodes: torch.Tensor):
         self.data, self.nodes, self.y = data, nodes, data.y[nodes]
+        weight = getattr(data, 'weight', None)
+        self.weight = None if weight is None else weight[nodes]
 
     def scores(self, population, procedure: bool = True) -> dict[str, torch.Tensor]:
         p1 = population.probabilities(self.data.x, self.data.edge_index, self.nodes)
         p1 = p1.detach().double()
-        scores = {name: score(p1, self.y) for name, score in self.SCORES.items()}
+        scores = {
+            name: score(p1, self.y, sample_weight=self.weight)
+            for name, score in self.SCORES.items()
+        }
         return scores | dict(
             utility=sum(scores.values()) / 3,
             fair_result=torch.zeros(len(p1), dtype=torch.double),
-            selection_rate=decide(p1).mean(-1),
+            selection_rate=weighted_mean(decide(p1), self.weight),
         )
 
 # %% ../nbs/75_estimator.ipynb #a4655e4d
 def _fit_alone(
-    estimator: FairMoEClassifier, given: Given, X: np.ndarray, y: np.ndarray, edge_index, seed: int
+    estimator: FairMoEClassifier, given: Given, rows: Table, edge_index, seed: int
 ) -> FairMoEClassifier:
     "One model for utility. Raises `DataError` where it does not train."
+    X, y = rows.features, rows.y
     train, val = _split(given, y, seed)
     if len(np.unique(y[val])) < 2:
         train = val = np.arange(len(y))  # too few rows to set some aside
@@ -421,7 +472,7 @@ def _fit_alone(
     edges = None
     if given.backbone != 'mlp' or edge_index is not None:  # what is given is checked
         edges = _edges(given, X, x, edge_index)
-    data = _without_sens(x, y, edges, train)
+    data = _without_sens(x, rows, edges, train)
     data.neighbours = given.neighbours if edge_index is None else None
     (model,) = train_population(
         data,
@@ -436,27 +487,38 @@ def _fit_alone(
     estimator.model_, estimator.known_ = model.population, _known(given, data)
     estimator.results_ = {k: model.metrics[k] for k in ('acc', 'f1', 'auc', 'utility')}
     estimator.feasible_ = 0 < model.metrics['selection_rate'] < 1
-    interval = auc_interval(model.metrics['auc'], int(y[val].sum()), int((1 - y[val]).sum()))
+    people = (_effective(rows, val[y[val] == c]) for c in (1, 0))
+    interval = auc_interval(model.metrics['auc'], *people)
     _say(estimator, no_better_than_guessing('the model', 'validation', *interval))
     return estimator
 
 # %% ../nbs/75_estimator.ipynb #78eaa9ea
 def _without_sens(
     x: np.ndarray,  # [n, d] scaled
-    y: np.ndarray,  # [n] 0/1
+    rows: Table,  # n of them
     edges: np.ndarray | None,  # keys of `_edges`; None: no graph
     train: np.ndarray,  # row numbers that train
 ) -> Data:
     "Rows without groups as a data set: everybody is in group 0."
     no_edges = torch.empty(2, 0, dtype=torch.long)
-    mask = torch.zeros(len(y), dtype=torch.bool)
+    mask = torch.zeros(len(x), dtype=torch.bool)
+    weights = {} if rows.weight is None else {'weight': torch.from_numpy(rows.weight)}
     return Data(
         x=torch.from_numpy(x),
-        y=torch.from_numpy(y),
-        sens=torch.zeros(len(y), dtype=torch.long),
-        edge_index=no_edges if edges is None else edge_tensor(edges, len(y)),
+        y=torch.from_numpy(rows.y),
+        sens=torch.zeros(len(x), dtype=torch.long),
+        edge_index=no_edges if edges is None else edge_tensor(edges, len(x)),
         train_mask=mask.index_fill(0, torch.from_numpy(train), True),
+        **weights,
     )
+
+
+def _effective(rows: Table, some: np.ndarray) -> float:
+    "How many people some rows are; of weighted rows Kish's effective number, at least 1."
+    if rows.weight is None:
+        return len(some)
+    weight = rows.weight[some]
+    return max(1.0, weight.sum() ** 2 / np.square(weight).sum())
 
 # %% ../nbs/75_estimator.ipynb #ddd20b1d
 def _probabilities(estimator: FairMoEClassifier, X, edge_index) -> np.ndarray:

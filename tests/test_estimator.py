@@ -16,10 +16,12 @@ from fairlearn.metrics import (
     MetricFrame,
     demographic_parity_difference,
     equal_opportunity_difference,
+    selection_rate,
+    true_positive_rate,
 )
 from sklearn.base import clone
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import accuracy_score, f1_score
+from sklearn.metrics import accuracy_score, f1_score, roc_auc_score
 from sklearn.model_selection import cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder
@@ -44,9 +46,15 @@ from moe_expert.mixture.gate import Mixture
 QUICK = dict(epochs=300, on_missing_groups='ignore', random_state=0)
 
 
-@parametrize_with_checks([FairMoEClassifier(**QUICK)])
+SPLITS = 'fit draws rows that select: a row twice is two rows to draw, a row of weight 2 is one'
+EXPECTED = {'check_sample_weight_equivalence_on_dense_data': SPLITS}
+
+
+@parametrize_with_checks(
+    [FairMoEClassifier(**QUICK)], expected_failed_checks=lambda estimator: EXPECTED
+)
 def test_scikit_learns_checks(estimator, check):
-    "All, none is expected to fail. They fit without groups; a mixture differs in `fit`."
+    "All but one. They fit without groups; a mixture differs in `fit`."
     check(estimator)
 
 
@@ -403,3 +411,117 @@ def test_features_that_are_no_numbers_are_named(change, message):
     X = np.random.default_rng(0).normal(size=(40, 3))
     with pytest.raises(DataError, match=message):
         FairMoEClassifier().fit(change(X), np.arange(40) % 2, sensitive_features=np.arange(40) % 3)
+
+
+def selecting(y, seed=0):
+    "The rows that `fit` with this random_state sets aside."
+    drawn = int(check_random_state(seed).randint(2**31))
+    return standard_split(y, 2 * len(y), drawn, (0.375, 0.25))[1]
+
+
+def differences(model, X, y, groups, weight):
+    "Fairlearn's demographic parity and equal opportunity differences, weighted."
+    rates = {'dp': selection_rate, 'eo': true_positive_rate}
+    frame = MetricFrame(
+        metrics=rates,
+        y_true=y,
+        y_pred=model.predict(X),
+        sensitive_features=groups,
+        sample_params={rate: {'sample_weight': weight} for rate in rates},
+    )
+    return frame.difference()
+
+
+SHORT = dict(n_trials=1, epochs=60, random_state=0)
+
+
+def test_scores_of_many_weighted_groups_are_those_of_fairlearn_and_sklearn(people):
+    X, y, s, _ = people
+    groups = pd.DataFrame({'sex': np.where(s == 1, 'm', 'f'), 'town': np.resize([*'AAB'], len(s))})
+    weight = np.random.default_rng(0).uniform(0.2, 3, len(y))
+    model = FairMoEClassifier(**SHORT).fit(X, y, sensitive_features=groups, sample_weight=weight)
+    assert model.group_names_ == ('f × A', 'f × B', 'm × A', 'm × B')
+    val, scores = selecting(y), model.results_['best_metrics']
+    judged, seen = (X.iloc[val], y[val]), dict(sample_weight=weight[val])
+    expected = differences(model, *judged, groups.iloc[val], weight[val])
+    assert expected['dp'] > 0 and expected['eo'] > 0
+    assert np.allclose([scores['dp'], scores['eo']], expected, rtol=0, atol=1e-12)
+    p1, decided = model.predict_proba(judged[0])[:, 1], model.predict(judged[0])
+    sklearns = accuracy_score(y[val], decided, **seen), roc_auc_score(y[val], p1, **seen)
+    assert np.allclose([scores['acc'], scores['auc']], sklearns, rtol=0, atol=1e-12)
+    assert model.score(X, y, sample_weight=weight) == pytest.approx(
+        accuracy_score(y, model.predict(X), sample_weight=weight), abs=1e-12
+    )
+
+
+def test_separate_attributes_are_compared_each_for_itself(people):
+    X, y, s, _ = people
+    columns = [np.where(s == 1, 'm', 'f'), np.resize([*'ABC', '?'], len(s))]
+    model = FairMoEClassifier(groups='separate', unknown='?', **SHORT)
+    model.fit(X, y, sensitive_features=columns)
+    assert model.group_names_ == (('f', 'm'), ('A', 'B', 'C'))
+    val, worst = selecting(y), {'dp': 0, 'eo': 0}
+    for column in columns:
+        some = val[column[val] != '?']
+        found = differences(model, X.iloc[some], y[some], column[some], np.ones(len(some)))
+        worst = {n: max(v, found[n]) for n, v in worst.items()}
+    for name, value in worst.items():
+        assert model.results_['best_metrics'][name] == pytest.approx(value, abs=1e-12)
+
+
+def test_every_container_of_several_attributes_gives_the_same_model(people):
+    X, y, s, _ = people
+    columns = [np.where(s == 1, 'm', 'f'), np.resize([*'ABC'], len(s))]
+    table = pd.DataFrame({'sex': columns[0], 'town': columns[1]})
+    made = [
+        FairMoEClassifier(n_trials=1, epochs=20, random_state=0).fit(X, y, sensitive_features=given)
+        for given in (table, columns, table.to_numpy(), pl.DataFrame(table))
+    ]
+    assert len(made[0].group_names_) == 6
+    for model in made[1:]:
+        assert model.group_names_ == made[0].group_names_
+        assert np.array_equal(model.predict_proba(X), made[0].predict_proba(X))
+
+
+@pytest.mark.parametrize('fair', [True, False])
+def test_weights_of_one_change_no_bit_and_others_do(people, fair):
+    X, y, s, _ = people
+    model, groups = FairMoEClassifier(on_missing_groups='ignore', **SHORT), s if fair else None
+    plain, ones, others = (
+        clone(model).fit(X, y, sensitive_features=groups, sample_weight=weight)
+        for weight in (None, np.ones(len(y)), pd.Series(np.resize([0.1, 5], len(y))))
+    )
+    assert np.array_equal(plain.predict_proba(X), ones.predict_proba(X))
+    scores = [m.results_['best_metrics'] if fair else m.results_ for m in (plain, ones)]
+    assert scores[0] == scores[1]
+    assert not np.allclose(plain.predict_proba(X), others.predict_proba(X))
+
+
+def test_rows_of_weight_zero_are_as_good_as_absent(people):
+    X, y, s, _ = people
+    weight = np.resize([1.0, 0.0, 2.0], len(y))
+    keep, groups = weight > 0, np.resize([*'ABCD'], len(y))
+    model = FairMoEClassifier(**SHORT)
+    whole = clone(model).fit(X, y, sensitive_features=groups, sample_weight=weight)
+    part = model.fit(X[keep], y[keep], sensitive_features=groups[keep], sample_weight=weight[keep])
+    assert np.array_equal(whole.predict_proba(X), part.predict_proba(X))
+    with pytest.raises(DataError, match='leave these rows out'):
+        clone(model).fit(
+            X, y, sensitive_features=groups, sample_weight=weight, edge_index=[[0], [1]]
+        )
+
+
+@pytest.mark.parametrize(
+    'weight, message',
+    [
+        ([-1.0], 'row 0 is -1.0'),
+        ([np.nan], 'row 0 is nan'),
+        (np.ones((300, 2)), r'not \(300, 2\)'),
+        (['heavy'], 'must be numbers'),
+    ],
+)
+def test_what_is_no_weight(people, weight, message):
+    X, y, s, _ = people
+    weight = weight * 300 if isinstance(weight, list) else weight
+    with pytest.raises(DataError, match=message):
+        FairMoEClassifier(**SHORT).fit(X, y, sensitive_features=s, sample_weight=weight)

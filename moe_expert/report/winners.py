@@ -190,8 +190,11 @@ def plot_attributions(
         half = attribution_half_widths(data, winners[expert])
         _draw_attributions(ax, data, shares.loc[names], half.loc[names], named)
         att_jsd = interval_text(*text_record(winners[expert])['att_jsd'])
+        att_jsd = att_jsd.replace(', debiased', ',\ndebiased')  # two panels' labels must not meet
         label = f'mean share of the attribution, 95 % interval\natt_jsd {att_jsd}'
         ax.set_xlabel(label, fontsize=9)
+    if not two:
+        axes[0, 0].set_xlim(left=0)
     flagged = set(leakage_audit(data).query('flagged').index)
     labels = [f'⚠ {n}' if n in flagged else n for n in names]
     axes[0, 0].set_yticks(np.arange(len(names)), labels)
@@ -249,4 +252,3 @@ def _draw_marks(ax, attribute: str, shares: pd.DataFrame, half: pd.DataFrame, na
         style = dict(color=color, marker=marker, ms=4, ls='', lw=0, elinewidth=0.9)
         label = f'{attribute}{group}'
         ax.errorbar(shares[group], heights + offset, xerr=half[group], label=label, **style)
-    ax.set_xlim(left=0)
