@@ -339,7 +339,8 @@ def test_kernel_features_are_computed_once_where_they_fit(monkeypatch):
         return table(self, x, limit)
 
     monkeypatch.setattr(scores_graphlime._Kernels, 'table', counted)
-    size = GraphLIME(data.x, data.edge_index, nodes)._table_bytes
+    plan = GraphLIME(data.x, data.edge_index, nodes)
+    size = 8 * len(plan.present) * (plan.kernels.columns + 1)
     rows.clear()
     plan = GraphLIME(data.x, data.edge_index, nodes, memory_bytes=int(1.8 * size))
     p1 = torch.sigmoid(data.x[:, :2].T.double())
