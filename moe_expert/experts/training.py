@@ -166,10 +166,11 @@ def objectives(
         scores = (sample or evaluator).scores(population.select(undecided))
         if sample:
             scores = with_final(scores | {name: s[undecided] for name, s in cheap.items()})
-        explained = dict(zip(undecided, _rows(scores)))
-        for k, row in explained.items():
+        rows = dict(zip(undecided, _rows(scores)))
+        for k, row in rows.items():
             values[k] = row[objective]
-    return values, {} if evaluator.sample else explained
+        explained = {} if sample else rows
+    return values, explained
 
 # %% ../../nbs/39_training.ipynb #3b54903c
 @patch
