@@ -246,7 +246,7 @@ def on_train_end(self: TrainingRun) -> list[TrainedModel]:
         models[i].score = scores[k][self.spec.objective]
     return models
 
-
+# %% ../../nbs/39_training.ipynb #1f219b3b
 @patch
 def checkpoint_scores(
     self: TrainingRun,
