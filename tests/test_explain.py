@@ -328,6 +328,41 @@ def test_memory_stays_within_the_limit(n, d, neighbours, megabytes):
     assert plan.held_bytes + plan.largest_need <= megabytes * 2**20
 
 
+def test_kernel_features_are_computed_once_where_they_fit(monkeypatch):
+    "The small version of a million people: their table takes more than half of the memory."
+    data = make_synthetic(3000, 20, avg_degree=20)
+    nodes, rows = torch.arange(0, 3000, 4), []
+    table = scores_graphlime._Kernels.table
+
+    def counted(self, x, limit):
+        rows.append(len(x))
+        return table(self, x, limit)
+
+    monkeypatch.setattr(scores_graphlime._Kernels, 'table', counted)
+    plan = GraphLIME(data.x, data.edge_index, nodes)
+    size = 8 * len(plan.present) * (plan.kernels.columns + 1)
+    rows.clear()
+    plan = GraphLIME(data.x, data.edge_index, nodes, memory_bytes=int(1.8 * size))
+    p1 = torch.sigmoid(data.x[:, :2].T.double())
+    for _ in range(2):
+        plan.top_features(p1)
+    assert not all(chunk.phi is not None for chunk in plan.chunks)
+    assert sum(rows) == len(plan.present)
+    nobody = plan.top_features(torch.full((1, 3000), 0.5, dtype=torch.double))
+    assert not nobody.any()
+
+
+def test_part_of_a_plan(small):
+    "Coefficients, memory: those of the whole plan."
+    p1 = predictions(small)
+    plan = GraphLIME(small.x, small.edge_index, small.val_mask)
+    which = torch.tensor([7, 0, 30, 12])
+    part = plan.part(which)
+    torch.testing.assert_close(part.explain(p1), plan.explain(p1)[:, which], atol=1e-9, rtol=0)
+    assert part.nodes.equal(plan.nodes[which]) and part.table is plan.table
+    assert len(part.chunks) > 0 and part.kept_bytes == 0
+
+
 def test_what_does_not_fit_is_refused_before_the_work(monkeypatch):
     x, _ = table(3000, 20)
     monkeypatch.setattr(scores_graphlime, '_centred', None)  # whoever begins the work fails

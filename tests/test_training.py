@@ -3,6 +3,7 @@
 Neighbours and luck do not matter."""
 
 import dataclasses
+import itertools
 import math
 
 import pytest
@@ -15,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from moe_expert.data.synthetic import make_synthetic
 from moe_expert.errors import MoEExpertError
 from moe_expert.experts import trainers as experts_trainers
-from moe_expert.experts.floor import CONSTRAINTS, Floor, Selection
+from moe_expert.experts.floor import CONSTRAINTS, Floor, Linear, Selection
 from moe_expert.experts.initialisation import init_population
 from moe_expert.experts.optimizer import (
     DropoutMasks,
@@ -35,8 +36,10 @@ from moe_expert.experts.training import (
     run_training,
     train_population,
 )
+from moe_expert.scores import evaluation as scores_evaluation
 from moe_expert.scores import metrics as scores_metrics
 from moe_expert.scores.evaluation import Evaluator
+from moe_expert.scores.graphlime import GraphLIME
 
 
 @pytest.fixture(scope='module')
@@ -1183,3 +1186,54 @@ def test_expert_3_takes_the_best_of_its_feasible_checkpoints_and_explains_no_oth
         best = during.index(min(during))
         assert model.score == during[best] and model.epoch == epochs[best]
         assert model.metrics == {k: v.item() for k, v in evaluator.heard[best].items()}
+
+
+def test_of_many_nodes_a_sample_selects_and_all_are_explained_once(monkeypatch):
+    "The small version of a million people: what is explained, node by node and model by model."
+    for name, value in (('ALL_EXPLAINED', 900), ('SAMPLE', 200), ('RARE', 10)):
+        monkeypatch.setattr(scores_evaluation, name, value)
+    data = make_synthetic(4000, 16, group_bias=3.0)
+    work, made = [], []
+    explain, make = GraphLIME.top_features, GraphLIME.__init__
+    monkeypatch.setattr(
+        GraphLIME,
+        'top_features',
+        lambda self, p1: work.append((len(p1), len(self.nodes))) or explain(self, p1),
+    )
+    monkeypatch.setattr(
+        GraphLIME, '__init__', lambda self, *a, **k: made.append(1) or make(self, *a, **k)
+    )
+    evaluator, train = Evaluator(data), TrainSettings(epochs=60, val_every=10)
+    floor = reference_floor(data, evaluator=evaluator, settings=train)
+    assert work == []  # a floor needs no explanations
+    configs = [TrainConfig(1e-2, lambda_attention=0.1, seed=s) for s in range(2)]
+    models = train_population(
+        data, configs, EXPERTS['expert3'], evaluator=evaluator, floor=floor, settings=train
+    )
+    *during, end = work
+    assert len(during) > 1 and {nodes for _, nodes in during} == {200}
+    assert end == (2, 1000) and len(made) == 1
+    for model in models:  # what is reported is exact
+        exact = Evaluator(data).scores(model.population)
+        for name, value in model.metrics.items():
+            assert value == pytest.approx(exact[name].item(), abs=1e-9), name
+
+
+def test_sample_has_the_shares_of_the_nodes_and_is_missing_where_it_would_be_too_small(monkeypatch):
+    for name, value in (('ALL_EXPLAINED', 400), ('SAMPLE', 250), ('RARE', 20)):
+        monkeypatch.setattr(scores_evaluation, name, value)
+    evaluator = Evaluator(make_synthetic(4000, 8))
+    sample = evaluator.sample
+    assert sample is evaluator.sample and sample.sample is None and len(sample.nodes) == 250
+    share = lambda e, y, sens: ((e.y == y) & (e.sens == sens)).double().mean().item()
+    for kind in itertools.product((0, 1), repeat=2):
+        assert abs(share(evaluator, *kind) - share(sample, *kind)) <= 1 / 250
+    weight = torch.randn(2, 8, generator=torch.Generator().manual_seed(0)).double()
+    population = Linear(weight, torch.zeros(2).double())
+    again = Evaluator(evaluator.data, sample.nodes).scores(population)
+    for name, value in sample.scores(population).items():
+        torch.testing.assert_close(value, again[name], atol=1e-9, rtol=0)
+    monkeypatch.setattr(scores_evaluation, 'RARE', 100)
+    assert Evaluator(evaluator.data).sample is None
+    monkeypatch.setattr(scores_evaluation, 'ALL_EXPLAINED', 1000)
+    assert Evaluator(evaluator.data).sample is None

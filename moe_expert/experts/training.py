@@ -26,7 +26,7 @@ from moe_expert.experts.trainers import (
     Trainer,
     TrainSettings,
 )
-from ..scores.evaluation import Evaluator
+from ..scores.evaluation import Evaluator, with_final
 
 if TYPE_CHECKING:
     from torch_geometric.data import Data
@@ -79,9 +79,10 @@ class TrainingRun:
         evaluator: Evaluator,  # of the nodes that select
         floor: Floor | None,  # what a checkpoint must reach; None: everything is feasible
         settings,  # with epochs, val_every, patience
+        explain: bool = True,  # are all scores of the checkpoints wanted?
     ):
         self.trainer, self.spec, self.evaluator = trainer, spec, evaluator
-        self.floor, self.settings = floor, settings
+        self.floor, self.settings, self.explain = floor, settings, explain
         self.records = [ConfigRecord(c, Selection(spec.maximize)) for c in configs]
         self.warmup = int(spec.warmup * settings.epochs)  # no checkpoint counts before its end
 
@@ -151,7 +152,7 @@ def objectives(
     """Score the models, with explanations only where they can decide.
 
     Returns the objective [K], or a bound that is not better than what is kept, and all scores of
-    the models that were explained, by position.
+    the models of which all nodes were explained, by position.
     """
     if objective in cheap:
         return cheap[objective].tolist(), {}
@@ -161,10 +162,14 @@ def objectives(
     undecided = [k for k, (v, s) in enumerate(zip(values, selections)) if v is None or s.better(v)]
     explained = {}
     if undecided:
-        scores = evaluator.scores(population.select(undecided))
-        explained = dict(zip(undecided, _rows(scores)))
-        for k, row in explained.items():
+        sample = evaluator.sample
+        scores = (sample or evaluator).scores(population.select(undecided))
+        if sample:
+            scores = with_final(scores | {name: s[undecided] for name, s in cheap.items()})
+        rows = dict(zip(undecided, _rows(scores)))
+        for k, row in rows.items():
             values[k] = row[objective]
+        explained = {} if sample else rows
     return values, explained
 
 # %% ../../nbs/39_training.ipynb #3b54903c
@@ -241,7 +246,7 @@ def on_train_end(self: TrainingRun) -> list[TrainedModel]:
         models[i].score = scores[k][self.spec.objective]
     return models
 
-
+# %% ../../nbs/39_training.ipynb #1f219b3b
 @patch
 def checkpoint_scores(
     self: TrainingRun,
@@ -266,6 +271,8 @@ def checkpoint_scores(
 def _to_explain(self: TrainingRun, plain: dict[str, Tensor], constraints: list[tuple]) -> list[int]:
     "All checkpoints if the objective needs it, else the feasible ones or the nearest to it."
     violations = [sum(max(0.0, c) for c in each) for each in constraints]
+    if not self.explain:
+        return []
     if self.spec.several or self.spec.objective not in plain:
         return list(range(len(violations)))
     feasible = [k for k, v in enumerate(violations) if v == 0]
@@ -308,9 +315,10 @@ def run_training(
     settings,  # with epochs, val_every, patience
     progress: Callable[[int, int], None] | None = None,  # gets (epoch, running models)
     offer_start: bool = False,  # may the parameters at the start be chosen too, as epoch 0?
+    explain: bool = True,  # are all scores of the checkpoints wanted, or those of predictions?
 ) -> list[TrainedModel]:  # one per configuration
     "Train until every configuration has stopped, and choose each one's checkpoint."
-    run = TrainingRun(trainer, configs, spec, evaluator, floor, settings)
+    run = TrainingRun(trainer, configs, spec, evaluator, floor, settings, explain)
     run.on_train_begin(offer_start)
     for epoch in range(1, settings.epochs + 1):
         run.on_epoch(epoch)
@@ -334,6 +342,7 @@ def train_population(
     device: str | torch.device = 'cpu',  # where to train
     shuffle_seed: int = 0,  # order of minibatches, the same for all configurations
     progress: Callable[[int, int], None] | None = None,  # gets (epoch, running models)
+    explain: bool = True,  # as of `run_training`
 ) -> list[TrainedModel]:  # one per configuration, in the order given
     "Train all configurations at once and choose each one's checkpoint on the validation nodes."
     if not configs:
@@ -341,7 +350,8 @@ def train_population(
     evaluator = evaluator or Evaluator(copy(data).to(device), 'val')  # `Data.to` works in place
     kind = GraphAttentionTrainer if settings.backbone == 'gat' else PopulationTrainer
     trainer = kind(data, configs, settings, torch.device(device), shuffle_seed)
-    return run_training(trainer, configs, spec, evaluator, floor, settings, progress)
+    run = trainer, configs, spec, evaluator, floor, settings, progress
+    return run_training(*run, explain=explain)
 
 # %% ../../nbs/39_training.ipynb #272cb142
 REFERENCE = TrainConfig(lr=1e-3, weight_decay=1e-5)  # its seed is set to the study's
@@ -363,7 +373,7 @@ def reference_floor(
         if not 0 <= fraction <= 1:
             raise ArgumentError(f'{name} must be in [0, 1], got {fraction}')
     config = TrainConfig(**asdict(REFERENCE) | dict(seed=seed))
-    place = dict(evaluator=evaluator, settings=settings, device=device)
+    place = dict(evaluator=evaluator, settings=settings, device=device, explain=False)
     (model,) = train_population(data, [config], EXPERTS['expert1'], **place)
     if model.error:
         raise MoEExpertError(f'the reference model did not train: {model.error}')

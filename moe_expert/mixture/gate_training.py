@@ -347,6 +347,11 @@ class ScoredOnce:
     def __repr__(self):
         return repr(self.evaluator)
 
+    @cached_property
+    def sample(self) -> ScoredOnce | None:
+        "As of `Evaluator`; it too explains no mixture a second time."
+        return self.evaluator.sample and ScoredOnce(self.evaluator.sample)
+
     def scores(
         self,
         population: Explainable,  # M models; only the scores of a `Mixture` are remembered

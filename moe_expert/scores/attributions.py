@@ -243,7 +243,8 @@ def attribution_shares(
     size = attributions.abs()
     total = size.sum(-1, keepdim=True)
     zero = total == 0
-    return torch.where(zero, 1 / size.shape[-1], size / torch.where(zero, 1, total))
+    divide = torch.Tensor.div if size.requires_grad else torch.Tensor.div_  # it may be large
+    return divide(size, torch.where(zero, 1, total)).masked_fill_(zero, 1 / size.shape[-1])
 
 # %% ../../nbs/24_attributions.ipynb #371bec7b
 def js_divergence(

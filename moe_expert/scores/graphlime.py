@@ -10,6 +10,7 @@ __all__ = ['series_terms', 'gaussian_series', 'KernelFeatures', 'kernel_features
 import math
 from bisect import bisect_right
 from collections.abc import Iterator
+from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
@@ -458,12 +459,11 @@ def _counts(self: GraphLIME) -> Tensor:
 
 @patch
 def _needs(self: GraphLIME, counts: Tensor) -> Tensor:
-    "[n] bytes that the explanation of each node needs for one model, an upper bound."
+    "[n] bytes that the explanation of each node needs beside a table, an upper bound."
     sizes, columns, features = self.starts.diff(), counts.sum(1), counts[:, 0]
-    table = sizes * (3 * self.kernels.columns) * (not self._table_fits)
     models = self.probability.rank * (4 * sizes + 3 * columns)
     lasso = 64 * features + 3 * columns.clamp(max=512) ** 2 + 10 * columns
-    return 8 * (4 * columns * sizes + table + models + lasso)
+    return 8 * (4 * columns * sizes + models + lasso)
 
 
 @patch
@@ -471,11 +471,16 @@ def _check(self: GraphLIME, counts: Tensor):
     "`ArgumentError` if the largest neighbourhood does not fit beside what must be held."
     held = (self.starts, self.members, self.present, self.varying)
     self.held_bytes = sum(t.numel() * t.element_size() for t in held)
-    self.largest_need = int(self._needs(counts).max()) if len(counts) else 0
+    needs = self._needs(counts)
+    largest = lambda: int(needs.max()) if len(needs) else 0
+    self.keeps_table = self._table_bytes <= self._room(largest())
+    if not self.keeps_table:  # each node needs its own part of it
+        needs += 24 * self.starts.diff() * self.kernels.columns
+    self.largest_need = largest()
     total = self.held_bytes + self.largest_need
     if total <= self.memory_bytes:
         return
-    row = int(self._needs(counts).argmax())
+    row = int(needs.argmax())
     raise ArgumentError(
         f'GraphLIME: node {int(self.nodes[row])} has {int(self.starts.diff()[row]) - 1} neighbours '
         f'and {int(counts[row, 0])} features that vary among them; to explain it takes '
@@ -485,9 +490,14 @@ def _check(self: GraphLIME, counts: Tensor):
 
 # %% ../../nbs/23_graphlime.ipynb #060be640
 @patch(as_prop=True)
-def _table_fits(self: GraphLIME) -> bool:
-    "May the kernel features of all nodes take a quarter of the memory?"
-    return 32 * len(self.present) * (self.kernels.columns + 1) <= self.memory_bytes
+def _table_bytes(self: GraphLIME) -> int:
+    return 8 * len(self.present) * (self.kernels.columns + 1)
+
+
+@patch
+def _room(self: GraphLIME, largest_need: int) -> int:
+    "Bytes that may be kept beside the work."
+    return self.memory_bytes - self.held_bytes - max(largest_need, self.memory_bytes // 4)
 
 
 @patch
@@ -544,12 +554,10 @@ def _compute(self: GraphLIME, problem: _Problem, by_row: bool):
 @patch
 def _keep(self: GraphLIME) -> int:
     "Keep the table, then Gram matrices, then features, as many as fit; returns the bytes used."
-    room = self.memory_bytes - self.held_bytes
-    room -= max(self.largest_need, self.memory_bytes // 4)
-    self.table, size = None, 8 * len(self.present) * (self.kernels.columns + 1)
-    if self._table_fits and size <= room:
+    room, self.table = self._room(self.largest_need), None
+    if self.keeps_table:
         self.table = self.kernels.table(self.x[self.present], self.chunk_elements)
-        room -= size
+        room -= self._table_bytes
     wishes = [(i, 'gram', c.shapes[0]) for i, c in enumerate(self.chunks) if not c.by_row]
     wishes += [(i, 'phi', c.shapes[1]) for i, c in enumerate(self.chunks)]
     ends = list(accumulate(math.prod(shape) for *_, shape in wishes))
@@ -562,7 +570,7 @@ def _keep(self: GraphLIME) -> int:
         problem = self._prepare(self.chunks[i])
         for name, part in parts.items():
             setattr(self.chunks[i], name, part.copy_(getattr(problem, name)))
-    return 8 * slab.numel() + (size if self.table is not None else 0)
+    return 8 * slab.numel() + self.keeps_table * self._table_bytes
 
 # %% ../../nbs/23_graphlime.ipynb #c8a83ffa
 @patch
@@ -600,9 +608,11 @@ def _aligned(
 def _solve(self: GraphLIME, p1: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     "In parts: positions in `nodes` [b], numbers of features [b, a], coefficients [b, M, a]."
     p1 = p1[:, self.present]
+    if not bool((p1 != p1[:, :1]).any()):
+        return  # constant models rest on nothing
     room = 64 * p1.numel() * self.probability.rank <= self.memory_bytes
-    psi = self._psi(p1) if room and len(p1) else None
-    for chunk in self.chunks if len(p1) else ():
+    psi = self._psi(p1) if room else None
+    for chunk in self.chunks:
         problem = self._prepare(chunk)
         if psi is None:
             problem.nodes, problem.index = problem.index.unique(return_inverse=True)
@@ -649,6 +659,22 @@ def __repr__(self: GraphLIME) -> str:
         f'{self.kernels.columns} kernel columns, {len(self.chunks)} chunks, '
         f'{self.kept_bytes / 2**20:.0f} MB kept)'
     )
+
+# %% ../../nbs/23_graphlime.ipynb #3902ad1d
+@patch
+def part(
+    self: GraphLIME,
+    which: Tensor,  # [k] positions in `nodes`
+) -> GraphLIME:
+    "The plan of some of the nodes; it keeps nothing of its own."
+    some, sizes = copy(self), self.starts.diff()[which]
+    some.nodes, some.varying = self.nodes[which], self.varying[which]
+    some.starts = torch.cat([sizes.new_zeros(1), sizes.cumsum(0)])
+    within = torch.arange(int(some.starts[-1]), device=sizes.device)
+    within -= some.starts[:-1].repeat_interleave(sizes)
+    some.members = self.members[self.starts[which].repeat_interleave(sizes) + within]
+    some.chunks, some.kept_bytes = some._chunks(some._counts()), 0
+    return some
 
 # %% ../../nbs/23_graphlime.ipynb #8472f947
 def graphlime(
