@@ -868,6 +868,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'moe_expert.datasets._known_card': ('datasets.html#_known_card', 'moe_expert/datasets.py'),
                                      'moe_expert.datasets._load_shipped': ('datasets.html#_load_shipped', 'moe_expert/datasets.py'),
                                      'moe_expert.datasets._load_synthetic': ('datasets.html#_load_synthetic', 'moe_expert/datasets.py'),
+                                     'moe_expert.datasets._plain': ('datasets.html#_plain', 'moe_expert/datasets.py'),
                                      'moe_expert.datasets.canonical_name': ('datasets.html#canonical_name', 'moe_expert/datasets.py'),
                                      'moe_expert.datasets.load_dataset': ('datasets.html#load_dataset', 'moe_expert/datasets.py')},
             'moe_expert.errors': { 'moe_expert.errors.ArgumentError': ('errors.html#argumenterror', 'moe_expert/errors.py'),

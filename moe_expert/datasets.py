@@ -5,6 +5,7 @@
 # %% ../nbs/18_datasets.ipynb #4bea2d92
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
@@ -111,7 +112,14 @@ def _load_shipped(
     further = [c for c in names_to_drop(drop) if c not in card.drop]
     data = from_card(card, split_seed=split_seed, drop=further, **own)
     data.edition, data.name = 'full', str(data.name)
+    if own:  # reports and checks of what was trained load the same people again
+        data.card_changes = json.loads(json.dumps(own, default=_plain))
     return data
+
+
+def _plain(value) -> list | str | int | float:
+    "A value of a call as JSON can hold it."
+    return value.tolist() if hasattr(value, 'tolist') else str(value)
 
 # %% ../nbs/18_datasets.ipynb #29f7b3aa
 def load_dataset(

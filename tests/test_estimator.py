@@ -372,9 +372,16 @@ def test_without_groups(people):
         (dict(on_missing_groups='maybe'), {}, 'on_missing_groups must be'),
         (dict(validation_fraction=1.0), {}, 'validation_fraction'),
         ({}, dict(sensitive_features=np.zeros(300)), 'in every row'),
+<<<<<<< HEAD
         ({}, dict(sensitive_features=np.zeros(300)), 'in every row: both values'),
         ({}, dict(sensitive_features=np.arange(299) % 2), '299 values for 300 rows'),
         ({}, dict(sensitive_features=np.ones((300, 2))), 'in every row: both values'),
+=======
+        ({}, dict(sensitive_features=np.arange(300)), 'too many for a group each'),
+        ({}, dict(sensitive_features=np.arange(299) % 2), '299 values for 300 rows'),
+        ({}, dict(sensitive_features=np.ones((300, 2))), "'attribute 0' is '1' in every row"),
+        ({}, dict(sensitive_features=np.ones((300, 2, 2))), 'row 0 holds a list'),
+>>>>>>> 070cdc9b1aa45c272f1e4d9a4b33de3085f2dce4
         ({}, dict(sensitive_features=[None, *range(299)]), 'row 0 is missing'),
         (dict(privileged='x'), dict(sensitive_features=['a', 'b'] * 150), "'x' does not occur"),
         ({}, dict(sensitive_features=[1] + [0] * 299), 'has no node with sensitive_features'),
@@ -439,7 +446,8 @@ def test_scores_of_many_weighted_groups_are_those_of_fairlearn_and_sklearn(peopl
     X, y, s, _ = people
     groups = pd.DataFrame({'sex': np.where(s == 1, 'm', 'f'), 'town': np.resize([*'AAB'], len(s))})
     weight = np.random.default_rng(0).uniform(0.2, 3, len(y))
-    model = FairMoEClassifier(**SHORT).fit(X, y, sensitive_features=groups, sample_weight=weight)
+    model = FairMoEClassifier(min_group=1, **SHORT)
+    model.fit(X, y, sensitive_features=groups, sample_weight=weight)
     assert model.group_names_ == ('f × A', 'f × B', 'm × A', 'm × B')
     val, scores = selecting(y), model.results_['best_metrics']
     judged, seen = (X.iloc[val], y[val]), dict(sample_weight=weight[val])
@@ -474,7 +482,9 @@ def test_every_container_of_several_attributes_gives_the_same_model(people):
     columns = [np.where(s == 1, 'm', 'f'), np.resize([*'ABC'], len(s))]
     table = pd.DataFrame({'sex': columns[0], 'town': columns[1]})
     made = [
-        FairMoEClassifier(n_trials=1, epochs=20, random_state=0).fit(X, y, sensitive_features=given)
+        FairMoEClassifier(n_trials=1, epochs=20, min_group=3, random_state=0).fit(
+            X, y, sensitive_features=given
+        )
         for given in (table, columns, table.to_numpy(), pl.DataFrame(table))
     ]
     assert len(made[0].group_names_) == 6

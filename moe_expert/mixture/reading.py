@@ -103,6 +103,7 @@ def as_recorded(
         'split_seed': settings['split_seed'],
         'backbone': settings['backbone']['name'],
         'epochs': settings['training']['epochs'],
+        'card_changes': settings.get('card_changes', {}),
     }
     return Given(given.door, dict(given) | found)
 

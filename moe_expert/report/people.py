@@ -212,7 +212,7 @@ def _warning_notices(caught: Sequence[warnings.WarningMessage]) -> list[Notice]:
 
 # %% ../../nbs/61_people.ipynb #22d7797a
 def read_data(
-    parameters,  # with `dataset`, `data_dir`, `drop` and `edition`
+    parameters,  # with `dataset`, `data_dir`, `drop` and `edition`; of `as_recorded`
 ) -> tuple[Data, Notices]:  # the data, and what must not be overlooked about them
     "Load the data of a report. Errors are those of `load_dataset`."
     p = parameters
@@ -220,7 +220,8 @@ def read_data(
         warnings.simplefilter('always', DataWarning)
         source = dict(data_dir=p.data_dir, drop=p.drop, edition=p.edition)
         split_seed = getattr(p, 'split_seed', None)  # of a report that only reads
-        data = load_dataset(p.dataset, split_seed=split_seed, **source)
+        changes = getattr(p, 'card_changes', {})
+        data = load_dataset(p.dataset, split_seed=split_seed, **source, **changes)
     for w in caught:
         if not issubclass(w.category, DataWarning):
             warnings.warn_explicit(w.message, w.category, w.filename, w.lineno)

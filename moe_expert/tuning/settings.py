@@ -103,8 +103,8 @@ def settings_record(
     train['steps'] = settings.train.step_limit(int(data.train_mask.sum()))
     if train['steps'] is None:
         del train['steps']  # a step sees all nodes: as before there was a limit
-    own_split = {'split_rule': data.split_rule} if 'split_rule' in data else {}
-    return own_split | {
+    names = ('split_rule', 'card_changes')  # where the data have their own
+    return {name: data[name] for name in names if name in data} | {
         'dataset': data.name,
         'edition': data.edition,
         'fingerprint': data.fingerprint,
