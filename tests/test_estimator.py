@@ -372,16 +372,10 @@ def test_without_groups(people):
         (dict(on_missing_groups='maybe'), {}, 'on_missing_groups must be'),
         (dict(validation_fraction=1.0), {}, 'validation_fraction'),
         ({}, dict(sensitive_features=np.zeros(300)), 'in every row'),
-<<<<<<< HEAD
-        ({}, dict(sensitive_features=np.zeros(300)), 'in every row: both values'),
-        ({}, dict(sensitive_features=np.arange(299) % 2), '299 values for 300 rows'),
-        ({}, dict(sensitive_features=np.ones((300, 2))), 'in every row: both values'),
-=======
         ({}, dict(sensitive_features=np.arange(300)), 'too many for a group each'),
         ({}, dict(sensitive_features=np.arange(299) % 2), '299 values for 300 rows'),
         ({}, dict(sensitive_features=np.ones((300, 2))), "'attribute 0' is '1' in every row"),
         ({}, dict(sensitive_features=np.ones((300, 2, 2))), 'row 0 holds a list'),
->>>>>>> 070cdc9b1aa45c272f1e4d9a4b33de3085f2dce4
         ({}, dict(sensitive_features=[None, *range(299)]), 'row 0 is missing'),
         (dict(privileged='x'), dict(sensitive_features=['a', 'b'] * 150), "'x' does not occur"),
         ({}, dict(sensitive_features=[1] + [0] * 299), 'has no node with sensitive_features'),
