@@ -69,9 +69,9 @@ class FairMoEClassifier(ClassifierMixin, BaseEstimator):
     """A mixture of experts for utility, result fairness and procedural fairness; for two classes.
 
     After `fit`: `classes_` (sorted), `pos_label_` (the one that the scores are about), `model_` (a
-    `Mixture`; without groups a `Population` of one), `results_` (the gate's record, or validation
-    scores), `group_names_`, `n_clipped_` (values outside the training rows' range), `known_` (rows
-    to link new people to), `feasible_` (is the floor reached?), `notices_` (doubts; warnings too).
+    `Mixture`; without groups a `Population`), `results_` (the gate's record, or validation scores),
+    `group_names_`, `n_clipped_` (values outside the training range), `known_` (rows to link new
+    people to), `feasible_` (is the floor reached?), `notices_` (doubts; warnings too).
 
     >>> from moe_expert.data.synthetic import make_synthetic
     >>> people = make_synthetic(200, 10, seed=3)
