@@ -71,8 +71,9 @@ def curves(data, spec, seeds: int, n: int, epochs: int, settings) -> dict:
         .T
     )
     evaluator, seen = _watching(Evaluator(data, 'val'))
-    train_population(data, configs, spec, evaluator=evaluator, floor=floor, settings=settings)
-    seen.pop()  # the selected checkpoints, once more
+    every_one = replace(spec, several=True)  # nobody stops for being behind the others
+    train_population(data, configs, every_one, evaluator=evaluator, floor=floor, settings=settings)
+    del seen[-2:]  # the selected checkpoints, once more, without explanations and with them
     every, out = (
         [s for explained, s in seen if not explained],
         {k: [] for k in ('objective', 'violation', 'utility')},

@@ -31,7 +31,7 @@ from optuna.trial import TrialState
 WORK = Path(__file__).resolve().parent / 'work'
 START = 10  # trials that all strategies share
 RANDOM, SINGLE = 'random', 'tpe-1'  # what the others are compared with
-TUNER = 'tpe-10'  # what the tuner does
+TUNER = 'tpe-15'  # what the tuner does
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,7 @@ STRATEGIES = {
     'tpe-1': Strategy('TPE, one by one', 1, tpe),
     'tpe-5': Strategy('TPE, batches of 5', 5, tpe),
     'tpe-10': Strategy('TPE, batches of 10', 10, tpe),
+    'tpe-15': Strategy('TPE, batches of 15', 15, tpe),
     'tpe-independent-10': Strategy(
         'TPE of single parameters, batches of 10', 10, lambda seed: tpe(seed, multivariate=False)
     ),

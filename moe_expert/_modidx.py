@@ -905,6 +905,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'moe_expert.estimator._Utility.scores': ('estimator.html#_utility.scores', 'moe_expert/estimator.py'),
                                       'moe_expert.estimator._attributes': ('estimator.html#_attributes', 'moe_expert/estimator.py'),
                                       'moe_expert.estimator._check_form': ('estimator.html#_check_form', 'moe_expert/estimator.py'),
+                                      'moe_expert.estimator._decided': ('estimator.html#_decided', 'moe_expert/estimator.py'),
                                       'moe_expert.estimator._edges': ('estimator.html#_edges', 'moe_expert/estimator.py'),
                                       'moe_expert.estimator._effective': ('estimator.html#_effective', 'moe_expert/estimator.py'),
                                       'moe_expert.estimator._feature_names': ('estimator.html#_feature_names', 'moe_expert/estimator.py'),

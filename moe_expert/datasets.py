@@ -113,7 +113,8 @@ def _load_shipped(
     data = from_card(card, split_seed=split_seed, drop=further, **own)
     data.edition, data.name = 'full', str(data.name)
     if own:  # reports and checks of what was trained load the same people again
-        data.card_changes = json.loads(json.dumps(own, default=_plain))
+        small = {name: value for name, value in own.items() if name != 'edges'}
+        data.card_changes = json.loads(json.dumps(small, default=_plain))
     return data
 
 

@@ -69,9 +69,9 @@ class FairMoEClassifier(ClassifierMixin, BaseEstimator):
     """A mixture of experts for utility, result fairness and procedural fairness; for two classes.
 
     After `fit`: `classes_` (sorted), `pos_label_` (the one that the scores are about), `model_` (a
-    `Mixture`; without groups a `Population` of one), `results_` (the gate's record, or validation
-    scores), `group_names_`, `n_clipped_` (values outside the training rows' range), `known_` (rows
-    to link new people to), `feasible_` (is the floor reached?), `notices_` (doubts; warnings too).
+    `Mixture`; without groups a `Population`), `results_` (the gate's record, or validation scores),
+    `group_names_`, `n_clipped_` (values outside the training range), `known_` (rows to link new
+    people to), `feasible_` (is the floor reached?), `notices_` (doubts; warnings too).
 
     >>> from moe_expert.data.synthetic import make_synthetic
     >>> people = make_synthetic(200, 10, seed=3)
@@ -110,9 +110,7 @@ class FairMoEClassifier(ClassifierMixin, BaseEstimator):
         return np.stack([1 - p1, p1] if _positive_column(self) else [p1, 1 - p1], 1)
 
     def predict(self, X, edge_index=None) -> np.ndarray:  # [n] of `classes_`
-        column = _positive_column(self)
-        chosen = self.predict_proba(X, edge_index)[:, column] >= 0.5
-        return self.classes_[np.where(chosen, column, 1 - column)]
+        return _decided(self, self.predict_proba(X, edge_index))
 
 # %% ../nbs/75_estimator.ipynb #cc7f0720
 def _first_bad(X) -> str:
@@ -322,6 +320,12 @@ def _positive_column(estimator: FairMoEClassifier) -> int:
     "The column of the positive class in `predict_proba`."
     check_is_fitted(estimator)
     return int(estimator.classes_[1] == estimator.pos_label_)
+
+
+def _decided(estimator: FairMoEClassifier, proba: np.ndarray) -> np.ndarray:
+    "[n] of `classes_`: the positive one from a probability of ½."
+    column = _positive_column(estimator)
+    return estimator.classes_[np.where(proba[:, column] >= 0.5, column, 1 - column)]
 
 # %% ../nbs/75_estimator.ipynb #3bda31c7
 def _split(given: Given, y: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:

@@ -74,7 +74,7 @@ def test_papermill_in_an_uninstalled_clone(clone):
         and 'Offline edition' in text
         and 'bail_experts_tuning_report.ipynb' in text
     )
-    assert sum('image/png' in o.get('data', {}) for shown in copy.values() for o in shown) == 6
+    assert sum('image/png' in o.get('data', {}) for shown in copy.values() for o in shown) == 9
     assert not any(
         o.output_type in ('stream', 'error') for shown in copy.values() for o in shown
     ), text
@@ -163,7 +163,7 @@ def test_run_report_a_failure_and_the_script_from_the_cache(tmp_path, capsys):
     assert main([*options, '--cache_dir', str(tmp_path / 'cache')]) == 0
     assert f'Report: {first}' in capsys.readouterr().out
     page = first.with_suffix('.html').read_text()
-    assert '<script' not in page and page.count('src="data:image/png') == 6 and 'only reads' in page
+    assert '<script' not in page and page.count('src="data:image/png') == 7 and 'only reads' in page
     assert 'No description has been provided' not in page and not failed.exists()
     papermill_ = ['papermill', 'nbs/tune.ipynb', tmp_path / 'out.ipynb', '--no-progress-bar']
     given = dict(dataset='synthetic-200', expert='expert1', n_trials=2, epochs=100, **place)

@@ -110,8 +110,8 @@ def trials_so_far(
 ) -> float:
     """Finished trials, and the finished share of the batch in training.
 
-    >>> trials_so_far(Progress('expert1', 10, 30, epoch=1000, epochs=2000))
-    15.0
+    >>> trials_so_far(Progress('expert1', 15, 30, epoch=1000, epochs=2000))
+    22.5
     """
     batch = min(p.n_trials, (p.trials // BATCH + 1) * BATCH) - p.trials
     return p.trials + (max(0, batch) * p.epoch / p.epochs if p.epochs else 0.0)
