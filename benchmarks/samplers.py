@@ -29,7 +29,7 @@ from optuna.samplers import GPSampler, QMCSampler, RandomSampler, TPESampler
 from optuna.trial import TrialState
 
 WORK = Path(__file__).resolve().parent / 'work'
-START = 10  # trials that all strategies share
+START = 15  # trials that all strategies share
 RANDOM, SINGLE = 'random', 'tpe-1'  # what the others are compared with
 TUNER = 'tpe-15'  # what the tuner does
 

@@ -422,7 +422,10 @@ def test_what_could_not_be_checked_is_said(folder, capsys):
 
 
 def test_a_storage_elsewhere(folder, tmp_path):
-    url = f'sqlite:///{shutil.move(path_of(folder, "studies.db"), tmp_path / "s.db")}'
+    for part in ('', '-wal', '-shm'):  # what SQLite has not written into the file itself, too
+        if (path := path_of(folder, f'studies.db{part}')).exists():
+            shutil.move(path, tmp_path / f's.db{part}')
+    url = f'sqlite:///{tmp_path / "s.db"}'
     assert verify.verify(folder, storage=url).exit_code == 0
     found = verify.verify(folder, storage='postgresql://nobody:secret@127.0.0.1:1/none')
     assert found.exit_code == 2 and 'secret' not in repr(found)
