@@ -983,6 +983,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                         'moe_expert/experts/floor.py'),
                                           'moe_expert.experts.floor._logistic_loss': ( 'floor.html#_logistic_loss',
                                                                                        'moe_expert/experts/floor.py'),
+                                          'moe_expert.experts.floor._training_weight': ( 'floor.html#_training_weight',
+                                                                                         'moe_expert/experts/floor.py'),
                                           'moe_expert.experts.floor.logistic_regression': ( 'floor.html#logistic_regression',
                                                                                             'moe_expert/experts/floor.py'),
                                           'moe_expert.experts.floor.majority_class': ( 'floor.html#majority_class',

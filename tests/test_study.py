@@ -278,8 +278,32 @@ def test_sliced_distance_against_numpy():
     expected = np.mean(
         [(np.quantile(a[0] @ d, q) - np.quantile(b[0] @ d, q)) ** 2 for d in directions.T]
     )
-    got = study_methods.sliced_distance(*(torch.as_tensor(v) for v in (a, b, directions)))
+    clouds, directions = [torch.as_tensor(v) for v in (a, b)], torch.as_tensor(directions)
+    got = study_methods.sliced_distance(clouds, directions)
     assert got.item() == pytest.approx(expected, abs=1e-12)
+
+
+def test_study_methods_with_several_groups_against_brute_force():
+    rng, directions = np.random.default_rng(1), torch.randn(3, 5, dtype=torch.double)
+    hidden = torch.as_tensor(rng.normal(size=(2, 90, 3)))
+    y, sens = (torch.as_tensor(rng.integers(low, high, 90)) for low, high in ((0, 2), (-1, 3)))
+    of = lambda c, g: hidden[:, (y == c) & (sens == g)]
+    pairs = list(itertools.combinations(range(3), 2))
+    each = lambda c, pair: study_methods.sliced_distance([of(c, g) for g in pair], directions)
+    expected = sum(each(c, pair) for c in (0, 1) for pair in pairs) / len(pairs)
+    got = study_methods.class_distance(hidden, y, sens, directions)
+    torch.testing.assert_close(got, expected, rtol=0, atol=1e-12)
+    both = study_methods.class_distance(hidden, y, torch.stack([sens, sens], 1), directions)
+    torch.testing.assert_close(both, expected, rtol=0, atol=1e-12)
+
+    weights = study_methods.reweighing(y, sens).numpy()
+    known = (sens >= 0).numpy()
+    assert (weights[~known] == 1).all() and weights[known].mean() == pytest.approx(1)
+    y, sens = y.numpy()[known], sens.numpy()[known]
+    for g in range(3):  # after weighting, the classes have the same shares in every group
+        inside = sens == g
+        share = np.average(y[inside], weights=weights[known][inside])
+        assert share == pytest.approx(y.mean(), abs=1e-12)
 
 
 def test_chance_is_the_mean_over_all_ways_to_hand_out_the_groups():

@@ -1084,6 +1084,26 @@ def test_usage_is_the_gates_weights(done, data):
             assert found['share_first'] == pytest.approx((w[mask].argmax(1) == k).mean(), abs=1e-9)
 
 
+def test_baselines_count_people_by_their_weight(data):
+    weighted, x = data.clone(), data.x.double().numpy()
+    weighted.weight = torch.as_tensor(np.random.default_rng(0).uniform(0.2, 5, data.num_nodes))
+    train = data.train_mask.numpy()
+    fit = LogisticRegression(max_iter=10_000, tol=1e-10)
+    y, weight = data.y.numpy()[train], weighted.weight.numpy()[train]
+    fit.fit(x[train], y, sample_weight=weight)
+    got = logistic_regression(weighted).probabilities(data.x)[0].numpy()
+    np.testing.assert_allclose(got, fit.predict_proba(x)[:, 1], rtol=0, atol=1e-3)
+    plain = logistic_regression(data).probabilities(data.x)[0].numpy()
+    assert np.abs(got - plain).max() > 0.01
+    weighted.weight = torch.ones(data.num_nodes, dtype=torch.double)
+    same = logistic_regression(weighted).probabilities(data.x)[0].numpy()
+    assert (same == plain).all()
+    weighted.weight = torch.where(data.y == 0, 1e-6, 1.0).double()
+    assert (majority_class(weighted).probabilities(data.x) > 0.5).all()
+    weighted.weight = torch.where(data.y == 1, 1e-6, 1.0).double()
+    assert (majority_class(weighted).probabilities(data.x) < 0.5).all()
+
+
 def test_linear_models_against_scikit_learn_and_captum(data):
     x, nodes = data.x.double(), data.test_mask.nonzero()[:, 0]
     model = logistic_regression(data)

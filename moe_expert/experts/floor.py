@@ -138,6 +138,12 @@ class Linear:
         return x[nodes].double() * self.weight[:, None] * slope[..., None]
 
 # %% ../../nbs/38_floor.ipynb #04b040d3
+def _training_weight(data: Data) -> Tensor | None:
+    "[n] how much each training node counts; None: all alike."
+    weight = getattr(data, 'weight', None)
+    return None if weight is None else weight[data.train_mask].double()
+
+
 def majority_class(
     data: Data,  # y, train_mask
 ) -> Linear:
@@ -148,7 +154,9 @@ def majority_class(
     >>> majority_class(data).probabilities(data.x).round()
     tensor([[1., 1., 1.]], dtype=torch.float64)
     """
-    share = data.y[data.train_mask].double().mean()
+    weight = _training_weight(data)
+    share = data.y[data.train_mask].double()
+    share = share.mean() if weight is None else share @ weight / weight.sum()
     return Linear(
         torch.zeros(1, data.x.shape[1], dtype=torch.double, device=data.x.device),
         torch.where(share >= 0.5, 50.0, -50.0).double()[None],
@@ -159,26 +167,29 @@ def _logistic_loss(
     weights: np.ndarray,  # [d + 1], the last one without penalty
     x: np.ndarray,  # [n, d]
     y: np.ndarray,  # [n]
+    count: np.ndarray | float = 1.0,  # [n] how much each counts
 ) -> tuple[float, np.ndarray]:
     "The penalised mean cross-entropy and its gradient."
     (*w, b), n = weights, len(y)
     w = np.array(w)
     margin = x @ w + b
-    pull = (np.exp(-np.logaddexp(0, -margin)) - y) / n  # this sigmoid cannot overflow
-    loss = (np.logaddexp(0, margin) - y * margin).sum() / n + w @ w / (2 * n)
+    pull = (np.exp(-np.logaddexp(0, -margin)) - y) * count / n  # this sigmoid cannot overflow
+    loss = ((np.logaddexp(0, margin) - y * margin) * count).sum() / n + w @ w / (2 * n)
     return loss, np.append(x.T @ pull + w / n, pull.sum())
 
 
 def logistic_regression(
     data: Data,  # x, y, train_mask
 ) -> Linear:
-    "scikit-learn's default (L2 penalty, C = 1) on the training nodes."
+    "scikit-learn's default (L2 penalty, C = 1) on the training nodes, with their weights."
     from scipy.optimize import minimize  # slow to import
 
     x, y = (t[data.train_mask].cpu().double().numpy() for t in (data.x, data.y))
+    weight = _training_weight(data)
+    count = 1.0 if weight is None else weight.cpu().numpy()
     options = dict(maxiter=10_000, maxls=50, gtol=1e-4, ftol=64 * np.finfo(float).eps)
     start = np.zeros(x.shape[1] + 1)
-    fit = minimize(_logistic_loss, start, (x, y), 'L-BFGS-B', jac=True, options=options).x
+    fit = minimize(_logistic_loss, start, (x, y, count), 'L-BFGS-B', jac=True, options=options).x
     like = {'dtype': torch.double, 'device': data.x.device}
     return Linear(*(torch.as_tensor(v, **like) for v in (fit[None, :-1], fit[-1:])))
 

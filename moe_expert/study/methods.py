@@ -44,6 +44,7 @@ from moe_expert.mixture.gate_training import (
 )
 from ..mixture.integration import FineTuneSettings, best_way, fine_tuned
 from ..scores.evaluation import Evaluator
+from ..scores.metrics import attributes_of, groups_of
 from .conditions import Predictor, SharedConditions
 from .plan import MIXTURE_SETTINGS, MixtureSetting
 from ..trainer import MoETrainer, compared
@@ -138,20 +139,26 @@ def single_network(shared: SharedConditions) -> dict[str, Population]:
 # %% ../../nbs/83_study_methods.ipynb #2a7a3893
 def reweighing(
     y: Tensor,  # [n] classes
-    sens: Tensor,  # [n] groups
-) -> Tensor:  # [n] weights with mean 1
+    sens: Tensor,  # [n] groups, −1: not compared; or [n, A], of which every combination is a group
+) -> Tensor:  # [n] weights with mean 1; 1 for people who are not compared
     "The weights. Raises `MoEExpertError` if a group has no node of a class."
-    weights = torch.zeros(len(y), dtype=torch.double)
-    for group in (0, 1):
+    weights = torch.ones(len(y), dtype=torch.double)
+    compared = sens >= 0 if sens.dim() == 1 else (sens >= 0).all(1)
+    groups, labels = sens[compared], y[compared]
+    if groups.dim() > 1:
+        groups = groups.unique(dim=0, return_inverse=True)[1]
+    within = torch.zeros(len(labels), dtype=torch.double)
+    for group in groups_of(groups):
         for c in (0, 1):
-            in_group, in_class = sens == group, y == c
+            in_group, in_class = groups == group, labels == c
             cell = in_group & in_class
             if not cell.any():
                 raise MoEExpertError(
                     f'reweighing is undefined: no training node of class {c} in group {group}'
                 )
             independent = in_group.double().mean() * in_class.double().mean()
-            weights[cell] = independent / cell.double().mean()
+            within[cell] = independent / cell.double().mean()
+    weights[compared] = within
     return weights
 
 # %% ../../nbs/83_study_methods.ipynb #7053658c
@@ -200,29 +207,34 @@ def _quantiles(
 
 # %% ../../nbs/83_study_methods.ipynb #defbd57e
 def sliced_distance(
-    a: Tensor,  # [M, n, h]
-    b: Tensor,  # [M, m, h]
+    clouds: Sequence[Tensor],  # [M, n_k, h] each; at least two
     directions: Tensor,  # [h, L]
     n_quantiles: int = 32,
 ) -> Tensor:  # [M] ≥ 0
-    "Squared sliced Wasserstein distance of two clouds, at common quantiles."
-    q = (torch.arange(n_quantiles, dtype=a.dtype, device=a.device) + 0.5) / n_quantiles
-    return (_quantiles(a @ directions, q) - _quantiles(b @ directions, q)).square().mean((1, 2))
+    "Squared sliced Wasserstein distance of clouds, at common quantiles; mean over all pairs."
+    first = clouds[0]
+    q = (torch.arange(n_quantiles, dtype=first.dtype, device=first.device) + 0.5) / n_quantiles
+    quantiles = [_quantiles(cloud @ directions, q) for cloud in clouds]
+    if len(quantiles) == 2:
+        return (quantiles[0] - quantiles[1]).square().mean((1, 2))
+    return 2 * torch.stack(quantiles).var(0).mean((1, 2))
 
 # %% ../../nbs/83_study_methods.ipynb #9e50b4c5
 def class_distance(
     hidden: Tensor,  # [M, n, h]
     y: Tensor,  # [n] classes
-    sens: Tensor,  # [n] groups
+    sens: Tensor,  # [n] groups, or [n, A] of A attributes
     directions: Tensor,  # [h, L]
-) -> Tensor:  # [M] ≥ 0
-    "Distance of the two groups, summed over the classes that both have."
-    total = hidden.new_zeros(len(hidden))
-    for c in (0, 1):
-        a, b = ((y == c) & (sens == group) for group in (0, 1))
-        if a.any() and b.any():
-            total = total + sliced_distance(hidden[:, a], hidden[:, b], directions)
-    return total
+) -> Tensor:  # [M] ≥ 0; mean over the attributes
+    "Distance of the groups that have a class, summed over the classes."
+    total, attributes = hidden.new_zeros(len(hidden)), attributes_of(sens)
+    for groups in attributes:
+        for c in (0, 1):
+            members = [(y == c) & (groups == group) for group in groups_of(groups)]
+            clouds = [hidden[:, m] for m in members if m.any()]
+            if len(clouds) > 1:
+                total = total + sliced_distance(clouds, directions)
+    return total if len(attributes) == 1 else total / len(attributes)
 
 # %% ../../nbs/83_study_methods.ipynb #2079dd4b
 class CFATrainer(PopulationTrainer):
