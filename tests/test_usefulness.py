@@ -315,7 +315,7 @@ def test_nothing_speaks_against_experts_that_learned_and_a_search_that_found(tmp
     said = dict(dataset_name='good', label='paid', sensitive='group', privileged=1, threshold=0.8)
     data = load_dataset(people, **said)
     tuner = ExpertTuner(data, cache_dir=tmp_path, epochs=300)
-    results = tuner.tune_all_experts(12)
+    results = tuner.tune_all_experts(30)
     assert comparison.doubts(results) == {}
     assert repr(report.result_notices(results)) == 'Nothing to flag here.'
     assert 'Before you use this' not in write_index(tmp_path).read_text()
