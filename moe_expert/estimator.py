@@ -45,7 +45,6 @@ from moe_expert.errors import (
 __all__ = ['FairMoEClassifier', 'check_labels', 'positive_class']
 
 # %% ../nbs/75_estimator.ipynb #efaf6c96
-from .experts.losses import weighted_mean
 from .experts.specs import EXPERTS
 from .experts.trainers import TrainConfig, TrainSettings
 from .experts.training import REFERENCE, train_population
@@ -60,7 +59,7 @@ from .mixture.gate_training import GateSettings
 from .parameters import Given, check, takes
 from .scores import metrics
 from .scores.intervals import auc_interval
-from .scores.metrics import decide
+from .scores.metrics import decide, weighted_mean, weights_of
 from .trainer import MoESettings, MoETrainer
 from .tuning.settings import TuneSettings
 
@@ -170,14 +169,15 @@ def _fit(
         _without_groups(given.on_missing_groups)
         estimator.group_names_ = None
         return _fit_alone(estimator, given, rows, edge_index, seed)
-    parts = {p: keep[at] for p, at in zip(('train', 'val'), _split(given, rows.y, seed))}
+    split = _split(given, rows.y, seed)
+    parts = {part: keep[at] for part, at in zip(('train', 'val'), split)}
     options = {n: given[n] for n in ('groups', 'min_group', 'small_groups', 'unknown')}
     sens, estimator.group_names_ = reduce_groups(
         sensitive_features, given.privileged, parts=parts, **options
     )
     if len(sens) != len(y):
         raise DataError(f'sensitive_features has {len(sens)} values for {len(y)} rows')
-    data = _pack(estimator, given, replace(rows, sens=sens[keep]), edge_index, seed)
+    data = _pack(estimator, given, replace(rows, sens=sens[keep]), edge_index, split)
     return _fit_mixture(estimator, given, data, seed)
 
 # %% ../nbs/75_estimator.ipynb #f035670b
@@ -359,11 +359,10 @@ def _pack(
     given: Given,
     rows: Table,
     edge_index,
-    seed: int,
+    split: tuple[np.ndarray, np.ndarray],  # of `_split`
 ) -> Data:
     "Rows with groups as a data set; sets the scaling."
-    X = rows.features
-    train, val = _split(given, rows.y, seed)
+    X, (train, val) = rows.features, split
     x, _ = scale_features(X, *feature_range(X, train, 'train'))
     data = assemble(
         rows,
@@ -446,8 +445,7 @@ class _Utility:
 
     def __init__(self, data: Data, nodes: torch.Tensor):
         self.data, self.nodes, self.y = data, nodes, data.y[nodes]
-        weight = getattr(data, 'weight', None)
-        self.weight = None if weight is None else weight[nodes]
+        self.weight = weights_of(data, nodes)
 
     def scores(self, population, procedure: bool = True) -> dict[str, torch.Tensor]:
         p1 = population.probabilities(self.data.x, self.data.edge_index, self.nodes)

@@ -39,6 +39,17 @@ def data_dir():
 
 
 @pytest.fixture(scope='session')
+def public():
+    "Folder of the public tables in their published form; without it a test is skipped."
+    found = [
+        p for p in (ROOT.parent / 'shared' / 'public', ROOT / 'shared' / 'public') if p.is_dir()
+    ]
+    if not found:
+        pytest.skip('the public tables are missing: put them into ../shared/public')
+    return found[0].resolve()
+
+
+@pytest.fixture(scope='session')
 def repo_root():
     "The folder of settings.ini."
     return ROOT

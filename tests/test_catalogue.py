@@ -38,24 +38,12 @@ from moe_expert.errors import DataError, DataWarning
 from moe_expert.mixture import reading
 from moe_expert.parameters import check
 
-ROOT = Path(__file__).resolve().parents[1]
 NAMES = (
     'adult bail-new bank communities compas credit-taiwan dutch german-new german-original heart '
     'law nba oulad ricci student'
 ).split()
 GROUPS = 'adult-sex-race', 'compas-races', 'law-race-sex'  # tables of above, with other groups
 ALL = sorted((*NAMES, *GROUPS))
-
-
-@pytest.fixture(scope='module')
-def public():
-    "Folder of the public tables in their published form; without it a test is skipped."
-    found = [
-        p for p in (ROOT.parent / 'shared' / 'public', ROOT / 'shared' / 'public') if p.is_dir()
-    ]
-    if not found:
-        pytest.skip('the public tables are missing: put them into ../shared/public')
-    return found[0].resolve()
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 "Groups of any number: from cards, tables, arrays and graphs to `sens`."
 
 import itertools
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -20,7 +19,6 @@ from moe_expert.datasets import load_dataset
 from moe_expert.errors import DataError, DataWarning
 from moe_expert.own_data import encode
 
-ROOT = Path(__file__).resolve().parents[1]
 N = 800
 SAID = dict(label='paid', positive='yes', sensitive='race', dataset_name='loans')
 
@@ -385,17 +383,6 @@ def test_synthetic_people_in_many_groups():
     for wrong in (1, 300):
         with pytest.raises(DataError):
             make_synthetic(4000, groups=wrong)
-
-
-@pytest.fixture(scope='module')
-def public():
-    "Folder of the public tables in their published form; without it a test is skipped."
-    found = [
-        p for p in (ROOT.parent / 'shared' / 'public', ROOT / 'shared' / 'public') if p.is_dir()
-    ]
-    if not found:
-        pytest.skip('the public tables are missing: put them into ../shared/public')
-    return found[0].resolve()
 
 
 @pytest.mark.parametrize(

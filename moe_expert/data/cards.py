@@ -25,6 +25,7 @@ from moe_expert.data.catalogue import (
 )
 from .reading import TABLES, table_suffix
 from ..errors import DataError, unknown_name
+from ..parameters import GROUPED, SMALL_GROUPS
 
 # %% auto #0
 __all__ = ['CARDS', 'OR_A_KNOWN_NAME', 'as_list', 'Card', 'ShippedName', 'check_own_name', 'is_given', 'split_fractions',
@@ -126,8 +127,8 @@ _CHOICES = {
     'directed': (None, 'both'),
     'scale_on': ('train', 'all'),
     'sensitive_as_feature': (True, False),
-    'groups': ('crossed', 'separate'),
-    'small_groups': ('merge', 'leave_out'),
+    'groups': GROUPED,
+    'small_groups': SMALL_GROUPS,
 }
 
 # %% ../../nbs/11_cards.ipynb #f120f5e5

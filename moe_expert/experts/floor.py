@@ -16,6 +16,7 @@ from fastcore.basics import patch
 from torch import Tensor
 
 from ..scores.evaluation import Evaluator
+from ..scores.metrics import weighted_mean, weights_of
 
 if TYPE_CHECKING:
     from torch_geometric.data import Data
@@ -138,12 +139,6 @@ class Linear:
         return x[nodes].double() * self.weight[:, None] * slope[..., None]
 
 # %% ../../nbs/38_floor.ipynb #04b040d3
-def _training_weight(data: Data) -> Tensor | None:
-    "[n] how much each training node counts; None: all alike."
-    weight = getattr(data, 'weight', None)
-    return None if weight is None else weight[data.train_mask].double()
-
-
 def majority_class(
     data: Data,  # y, train_mask
 ) -> Linear:
@@ -154,9 +149,8 @@ def majority_class(
     >>> majority_class(data).probabilities(data.x).round()
     tensor([[1., 1., 1.]], dtype=torch.float64)
     """
-    weight = _training_weight(data)
-    share = data.y[data.train_mask].double()
-    share = share.mean() if weight is None else share @ weight / weight.sum()
+    train = data.train_mask
+    share = weighted_mean(data.y[train].double(), weights_of(data, train))
     return Linear(
         torch.zeros(1, data.x.shape[1], dtype=torch.double, device=data.x.device),
         torch.where(share >= 0.5, 50.0, -50.0).double()[None],
@@ -185,7 +179,7 @@ def logistic_regression(
     from scipy.optimize import minimize  # slow to import
 
     x, y = (t[data.train_mask].cpu().double().numpy() for t in (data.x, data.y))
-    weight = _training_weight(data)
+    weight = weights_of(data, data.train_mask)
     count = 1.0 if weight is None else weight.cpu().numpy()
     options = dict(maxiter=10_000, maxls=50, gtol=1e-4, ftol=64 * np.finfo(float).eps)
     start = np.zeros(x.shape[1] + 1)

@@ -35,6 +35,7 @@ from moe_expert.experts.optimizer import (
 )
 from .populations import Population, graph_inputs
 from .specs import LAMBDAS
+from ..scores.metrics import weights_of
 
 if TYPE_CHECKING:
     from torch_geometric.data import Data
@@ -289,8 +290,8 @@ class PopulationTrainer(Trainer):
         train, seeds = data.train_mask, [c.seed for c in configs]
         place = device, self.dtype  # a step computes with classes and groups
         self.y, self.sens = data.y[train].to(*place), data.sens[train].to(*place)
-        weight = getattr(data, 'weight', None)
-        self.weight = None if weight is None else weight[train].to(*place)
+        weight = weights_of(data, train)
+        self.weight = None if weight is None else weight.to(*place)
         self.sizes, self.unknown = group_sizes(data.sens), bool((self.sens < 0).any())
         self.rows = settings.rows(len(self.y))
         column = lambda name: per_model(configs, name, self.dtype, device)

@@ -129,9 +129,9 @@ def stop_behind(self: TrainingRun):
     selections = [r.selection for r in self.records if r.selection.score is not None]
     if len(selections) < FEWEST or self.spec.several:
         return
-    middle = Selection(self.spec.maximize, median(s.score for s in selections))
-    tried = lambda s: s.scored >= TRIES and s.score != middle.score
-    behind = lambda s: tried(s) and not middle.better(s.score)
+    sign = 1 if self.spec.maximize else -1
+    middle = median(sign * s.score for s in selections)
+    behind = lambda s: s.scored >= TRIES and sign * s.score < middle
     which = [k for k, r in enumerate(self.running) if not behind(r.selection)]
     if len(which) < len(self.trainer.running):
         self.trainer.keep(which)

@@ -17,12 +17,12 @@ from torch import Tensor
 from ..data.assembly import group_masks
 from ..errors import ArtifactError
 from ..experts.floor import BASELINES
-from ..experts.losses import weighted_mean
 from ..experts.populations import Population
 from ..experts.specs import EXPERTS
 from .gate import Mixture, uniform_mixture
 from ..scores.facts import AIMS
 from ..scores.intervals import auc_interval, interval_text
+from ..scores.metrics import weighted_mean, weights_of
 from ..tuning.artifacts import sha256_file, write_bytes, write_json
 from ..tuning.folder import ExpertFiles, locked, marked, read_record
 from ..tuning.settings import DEFAULT_PARAMS, GATE_DEFAULTS
@@ -70,11 +70,11 @@ def gate_usage(
     nodes: Tensor,  # [n] which nodes
 ) -> dict[str, dict[str, dict[str, float]]]:  # people → expert → {mean_weight, share_first}
     "The use of each expert, for 'all' people and for each group that has people, by its name."
-    w, weight = mixture.weights(data.x, data.edge_index, nodes)[0], getattr(data, 'weight', None)
+    w, weight = mixture.weights(data.x, data.edge_index, nodes)[0], weights_of(data, nodes)
     first = w.argmax(-1)
 
     def usage(people):
-        counts = None if weight is None else weight[nodes][people].double()
+        counts = None if weight is None else weight[people]
         return {
             e: dict(
                 mean_weight=weighted_mean(w[people, k], counts).item(),

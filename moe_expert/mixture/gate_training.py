@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..errors import ArgumentError
 from ..experts.floor import Floor
-from ..experts.losses import GroupWeights, divergence_of, soft_gaps, weighted_mean
+from ..experts.losses import GroupWeights, divergence_of, soft_gaps
 from ..experts.optimizer import endless_minibatches
 from ..experts.populations import Population
 from ..experts.specs import GATE
@@ -40,6 +40,7 @@ from moe_expert.mixture.gate import (
     mixture_attributions,
 )
 from ..scores.evaluation import Evaluator, Explainable
+from ..scores.metrics import weighted_mean, weights_of
 
 if TYPE_CHECKING:
     from torch_geometric.data import Data
@@ -152,9 +153,8 @@ def make_lesson(
     "What the experts say of these nodes, differentiable in the experts' parameters."
     path = expert_path(experts, data.x, data.edge_index, nodes[:explained], n_steps)
     margins = experts.margins(data.x, data.edge_index, nodes).T
-    weight = getattr(data, 'weight', None)
-    weight = None if weight is None else weight[nodes].double()
-    return Lesson(data.x[nodes].double(), data.y[nodes], data.sens[nodes], path, margins, weight)
+    people = data.x[nodes].double(), data.y[nodes], data.sens[nodes]
+    return Lesson(*people, path, margins, weights_of(data, nodes))
 
 # %% ../../nbs/51_gate_training.ipynb #b8fe8809
 def gate_terms(

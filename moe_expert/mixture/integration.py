@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..errors import ArgumentError
 from ..experts.floor import Floor
-from ..experts.losses import representation_gap, weighted_mean
+from ..experts.losses import representation_gap
 from ..experts.specs import GATE
 from ..experts.trainers import Trainer, check_counts
 from ..experts.training import TrainedModel, run_training
@@ -28,6 +28,7 @@ from moe_expert.mixture.gate_training import (
     steps_of_epochs,
 )
 from ..scores.evaluation import Evaluator
+from ..scores.metrics import weighted_mean
 
 if TYPE_CHECKING:
     from torch_geometric.data import Data

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch_geometric.data import Data
 
+from ..data.assembly import attribute_names
 from ..errors import MoEExpertError
 from .look import Picture, Sentences, Table, table
 from moe_expert.scores.cells import (
@@ -28,7 +29,7 @@ from moe_expert.scores.cells import (
 )
 from ..scores.evaluation import NodeRecord
 from ..scores.intervals import gap_by_chance, interval_text, newcombe, wilson
-from ..scores.metrics import RATES, GroupRates, by_group
+from ..scores.metrics import RATES, GroupRates, attributes_of, by_group
 from ..tuning.winners import Winner
 
 # %% ../../nbs/64_groups.ipynb #d3a362c4
@@ -58,10 +59,7 @@ def groups_by(
 # %% ../../nbs/64_groups.ipynb #4f2693da
 def _attributes(data: Data) -> list[tuple[str, list[str], Tensor]]:
     "Name, groups and codes [N] of each attribute that is compared; what is crossed is one."
-    if data.sens.dim() == 1:
-        return [(data.sens_name, list(data.group_names), data.sens)]
-    names = data.sens_name.split(', ')
-    return [(*a, s) for *a, s in zip(names, map(list, data.group_names), data.sens.unbind(1))]
+    return [(*a, s) for a, s in zip(attribute_names(data), attributes_of(data.sens))]
 
 
 def _of_column(data: Data, column: str) -> tuple[list[str], Tensor]:
@@ -96,17 +94,16 @@ def rates_by(
 ) -> GroupRates:
     "Rates by the groups of a column, on those of the record's nodes whose group is known."
     names, codes = groups_by(data, column)
-    codes, weight = codes.cpu()[record.nodes.cpu()], _weight(data, record)
+    codes, weight = codes.cpu()[record.nodes.cpu()], _weight(record)
     known = codes >= 0
     people = record.p1[0].cpu()[known], record.y.cpu()[known], codes[known]
     weighted = {} if weight is None else dict(sample_weight=weight[known])
     return by_group(*people, names, **weighted)
 
 
-def _weight(data: Data, record: NodeRecord) -> Tensor | None:
+def _weight(record: NodeRecord) -> Tensor | None:
     "[n] weights of the people of a record, where people have weights."
-    weight = getattr(data, 'weight', None)
-    return None if weight is None else weight.cpu()[record.nodes.cpu()]
+    return None if record.weight is None else record.weight.cpu()
 
 # %% ../../nbs/64_groups.ipynb #2694520c
 def group_scores(
@@ -182,7 +179,7 @@ def group_rates(
 
 def _people_behind(data: Data, record: NodeRecord, by: str, rates: GroupRates) -> pd.DataFrame:
     "People of each group and rate; where they have weights, Kish's effective number."
-    weight = _weight(data, record)
+    weight = _weight(record)
     if weight is None:
         return rates.counts
     (names, codes), y = groups_by(data, by), record.y.cpu()
@@ -325,7 +322,7 @@ def _cells_of(data: Data, record: NodeRecord, columns: dict[str, Coded]) -> pd.D
     nodes, texts = record.nodes.cpu().numpy(), {}
     for name, (groups, codes) in columns.items():
         texts[name] = np.array([*groups, None], dtype=object)[codes.cpu().numpy()[nodes]]
-    p1, y, weight = record.p1[0].double().cpu().numpy(), record.y.cpu(), _weight(data, record)
+    p1, y, weight = record.p1[0].double().cpu().numpy(), record.y.cpu(), _weight(record)
     weight = None if weight is None else weight.numpy()
     return cells(y.numpy(), pd.DataFrame(texts), p1=p1, sample_weight=weight)
 

@@ -15,7 +15,6 @@ from torch_geometric.data import Data
 
 from ..data.assembly import group_masks
 from ..data.audit import leakage_audit
-from ..experts.losses import weighted_mean
 from moe_expert.report.look import (
     BLACK,
     BLUE,
@@ -34,6 +33,7 @@ from moe_expert.report.look import (
 from ..scores.attributions import attribution_shares
 from ..scores.facts import FACTS, better
 from ..scores.intervals import interval_text
+from ..scores.metrics import weighted_mean
 from ..tuning.winners import Winner, text_record
 
 # %% ../../nbs/63_winners.ipynb #ab0c052b

@@ -20,7 +20,14 @@ from ..errors import ArgumentError
 from . import metrics, procedure
 from .facts import FACTS
 from .graphlime import GraphLIME, node_numbers
-from .metrics import attributes_of, decide, groups_of, largest
+from moe_expert.scores.metrics import (
+    attributes_of,
+    decide,
+    groups_of,
+    largest,
+    weighted_mean,
+    weights_of,
+)
 
 # %% ../../nbs/26_evaluation.ipynb #007b8819
 class Explainable(Protocol):
@@ -40,12 +47,6 @@ class Explainable(Protocol):
         A population that integrates numerically has the attribute `quadrature = True`. Its method
         takes `return_completeness=True` and then also returns the completeness errors [M, n].
         """
-
-# %% ../../nbs/26_evaluation.ipynb #0f31d9cf
-def _selection_rate(p1: Tensor, weight: Tensor | None) -> Tensor:
-    if weight is None:
-        return decide(p1).mean(-1)
-    return (decide(p1) * weight.double()).sum(-1) / weight.double().sum(-1)
 
 # %% ../../nbs/26_evaluation.ipynb #0fa3caac
 def plain_scores(
@@ -68,7 +69,7 @@ def plain_scores(
     scores['dp'] = largest(lambda s: metrics.demographic_parity(p1, s, **extra), attributes)
     scores['eo'] = largest(lambda s: metrics.equal_opportunity(p1, y, s, **extra), attributes)
     scores['fair_result'] = FACTS['fair_result'].of(scores)
-    return scores | {'selection_rate': _selection_rate(p1, sample_weight)}
+    return scores | {'selection_rate': weighted_mean(decide(p1), sample_weight)}
 
 # %% ../../nbs/26_evaluation.ipynb #0cb20373
 def procedure_scores(
@@ -81,10 +82,8 @@ def procedure_scores(
     sample_weight: Tensor | None = None,  # [n], > 0; None: everybody counts 1
 ) -> dict[str, Tensor]:  # [...] each
     "Procedural fairness with its parts."
-    attributes, extra = (
-        [sens] if isinstance(sens, Tensor) else sens,
-        {'sample_weight': sample_weight},
-    )
+    attributes = [sens] if isinstance(sens, Tensor) else sens
+    extra = {'sample_weight': sample_weight}
     seen = fidelity, correct, correct_after
     scores = {
         'ref': largest(lambda s: procedure.ref(fidelity, s, **extra), attributes),
@@ -194,8 +193,7 @@ class Evaluator:
         self.data, self.rho, self.memory_bytes = data, rho, memory_bytes
         self.nodes = node_numbers(split_nodes(data, split), data.num_nodes, data.x.device)
         self.y, self.sens = data.y[self.nodes], data.sens[self.nodes]
-        weight = getattr(data, 'weight', None)
-        self.weight = None if weight is None else weight[self.nodes].double()
+        self.weight = weights_of(data, self.nodes)
 
     @cached_property
     def plan(self) -> GraphLIME:

@@ -19,10 +19,10 @@ if TYPE_CHECKING:
     import pandas as pd
 
 # %% auto #0
-__all__ = ['RATES', 'decide', 'check_groups', 'check_weights', 'require_nodes', 'accuracy', 'f1', 'roc_auc', 'utility',
-           'attributes_of', 'largest', 'groups_of', 'GroupRate', 'GroupRates', 'by_group', 'demographic_parity',
-           'equal_opportunity', 'fair_result', 'equalized_odds', 'soft_demographic_parity', 'soft_equal_opportunity',
-           'fair_procedure', 'final_score']
+__all__ = ['RATES', 'decide', 'check_groups', 'check_weights', 'require_nodes', 'weighted_mean', 'weights_of', 'accuracy', 'f1',
+           'roc_auc', 'utility', 'attributes_of', 'largest', 'groups_of', 'GroupRate', 'GroupRates', 'by_group',
+           'demographic_parity', 'equal_opportunity', 'fair_result', 'equalized_odds', 'soft_demographic_parity',
+           'soft_equal_opportunity', 'fair_procedure', 'final_score']
 
 # %% ../../nbs/21_metrics.ipynb #98ef67f7
 def decide(
@@ -129,6 +129,35 @@ def require_nodes(
 def _weighed(values: Tensor, weight: Tensor | None) -> Tensor:
     "[..., N] the values, times the weights if there are any."
     return values if weight is None else values * weight.double()
+
+# %% ../../nbs/21_metrics.ipynb #f99e779b
+def weighted_mean(
+    values: Tensor,  # [..., n]
+    weight: Tensor | None = None,  # [n] or [..., n], ≥ 0; None: all alike
+) -> Tensor:  # [...]
+    """Return the mean over people; 0 if nobody has a weight.
+
+    >>> weighted_mean(torch.tensor([1.0, 2.0, 6.0]), torch.tensor([2.0, 2.0, 0.0])).item()
+    1.5
+    """
+    if weight is None:
+        return values.mean(-1)
+    weight = weight.to(values.dtype)
+    return (values * weight).sum(-1) / weight.sum(-1).clamp(min=torch.finfo(values.dtype).tiny)
+
+
+def weights_of(
+    data,  # perhaps with `weight` [N]
+    nodes: Tensor,  # [n] node numbers, or a mask [N]
+) -> Tensor | None:  # [n] in double precision; None: all count alike
+    """How much people count.
+
+    >>> from types import SimpleNamespace
+    >>> weights_of(SimpleNamespace(weight=torch.tensor([1.0, 3.0])), torch.tensor([1])).item()
+    3.0
+    """
+    weight = getattr(data, 'weight', None)
+    return None if weight is None else weight[nodes].double()
 
 # %% ../../nbs/21_metrics.ipynb #96c0928e
 @carries(FACTS['acc'])

@@ -77,15 +77,13 @@ def places(
     n: int,  # people
     fraction: float = 0.2,  # share of them that counts as the top
     weight: Tensor | None = None,  # [...] sum of their weights; None: n
-) -> (
-    int | Tensor
-):  # k = max(1, ⌊fraction·n⌋), safe against 0.2 · 15 = 3.0000000000000004 and the like
+) -> int | Tensor:  # k = max(1, ⌊fraction·n⌋)
     """Number of places in a top: of people, or of their weight.
 
     >>> places(15), places(3), places(15, weight=torch.tensor(30.0)).item()
     (3, 1, 6.0)
     """
-    if weight is None:
+    if weight is None:  # safe against 0.2 · 15 = 3.0000000000000004 and the like
         return max(1, math.floor(fraction * n + 1e-9))
     unit = (weight / n).clamp(max=1)
     return unit * (fraction * weight / unit + 1e-9).floor().clamp(min=1)
