@@ -696,7 +696,8 @@ def is_sound(load):
             return False
     assert data.x.isfinite().all() and (data.x.abs() <= 1).all() and data.x.shape[1]
     assert set(data.y.unique().tolist()) <= {-1, 0, 1}
-    assert set(data.sens.unique().tolist()) - {-1} >= {0, 1}
+    groups = set(data.sens.unique().tolist()) - {-1}
+    assert groups == set(range(len(data.group_names))) and len(groups) >= 2
     return True
 
 

@@ -66,7 +66,7 @@ def data():
 
 @pytest.fixture(scope='module')
 def tuned(data, tmp_path_factory):
-    "Three experts, twelve trials each; for looking only."
+    "Three experts, seventeen trials each; for looking only."
     folder = tmp_path_factory.mktemp('tuned')
     return folder, ExpertTuner(data, cache_dir=folder, settings=SETTINGS).tune_all_experts(
         n_trials=17
@@ -181,7 +181,7 @@ def test_what_is_returned_is_the_result_file(tuned, expert):
         search_space(EXPERTS[expert])
     )
     assert result['n_trials'] == len(result['trials']) == 17
-    assert result['n_feasible'] == sum(t['feasible'] for t in result['trials']) >= 1
+    assert result['n_feasible'] == sum(t['feasible'] for t in result['trials']) >= 3
     assert {'seed', 'split_seed', 'edition', 'fingerprint', 'drop', 'backbone'} <= result[
         'settings'
     ].keys()
