@@ -21,10 +21,10 @@ from moe_expert.tune_experts import ExpertTuner
 from moe_expert.tuning import trials as tuning_trials
 from moe_expert.tuning.records import load_expert
 from moe_expert.tuning.storage import open_storage
-from moe_expert.tuning.studies import finished
+from moe_expert.tuning.studies import BATCH, finished
 
 pytestmark = pytest.mark.postgres
-N_TRIALS, NAME = 40, 'synthetic-200'
+N_TRIALS, NAME = 4 * BATCH, 'synthetic-200'
 
 WORKER = """
 import json, sys, time
@@ -89,7 +89,7 @@ def test_four_workers_one_of_them_killed(url, tmp_path):
     looking = ExpertTuner(make_synthetic(200), cache_dir=tmp_path, storage=url, epochs=300).study(
         'expert1'
     )
-    while len(finished(looking)) < 10:
+    while len(finished(looking)) < BATCH:
         time.sleep(0.2)  # another has finished a batch: all four have work, or wait for the victim
     os.kill(victim.pid, signal.SIGKILL)
     assert victim.wait() == -signal.SIGKILL and lost
@@ -109,7 +109,7 @@ def test_four_workers_one_of_them_killed(url, tmp_path):
     assert (
         len({t.user_attrs['repeats'] for t in again if t.state.name == 'COMPLETE'})
         == len(lost)
-        == 10
+        == BATCH
     )
     result = json.loads((tmp_path / f'{NAME}_expert1_tuning_results.json').read_text())
     feasible = [t['score'] for t in result['trials'] if t['feasible']]
@@ -176,14 +176,14 @@ def test_a_server_that_goes_away_and_comes_back(url, tmp_path, monkeypatch):
     batches.clear()
     try:
         with pytest.raises(ArtifactError, match='does not answer any more'):
-            tuner.tune_expert('expert1', n_trials=30)
+            tuner.tune_expert('expert1', n_trials=3 * BATCH)
         with pytest.raises(ArtifactError, match='cannot be opened'):
             open_storage(url, None)
     finally:
         ctl(*starting)
     monkeypatch.setattr(tune_experts, 'train_population', train)
-    assert len(finished(tuner.study('expert1'))) == 20
-    assert tuner.tune_expert('expert1', n_trials=30)['n_trials'] == 30
+    assert len(finished(tuner.study('expert1'))) == 2 * BATCH
+    assert tuner.tune_expert('expert1', n_trials=3 * BATCH)['n_trials'] == 3 * BATCH
 
 
 def test_wrong_addresses_on_a_real_server(url):
@@ -193,19 +193,19 @@ def test_wrong_addresses_on_a_real_server(url):
 
 def test_a_live_worker_is_not_robbed(url, tmp_path):
     "Its batch takes far longer than the time after which silence means death."
-    slow = start(url, tmp_path, 'slow', 20)
+    slow = start(url, tmp_path, 'slow', 2 * BATCH)
     slow.stdout.readline()
-    fast = start(url, tmp_path, n_trials=20)
+    fast = start(url, tmp_path, n_trials=2 * BATCH)
     for line in fast.stdout:
-        if len(trained([line])) == 10:
+        if len(trained([line])) == BATCH:
             break
     time.sleep(14)
     tuner = ExpertTuner(make_synthetic(200), cache_dir=tmp_path, storage=url, epochs=300)
     try:
         assert fast.poll() is None  # it waits
-        assert [t.state.name for t in tuner.study('expert1').get_trials()].count('RUNNING') == 10
+        assert [t.state.name for t in tuner.study('expert1').get_trials()].count('RUNNING') == BATCH
         assert not any('repeats' in t.user_attrs for t in tuner.study('expert1').get_trials())
     finally:
         slow.kill()
-    assert json.loads(fast.communicate(timeout=60)[0].splitlines()[-1]) == 20
+    assert json.loads(fast.communicate(timeout=60)[0].splitlines()[-1]) == 2 * BATCH
     slow.wait()
