@@ -487,7 +487,7 @@ def test_no_interval_over_seeds_against_a_method_without_a_seed():
 def test_the_chapter_on_teachers_says_what_its_rows_say(repo_root):
     "Its verdicts are typed, because the rule stands in a later chapter."
     cells = json.loads((repo_root / 'benchmarks' / 'gate_results.json').read_text())['cells']
-    chapter = json.loads((repo_root / 'nbs' / '53_teachers.ipynb').read_text(encoding='utf-8'))
+    chapter = json.loads((repo_root / 'nbs' / '54_teachers.ipynb').read_text(encoding='utf-8'))
     prose = ' '.join(
         ''.join(c['source']).replace('\n', ' ')
         for c in chapter['cells']

@@ -595,7 +595,7 @@ def groups_json(
     return head | dict(everybody=everybody, attributes=attributes) | said
 
 # %% ../../nbs/28_cells.ipynb #6122d702
-STYLES = {  # what is said of a cell → colour, marker, is it filled? (the colours of 60_look)
+STYLES = {  # what is said of a cell → colour, marker, is it filled? (the colours of 62_look)
     MOST: ('#000000', 's', True),
     AT_LEAST: ('#0072B2', 'o', True),
     BY_CHANCE: ('#E69F00', 'D', False),
