@@ -131,11 +131,22 @@ class Population:
         return self.params['out.weight'].shape[0]
 
     def __repr__(self):
-        m, h, d = self.params['hidden.weight'].shape
-        d = d // INPUTS_PER_FEATURE.get(self.backbone, 1)
+        m, h, _ = self.params['hidden.weight'].shape
         layer = '' if self.backbone == 'mlp' else f'{self.backbone}, '
-        layers = f'{d} features → {h} hidden ({layer}LeakyReLU, no biases) → 2 logits'
+        layers = (
+            f'{self.in_features} features → {h} hidden ({layer}LeakyReLU, no biases) → 2 logits'
+        )
         return f'Population of {m} models: {layers}'
+
+    @property
+    def in_features(self) -> int:
+        "How many features d a person has."
+        return self.params['hidden.weight'].shape[-1] // INPUTS_PER_FEATURE.get(self.backbone, 1)
+
+    @property
+    def device(self) -> torch.device:
+        "Where the parameters are."
+        return self.params['out.weight'].device
 
     def _double(self) -> dict[str, Tensor]:
         "The parameters in double precision, without their gradients."

@@ -285,6 +285,7 @@ class PopulationTrainer(Trainer):
         settings: TrainSettings,
         device: torch.device,  # where to train
         shuffle_seed: int,  # order of the minibatches, the same for all models
+        start: dict[str, Tensor] | None = None,  # [M, *shape] each; None: drawn from the seeds
     ):
         self.settings, self.dtype, self.device = settings, getattr(torch, settings.dtype), device
         train, seeds = data.train_mask, [c.seed for c in configs]
@@ -297,8 +298,8 @@ class PopulationTrainer(Trainer):
         column = lambda name: per_model(configs, name, self.dtype, device)
         lambdas = {k: column(k) for k in LAMBDAS if any(getattr(c, k) != 0 for c in configs)}
         kinds = 'lambda_adv' in lambdas, self.sizes
-        params = start_parameters(seeds, data.x.shape[1], settings, *kinds)
-        params = {k: v.to(device) for k, v in params.items()}
+        params = start or start_parameters(seeds, data.x.shape[1], settings, *kinds)
+        params = {k: v.to(device, self.dtype) for k, v in params.items()}
         rates = column('lr'), column('weight_decay')
         super().__init__(params, *rates, settings.clip, shuffle_seed, lambdas)
         shape = self.rows, settings.hidden, settings.dropout
@@ -327,8 +328,16 @@ def _people(
     if nodes is not None:
         seen = (None if t is None else t.index_select(0, nodes) for t in seen)
     y, sens, weight = seen
+    return y, sens, self.group_weights(y, sens, weight)
+
+
+@patch
+def group_weights(
+    self: PopulationTrainer, y: Tensor, sens: Tensor, weight: Tensor | None
+) -> GroupWeights:
+    "Return the weights of the people of one step."
     known = dict(sizes=self.sizes, unknown=self.unknown)
-    return y, sens, GroupWeights.of(sens, y, weight, self.dtype, **known)
+    return GroupWeights.of(sens, y, weight, self.dtype, **known)
 
 
 @patch

@@ -21,6 +21,7 @@ from ..experts.floor import Floor
 from ..experts.initialisation import population_of
 from ..experts.populations import Population, joined
 from ..experts.specs import EXPERTS
+from .ensemble import Ensemble
 from .gate import Mixture
 from ..parameters import call, command
 from ..tuning.artifacts import load_checkpoint, sha256_file
@@ -281,7 +282,7 @@ def _graph(edge_index, n: int, backbone: str) -> Tensor | None:
 
 # %% ../../nbs/53_checkpoints.ipynb #88eb4e78
 def predict_proba(
-    mixture: Mixture,  # of one gate
+    mixture: Mixture | Ensemble,  # of one model
     people: Tensor | np.ndarray | pd.DataFrame,  # [n, d] scaled features, or raw columns by name
     recipe: dict | None = None,  # how raw columns become features; needed for a table
     edge_index=None,  # [2, E] of `undirected_graph`: rows of `people`; for graph backbones
@@ -298,8 +299,9 @@ def predict_proba(
     >>> predict_proba(mixture, torch.zeros(2, 5)).tolist()
     [[0.5, 0.5], [0.5, 0.5]]
     """
-    x, nodes = _as_features(people, recipe, mixture.gates['gate.features'].shape[-1]), None
-    backbone, device = mixture.experts.backbone, mixture.gates['gate.out'].device
+    networks = mixture.networks
+    x, nodes = _as_features(people, recipe, networks.in_features), None
+    backbone, device = networks.backbone, networks.device
     if edge_index is None and known is not None and backbone != 'mlp':
         x, graph, nodes = linked_to_known(x, known)
         nodes = nodes.to(device)

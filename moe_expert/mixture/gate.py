@@ -283,6 +283,11 @@ class Mixture:
     temperature: float = 1.0  # of the gates' softmax
     quadrature = True  # attributions are integrated numerically and have a completeness error
 
+    @property
+    def networks(self) -> Population:
+        "The experts, by the name that every mixture has for its networks."
+        return self.experts
+
     def __len__(self):
         return len(self.gates['gate.out'])
 

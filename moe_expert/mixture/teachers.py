@@ -27,9 +27,25 @@ if TYPE_CHECKING:
     from torch_geometric.data import Data
 
 # %% auto #0
-__all__ = ['halves', 'join_lessons', 'train_on_half', 'crossfit_lesson', 'who_did_what']
+__all__ = ['shuffled_cells', 'halves', 'equal_parts', 'join_lessons', 'train_on_half', 'crossfit_lesson', 'who_did_what']
 
 # %% ../../nbs/54_teachers.ipynb #3fc280ae
+def shuffled_cells(
+    nodes: Tensor,  # [n] node numbers
+    data: Data,  # y; sens of one attribute or of several
+    seed: int,  # of the draw
+) -> list[Tensor]:  # node numbers
+    "The nodes of every class in every group, each in a random order."
+    generator, cells = torch.Generator().manual_seed(seed), []
+    kind = torch.cat([data.y[nodes, None], data.sens[nodes].view(len(nodes), -1)], 1)
+    cell = kind.unique(dim=0, return_inverse=True)[1].cpu()
+    for c in range(int(cell.max()) + 1):
+        members = nodes[(cell == c).nonzero()[:, 0].to(nodes.device)]
+        order = torch.randperm(len(members), generator=generator).to(members.device)
+        cells.append(members[order])
+    return cells
+
+
 def halves(
     nodes: Tensor,  # [n] node numbers
     data: Data,  # y; sens of one attribute or of several
@@ -43,15 +59,27 @@ def halves(
     >>> len(first), len(second), data.y[first].sum().item(), data.sens[first].sum().item()
     (3, 3, 1, 2)
     """
-    generator, first, second = torch.Generator().manual_seed(seed), [], []
-    kind = torch.cat([data.y[nodes, None], data.sens[nodes].view(len(nodes), -1)], 1)
-    cell = kind.unique(dim=0, return_inverse=True)[1].cpu()
-    for c in range(int(cell.max()) + 1):
-        members = nodes[(cell == c).nonzero()[:, 0].to(nodes.device)]
-        order = torch.randperm(len(members), generator=generator).to(members.device)
-        first.append(members[order[: len(members) // 2]])
-        second.append(members[order[len(members) // 2 :]])
-    return torch.cat(first).sort().values, torch.cat(second).sort().values
+    cells = shuffled_cells(nodes, data, seed)
+    first = torch.cat([members[: len(members) // 2] for members in cells])
+    second = torch.cat([members[len(members) // 2 :] for members in cells])
+    return first.sort().values, second.sort().values
+
+
+def equal_parts(
+    nodes: Tensor,  # [n] node numbers
+    data: Data,  # y; sens of one attribute or of several
+    count: int,  # how many parts, ≥ 2
+    seed: int,  # of the draw
+) -> list[Tensor]:  # node numbers, ascending; their sizes differ by one at most
+    """Parts with equal shares of every class in every group.
+
+    >>> from torch_geometric.data import Data
+    >>> data = Data(y=torch.tensor([0, 1]).repeat(15), sens=torch.tensor([0, 0, 1]).repeat(10))
+    >>> [int(data.y[part].sum()) for part in equal_parts(torch.arange(30), data, 5, seed=0)]
+    [3, 3, 3, 3, 3]
+    """
+    dealt = torch.cat(shuffled_cells(nodes, data, seed))  # like cards, one cell after the other
+    return [dealt[k::count].sort().values for k in range(count)]
 
 # %% ../../nbs/54_teachers.ipynb #2016f92f
 def join_lessons(

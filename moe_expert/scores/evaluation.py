@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['ALL_EXPLAINED', 'SAMPLE', 'RARE', 'Explainable', 'plain_scores', 'procedure_scores', 'with_final', 'NodeRecord',
-           'split_nodes', 'Evaluator', 'even_sample']
+           'join_records', 'split_nodes', 'Evaluator', 'even_sample']
 
 # %% ../../nbs/26_evaluation.ipynb #c0e7867d
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Protocol
 
@@ -150,6 +150,56 @@ def scores(self: NodeRecord) -> dict[str, Tensor]:
     if self.completeness is not None:
         scores['completeness'] = self.completeness.amax(-1)
     return scores
+
+# %% ../../nbs/26_evaluation.ipynb #0fd6f3bf
+_PEOPLE = ('nodes', 'y', 'sens', 'weight')  # fields whose first dimension is the nodes
+
+
+def _by_nodes(change: Callable[[str, int], Tensor | None]) -> NodeRecord:
+    "A record whose fields are made by `change(name, dimension of the nodes)`."
+    names = [field.name for field in fields(NodeRecord)]
+    return NodeRecord(**{n: change(n, 0 if n in _PEOPLE else 1) for n in names})
+
+
+@patch
+def at(
+    self: NodeRecord,
+    some: Tensor,  # [k] positions in `nodes`
+) -> NodeRecord:
+    "The observations of some of the nodes."
+
+    def change(name: str, dim: int) -> Tensor | None:
+        value = getattr(self, name)
+        return None if value is None else value.index_select(dim, some)
+
+    return _by_nodes(change)
+
+
+@patch
+def select(
+    self: NodeRecord,
+    index: Sequence[int],  # positions of models
+) -> NodeRecord:
+    "The observations by some of the models."
+    by_models = {
+        f.name: value[index]
+        for f in fields(self)
+        if f.name not in _PEOPLE and (value := getattr(self, f.name)) is not None
+    }
+    return replace(self, **by_models)
+
+
+def join_records(
+    records: Sequence[NodeRecord],  # of different nodes by as many models each, at least one
+) -> NodeRecord:  # of all nodes, in the order of their numbers
+    "Model m of the joined record is, at each node, model m of the record that has the node."
+
+    def change(name: str, dim: int) -> Tensor | None:
+        values = [getattr(record, name) for record in records]
+        return None if values[0] is None else torch.cat(values, dim)
+
+    joined = _by_nodes(change)
+    return joined.at(joined.nodes.argsort())
 
 # %% ../../nbs/26_evaluation.ipynb #72befebf
 def split_nodes(
