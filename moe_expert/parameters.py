@@ -23,12 +23,13 @@ from .errors import ParameterError, did_you_mean, unknown_name
 
 # %% auto #0
 __all__ = ['STORAGE_VARIABLE', 'COMMANDS', 'NOTEBOOKS', 'CALLS', 'DOORS', 'PARAMETERS', 'EXPERT_NAMES', 'BACKBONES', 'EDITIONS',
-           'TEACHERS', 'WAY_NAMES', 'PHASE_NAMES', 'GROUPED', 'SMALL_GROUPS', 'MISSING_GROUPS', 'STAGE1', 'MIXTURE',
-           'RUNS', 'READERS', 'LOADERS', 'NOT_READING', 'WORKING', 'Kind', 'Whole', 'Number', 'Flag', 'Choice', 'Text',
-           'Names', 'Columns', 'Several', 'Values', 'environment_storage', 'StorageURL', 'Door', 'Parameter', 'define',
-           'options', 'names', 'defaults', 'Given', 'check', 'unknown', 'spelled', 'without_effect', 'Parser',
-           'add_option', 'default_text', 'hinted', 'parser', 'command', 'call', 'collect', 'injected', 'door_signature',
-           'takes', 'documented', 'markdown_table', 'shown_default', 'parameters_cell']
+           'TEACHERS', 'WAY_NAMES', 'PRICES', 'DEFAULT_PRICE', 'PHASE_NAMES', 'GROUPED', 'SMALL_GROUPS',
+           'MISSING_GROUPS', 'STAGE1', 'MIXTURE', 'RUNS', 'READERS', 'LOADERS', 'NOT_READING', 'WORKING', 'Kind',
+           'Whole', 'Number', 'Flag', 'Choice', 'Listed', 'Text', 'Names', 'Columns', 'Several', 'Values',
+           'environment_storage', 'StorageURL', 'Door', 'Parameter', 'define', 'options', 'names', 'defaults', 'Given',
+           'check', 'unknown', 'spelled', 'without_effect', 'Parser', 'add_option', 'default_text', 'hinted', 'parser',
+           'command', 'call', 'collect', 'injected', 'door_signature', 'takes', 'documented', 'markdown_table',
+           'shown_default', 'parameters_cell']
 
 # %% ../nbs/01_parameters.ipynb #7d8b201a
 class Kind:
@@ -128,6 +129,22 @@ class Choice(Kind):
 
     def argument(self) -> dict:
         return dict(choices=self.words)
+
+# %% ../nbs/01_parameters.ipynb #4f753186
+class Listed(Kind):
+    "One of a few numbers."
+
+    annotation = float
+    read = float
+
+    def __init__(self, *numbers: float):
+        self.numbers = numbers
+        super().__init__('one of ' + ', '.join(f'{n:g}' for n in numbers))
+
+    def convert(self, value):
+        if isinstance(value, bool) or value not in self.numbers:
+            raise ValueError(value)
+        return float(value)
 
 # %% ../nbs/01_parameters.ipynb #fc99f347
 class Text(Kind):
@@ -413,7 +430,9 @@ EXPERT_NAMES = ('expert1', 'expert2', 'expert3')
 BACKBONES = ('mlp', 'gcn', 'sage', 'gin', 'gat')
 EDITIONS = ('auto', 'full', 'offline')
 TEACHERS = ('train', 'crossfit', 'val_half')
-WAY_NAMES = ('one', 'nine')
+WAY_NAMES = ('one', 'nine', 'crossfit')
+PRICES = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0)  # of a unit of unfairness, in units of utility
+DEFAULT_PRICE = 1.0  # that of `final_score`
 PHASE_NAMES = ('development', 'confirmatory')
 GROUPED = ('crossed', 'separate')
 SMALL_GROUPS = ('merge', 'leave_out')
@@ -624,10 +643,22 @@ define(
     Choice(*WAY_NAMES),
     'one',
     'stage 3 in one way (small steps) or in nine, of which validation chooses: slower, often '
-    'better',
-    ('train', 'run', 'moe.ipynb'),
-    dict.fromkeys(('train', 'run'), dict(needs=('fine_tune', True)))
+    'better; or `crossfit`: the validation nodes teach too, and judge the networks that never saw '
+    'them',
+    ('train', 'run', 'moe.ipynb', 'FairMoEClassifier'),
+    dict.fromkeys(('train', 'run', 'FairMoEClassifier'), dict(needs=('fine_tune', True)))
     | {'moe.ipynb': dict(needs=(('read_only', False), ('fine_tune', True)))},
+)
+define(
+    'price',
+    Listed(*PRICES),
+    DEFAULT_PRICE,
+    'with `ways` `crossfit`: what a unit of unfairness costs, in units of utility; the final model '
+    'is the one that is worth most at this price (all of them are kept)',
+    ('train', 'run', 'moe.ipynb', 'FairMoEClassifier'),
+    dict.fromkeys(
+        ('train', 'run', 'moe.ipynb', 'FairMoEClassifier'), dict(needs=('ways', 'crossfit'))
+    ),
 )
 
 # %% ../nbs/01_parameters.ipynb #f6153b83

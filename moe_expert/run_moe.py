@@ -35,7 +35,7 @@ def trained(
     given: parameters.Given,  # options of `train`
 ) -> tuple:  # a `MoETrainer`, the result of its `run`, the names of what was not trained
     "Run all stages."
-    from moe_expert.mixture.integration import WAYS
+    from moe_expert.mixture.crossfit import WAYS
     from moe_expert.trainer import MoESettings, MoETrainer
 
     with script.progress_display(given.quiet) as progress:

@@ -35,12 +35,22 @@ from .experts.training import TrainedModel
 from .mixture import checkpoints
 from moe_expert.mixture.comparison import (
     Comparison,
+    at_price,
     compared_methods,
     gate_usage,
     keep_tested,
     read_tests,
     write_test,
 )
+from moe_expert.mixture.crossfit import (
+    WAYS,
+    CrossfitModel,
+    CrossfitSettings,
+    OutOfFold,
+    crossfitted,
+    restored,
+)
+from .mixture.ensemble import Ensemble
 from .mixture.gate import Mixture
 from moe_expert.mixture.gate_training import (
     GateConfig,
@@ -51,12 +61,12 @@ from moe_expert.mixture.gate_training import (
     make_lesson,
     train_gates,
 )
-from .mixture.integration import WAYS, FineTuneSettings, best_way, fine_tuned
+from .mixture.integration import FineTuneSettings, best_way, fine_tuned
 from .mixture.teachers import TEACHERS, crossfit_lesson, halves, who_did_what
 
 # %% ../nbs/58_trainer.ipynb #25aa4d22
-from .parameters import takes
-from .scores.evaluation import Evaluator
+from .parameters import DEFAULT_PRICE, PRICES, takes
+from .scores.evaluation import Evaluator, NodeRecord
 from .scores.intervals import INTERVALS, scores_with_intervals
 from .tune_experts import ExpertTuner
 from moe_expert.tuning.artifacts import (
@@ -81,19 +91,31 @@ class MoESettings:
     "How stages 2 and 3 are run."
 
     gate: GateSettings = GateSettings()
-    fine_tuning: FineTuneSettings | tuple[FineTuneSettings, ...] = WAYS['one']  # ways to try
+    fine_tuning: FineTuneSettings | tuple[FineTuneSettings, ...] | CrossfitSettings = WAYS['one']
     teachers: str = 'train'  # one of `TEACHERS`: which nodes teach the gate
+    price: float = DEFAULT_PRICE  # one of `PRICES`: which cross-fitted model is the final one
 
     def __post_init__(self):
         if self.teachers not in TEACHERS:
             known = ', '.join(TEACHERS)
             raise ArgumentError(f'teachers must be one of {known}, not {self.teachers!r}')
-        if not self.ways or any(not isinstance(w, FineTuneSettings) for w in self.ways):
-            wrong = repr(self.fine_tuning)
-            raise ArgumentError(f'fine_tuning must be one or several FineTuneSettings, not {wrong}')
+        kinds = FineTuneSettings, CrossfitSettings
+        alone = len(self.ways) == 1
+        if not self.ways or any(not isinstance(w, kinds[: 1 + alone]) for w in self.ways):
+            raise ArgumentError(
+                'fine_tuning must be one or several FineTuneSettings, or CrossfitSettings, not '
+                f'{self.fine_tuning!r}'
+            )
+        if self.price not in PRICES:
+            raise ArgumentError(f'price must be one of {PRICES}, not {self.price!r}')
 
     @property
-    def ways(self) -> tuple[FineTuneSettings, ...]:
+    def cross_fitted(self) -> bool:
+        "Does stage 3 learn from the validation nodes, too?"
+        return isinstance(self.ways[0], CrossfitSettings)
+
+    @property
+    def ways(self) -> tuple[FineTuneSettings | CrossfitSettings, ...]:
         several = isinstance(self.fine_tuning, (tuple, list))
         return tuple(self.fine_tuning) if several else (self.fine_tuning,)
 
@@ -166,6 +188,7 @@ def _load(self: MoETrainer, data: Data, backbone: str | None, storage: str | Non
     self.floor = checkpoints.floor_of(self.about)
     self._evaluators, self._lesson, self._start = {}, None, None
     self.mixture = self.tuned_gate = None  # now, and as stage 2 left it
+    self.ensemble = self.crossfit = None  # where the mixture is cross-fitted: for all prices
     self.stage = self.sha256 = None  # of the mixture, and of the file that holds it
     self.gate_sha256 = None  # of the file with the tuned gate behind it
     self.made_of = {e: a['sha256'] for e, a in self.about.items()}  # expert files behind it
@@ -303,7 +326,8 @@ def train_gate(
     (model,) = self._train([config or GateConfig(**GATE_DEFAULTS, seed=self.seed)])
     if model.error:
         raise MoEExpertError(f'the gate did not train: {model.error}')
-    self.mixture, self.stage = model.population.to(self.device), 'trained'
+    self._use(model.population, {})
+    self.stage = 'trained'
     self.made_of, self.gate_sha256 = gate_record(self)['experts'], None
     return model
 
@@ -374,7 +398,8 @@ def _use_gate(self: MoETrainer, sha256: str):
     mixture, payload = checkpoints.load_mixture(
         self.files.gate_checkpoint, sha256, self.files, stage='gate'
     )
-    self.mixture = self.tuned_gate = mixture.to(self.device)
+    self._use(mixture, payload)
+    self.tuned_gate = self.mixture
     self.stage, self.sha256, self.made_of = 'gate', sha256, payload['experts']
     self.gate_sha256 = sha256
 
@@ -382,16 +407,20 @@ def _use_gate(self: MoETrainer, sha256: str):
 @patch
 def _checkpoint(
     self: MoETrainer,
-    mixture: Mixture,
+    mixture: Mixture | Ensemble,
     stage: str,
     made_of: dict[str, str],  # expert → SHA-256 of its file
     config: dict,
     metrics: dict,
 ) -> dict:  # of `save_checkpoint`
-    experts = mixture.experts  # not always the trainer's: a mixture may have been loaded
-    hidden = experts.params['out.weight'].shape[-1]
-    about = {'name': experts.backbone, 'dropout': experts.dropout, 'hidden': hidden}
-    return {
+    networks = mixture.networks  # not always the trainer's: a mixture may have been loaded
+    hidden = networks.params['out.weight'].shape[-1]
+    about = {'name': networks.backbone, 'dropout': networks.dropout, 'hidden': hidden}
+    crossed = isinstance(mixture, Ensemble)
+    own = {}
+    if crossed:
+        own = {'prices': list(mixture.prices), 'cross_fitting': self._cross_fitting(mixture)}
+    return own | {
         'kind': 'mixture',
         'stage': stage,
         'dataset': self.data.name,
@@ -400,11 +429,11 @@ def _checkpoint(
         'config': config,
         'metrics': metrics,
         'backbone': self.about['expert1']['backbone'] | about,
-        'temperature': mixture.temperature,
+        'temperature': 1.0 if crossed else mixture.temperature,
         'state_dict': checkpoints.mixture_state(mixture),
         'feature_names': list(self.data.feature_names),
         'recipe': self.data.recipe,
-        'nodes': who_did_what(self.settings.teachers),
+        'nodes': who_did_what(self.settings.teachers, crossed),
     }
 
 # %% ../nbs/58_trainer.ipynb #e37fd713
@@ -465,7 +494,8 @@ def fine_tune(
 ) -> dict:  # what its result file holds; `kept` says whether the validation score improved
     """Train gate and experts together from the tuned gate; keep the result if the score improves.
 
-    Raises `ArtifactError` without a tuned gate of these experts and settings.
+    Cross-fitted, the result is kept if it is above the floor out of fold. Raises
+    `ArtifactError` without a tuned gate of these experts and settings.
     """
     gate, ways = self._tuned_gate(), self.settings.ways
     taught = int(self.data.train_mask.sum())
@@ -476,16 +506,37 @@ def fine_tune(
     }
     result = self._earlier_fine_tuning(record)
     if result is None:
-        models = self._try_ways(self.tuned_gate)
         before = self.evaluator('select').scores(self.tuned_gate)['final_score'].item()
-        result = self._write_fine_tuning(record, gate['feasible'], models, before)
+        if self.settings.cross_fitted:
+            result = self._write_crossfit(record, self._crossfit(), before)
+        else:
+            models = self._try_ways(self.tuned_gate)
+            result = self._write_fine_tuning(record, gate['feasible'], models, before)
     if result['kept']:
-        sha256 = result['checkpoint_sha256']
-        path, files = self.files.finetuned_checkpoint, self.files
-        mixture, _ = checkpoints.load_mixture(path, sha256, files, stage='finetuned')
-        self.mixture, self.stage, self.sha256 = mixture.to(self.device), 'finetuned', sha256
-    self.progress(Progress('fine-tuning', len(ways), len(ways), best=result['score_after']))
+        self._use_final(result['checkpoint_sha256'])
+    steps = self.settings.ways[0].parts if self.settings.cross_fitted else len(ways)
+    self.progress(Progress('fine-tuning', steps, steps, best=result['score_after']))
     return result
+
+
+@patch
+def _use_final(self: MoETrainer, sha256: str):
+    "Use the mixture of stage 3 in the files."
+    path, files = self.files.finetuned_checkpoint, self.files
+    mixture, payload = checkpoints.load_mixture(path, sha256, files, stage='finetuned')
+    self._use(mixture, payload)
+    self.stage, self.sha256 = 'finetuned', sha256
+
+
+@patch
+def _use(self: MoETrainer, mixture: Mixture | Ensemble, payload: dict):
+    "Use a mixture; of a cross-fitted one the model of the price that was asked for."
+    mixture = mixture.to(self.device)
+    self.ensemble = self.crossfit = None
+    if isinstance(mixture, Ensemble):
+        self.crossfit = restored(mixture, payload['cross_fitting'], self.data)
+        self.ensemble, mixture = mixture, mixture.at(self.settings.price)
+    self.mixture = mixture
 
 # %% ../nbs/58_trainer.ipynb #b0391daa
 def _way_record(model: TrainedModel) -> dict:
@@ -521,20 +572,85 @@ def _write_fine_tuning(
             config = record['fine_tuning'][best]
             about = ('finetuned', self.made_of, config, model.metrics)
             digest = save_checkpoint(path, self._checkpoint(model.population, *about))
-        result = {'kept': kept, 'why': _why(model, kept)}
-        result |= {'score_before': before, 'score_after': after}
         names = ('epoch', 'epochs_run', 'history', 'metrics')
-        result |= {name: getattr(model, name) for name in names}
-        result |= {'checkpoint_sha256': digest, 'checkpoint': path.name if kept else None}
-        result |= {'experts': dict(self.made_of), 'settings': gate_record(self)['settings']}
-        result |= record | {'best_way': best, 'ways': [_way_record(m) for m in models]}
-        result |= {'nodes': who_did_what(self.settings.teachers), 'versions': versions()}
-        result = write_json(self.files.finetuned_results, result)
-        if not kept:
-            path.unlink(missing_ok=True)  # it may be of a different gate
+        own = {name: getattr(model, name) for name in names}
+        own |= {'best_way': best, 'ways': [_way_record(m) for m in models]}
+        scores = {'score_before': before, 'score_after': after}
+        return self._record_stage3(record | own | scores, _why(model, kept), digest)
+
+
+@patch
+def _record_stage3(self: MoETrainer, own: dict, why: str, digest: str | None) -> dict:
+    "Write the result file; without a checkpoint, remove that of an earlier gate. Needs the lock."
+    path, kept = self.files.finetuned_checkpoint, digest is not None
+    nodes = who_did_what(self.settings.teachers, self.settings.cross_fitted)
+    result = own | {'kept': kept, 'why': why, 'checkpoint_sha256': digest, 'nodes': nodes}
+    result |= {'checkpoint': path.name if kept else None, 'versions': versions()}
+    result |= {'experts': dict(self.made_of), 'settings': gate_record(self)['settings']}
+    result = write_json(self.files.finetuned_results, result)
+    if not kept:
+        path.unlink(missing_ok=True)
     message = 'fine-tuning of %s: %s (%.4f before, %s after)'
-    logger.info(message, self.data.name, result['why'], before, after)
+    logger.info(message, self.data.name, why, own['score_before'], own['score_after'])
     return result
+
+# %% ../nbs/58_trainer.ipynb #5e658acd
+@patch
+def _crossfit(self: MoETrainer) -> CrossfitModel:
+    "Cross-fitted integration from the experts of stage 1."
+    settings, count = self.settings.ways[0], len(self.experts)
+
+    def show(part: int, percent: int):
+        networks = len(settings.ways) * count
+        self.progress(Progress('fine-tuning', part, settings.parts, percent, 100, networks))
+
+    nodes = self.evaluator('val').evaluator
+    return crossfitted(self.experts, self.data, nodes, self.floor, settings, self.seed, show)
+
+
+@patch
+def _cross_fitting(self: MoETrainer, ensemble: Ensemble) -> dict:
+    "What a checkpoint says of the networks' order and of the parts."
+    crossfit = self.crossfit
+    return {'ways': list(crossfit.ways), 'parts': len(crossfit.parts), 'seed': self.seed}
+
+
+def _scores(record) -> dict[str, float]:
+    "All scores of a record of one model."
+    return {name: value.item() for name, value in record.scores().items()}
+
+# %% ../nbs/58_trainer.ipynb #f0505f0c
+def _model_record(model: CrossfitModel, group_names: tuple[str, ...]) -> dict:
+    "What the result file says of a cross-fitted model that is above the floor."
+    prices = {
+        f'{price:g}': {
+            'ways': list(model.chosen[price]),
+            'scores': scores_with_intervals(record, group_names),
+        }
+        for price, record in model.records.items()
+    }
+    metrics, nested = _scores(model.records[DEFAULT_PRICE]), _scores(model.nested)
+    best = model.chosen[DEFAULT_PRICE][0]
+    scores = {'score_after': metrics['final_score'], 'metrics': metrics, 'nested': nested}
+    return scores | {'best_way': best, 'prices': prices}
+
+
+@patch
+def _write_crossfit(self: MoETrainer, record: dict, model: CrossfitModel, before: float) -> dict:
+    "Keep a cross-fitted model that is above the floor; record the outcome."
+    own, digest = {'score_after': None, 'metrics': {}, 'best_way': 0}, None
+    kept, path = model.ensemble is not None, self.files.finetuned_checkpoint
+    if kept:
+        own = _model_record(model, tuple(self.data.group_names))
+    with locked(self.files):
+        keep_tested(self.files, path)
+        if kept:
+            self.crossfit = model.crossfit
+            about = ('finetuned', self.made_of, record['fine_tuning'][0], own['metrics'])
+            digest = save_checkpoint(path, self._checkpoint(model.ensemble.to('cpu'), *about))
+        own |= {'ways': model.ways, 'score_before': before}
+        why = 'above the floor out of fold' if kept else 'no way reaches the floor out of fold'
+        return self._record_stage3(record | own, why, digest)
 
 # %% ../nbs/58_trainer.ipynb #48faa491
 @patch
@@ -562,21 +678,60 @@ def compared(
 
 # %% ../nbs/58_trainer.ipynb #e18ad2f2
 @patch
+def _judged(self: MoETrainer, split: str, population) -> NodeRecord:
+    "What a method says; a cross-fitted mixture is asked about validation nodes out of fold."
+    nodes = self.evaluator(split)
+    if split == 'val' and isinstance(population, Ensemble):
+        ways = self._ways(population.prices[0])
+        return OutOfFold(self.crossfit, nodes.evaluator).everywhere([ways])
+    return nodes.record(population)
+
+
+@patch
+def _ways(self: MoETrainer, price: float) -> list[int]:
+    "The ways of the final model for a price."
+    shares = self.ensemble.shares[self.ensemble.prices.index(price)]
+    of_way = shares.view(len(self.crossfit.ways), -1).sum(1)
+    return [way for way, share in zip(self.crossfit.ways, of_way.tolist()) if share > 0]
+
+
+@patch
+def _prices(self: MoETrainer, split: str) -> dict:
+    "Of a cross-fitted mixture: its scores for every price, and which one is in use."
+    if self.ensemble is None:
+        return {}
+    made, names = {}, tuple(self.data.group_names)
+    for price in self.ensemble.prices:
+        ways = tuple(self._ways(price))
+        if ways not in made:
+            record = self._judged(split, self.ensemble.at(price))
+            made[ways] = scores_with_intervals(record, names)
+    prices = {f'{p:g}': made[tuple(self._ways(p))] for p in self.ensemble.prices}
+    return {'price': self.settings.price, 'prices': prices}
+
+
+@patch
+def _gate(self: MoETrainer) -> Mixture:
+    "The gate whose use of the experts is told: of a cross-fitted mixture that it came from."
+    return self._current() if self.ensemble is None else self.tuned_gate
+
+
+@patch
 def _evaluate(self: MoETrainer, split: str) -> dict:
     "Scores of all methods with intervals, and how the gate uses the experts."
-    nodes = self.evaluator(split)
+    nodes, names = self.evaluator(split), tuple(self.data.group_names)
     table = {
-        name: scores_with_intervals(nodes.record(population), tuple(self.data.group_names))
+        name: scores_with_intervals(self._judged(split, population), names)
         for name, population in compared(self).items()
     }
-    return {
+    return self._prices(split) | {
         'split': split,
         'nodes': len(nodes.nodes),
         'seed': self.seed,
         'intervals': INTERVALS,
         'methods': table,
-        'gate_usage': gate_usage(self._current(), self.data, nodes.nodes),
-        'roles': who_did_what(self.settings.teachers),
+        'gate_usage': gate_usage(self._gate(), self.data, nodes.nodes),
+        'roles': who_did_what(self.settings.teachers, self.crossfit is not None),
         'gate_sha256': self.gate_sha256,
         'experts': dict(self.made_of),
         'versions': versions(),
@@ -601,7 +756,7 @@ def evaluate(
     if result is None:
         mark = {'mixture_sha256': self.sha256, 'settings': self.about['expert1']['settings']}
         result = write_test(self.files, self._evaluate(split) | mark)
-    return Comparison(result)
+    return Comparison(at_price(result, self.settings.price))
 
 
 @patch
@@ -622,6 +777,7 @@ def predict_proba(
     self: MoETrainer,
     people: Tensor | np.ndarray | pd.DataFrame,  # as of `mixture.checkpoints.predict_proba`
     edge_index=None,  # [2, E] rows of `people`; in any order, one direction is enough
+    price: float | None = None,  # one of `PRICES`, for a cross-fitted mixture; None: the settings'
 ) -> Tensor:  # [n, 2] probabilities of class 0 and 1
     """Probabilities for new people by the mixture in use. Errors as there.
 
@@ -629,7 +785,12 @@ def predict_proba(
     edges are given and the graph of the data was made by a rule.
     """
     recipe, known = self.data.recipe, checkpoints.known_people(self.data)
-    return checkpoints.predict_proba(self._current(), people, recipe, edge_index, known)
+    mixture = self._current()
+    if price is not None:
+        if self.ensemble is None:
+            raise ArgumentError('only a cross-fitted mixture has prices: fine_tune with crossfit')
+        mixture = self.ensemble.at(price)
+    return checkpoints.predict_proba(mixture, people, recipe, edge_index, known)
 
 
 @patch
@@ -638,7 +799,8 @@ def save(
     path: str | Path,  # the file to write or replace
 ) -> str:  # its SHA-256
     "Write the whole mixture in use into one file."
-    content = self._checkpoint(self._current(), self.stage, self.made_of, {}, {})
+    mixture = self.ensemble or self._current()
+    content = self._checkpoint(mixture, self.stage, self.made_of, {}, {})
     return save_checkpoint(path, content)
 
 
@@ -660,6 +822,7 @@ def load(
     ]
     if wrong:
         raise ArtifactError(f'{path} belongs to another mixture: ' + '; '.join(wrong))
-    self.mixture, self.stage = mixture.to(self.device), 'loaded'
+    self._use(mixture, payload)
+    self.stage = 'loaded'
     self.made_of, self.gate_sha256 = payload['experts'], None
     return self

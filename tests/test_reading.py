@@ -17,8 +17,8 @@ from moe_expert import cli, trainer, tune_experts
 from moe_expert.errors import ArtifactError, ParameterError
 from moe_expert.experts import training
 from moe_expert.mixture import integration, reading
+from moe_expert.mixture.crossfit import WAYS
 from moe_expert.mixture.gate_training import GateSettings
-from moe_expert.mixture.integration import WAYS
 from moe_expert.parameters import check, parser
 from moe_expert.report import run as report_run
 from moe_expert.report.index import write_index

@@ -160,21 +160,29 @@ def floor_of(
 
 # %% ../../nbs/53_checkpoints.ipynb #6f22d9a2
 _PREFIX = 'experts.'  # of the experts' parameters in a checkpoint; the gate's begin with 'gate.'
+_NETWORKS = 'networks.'  # of the parameters of an ensemble
 
 # %% ../../nbs/53_checkpoints.ipynb #9d6e001c
 def mixture_state(
-    mixture: Mixture,  # one gate
+    mixture: Mixture | Ensemble,  # one gate, or combinations for any number of prices
 ) -> dict[str, Tensor]:  # all parameters by name
     "The tensors of a checkpoint."
+    if isinstance(mixture, Ensemble):
+        networks = {_NETWORKS + k: v for k, v in mixture.networks.params.items()}
+        return networks | {'shares': mixture.shares}
     experts = {_PREFIX + k: v for k, v in mixture.experts.params.items()}
     return experts | {k: v[0] for k, v in mixture.gates.items()}
 
 # %% ../../nbs/53_checkpoints.ipynb #17f0b6bf
 def mixture_of(
     payload: dict,  # of a mixture's checkpoint
-) -> Mixture:  # on the CPU
+) -> Mixture | Ensemble:  # on the CPU
     "The mixture whose tensors a checkpoint holds; the inverse of `mixture_state`."
     state, backbone = payload['state_dict'], payload['backbone']
+    if 'prices' in payload:
+        params = {k.removeprefix(_NETWORKS): v for k, v in state.items() if k != 'shares'}
+        networks = population_of(params, backbone['dropout'], backbone=backbone['name'])
+        return Ensemble(networks, state['shares'], tuple(payload['prices']))
     params = {k.removeprefix(_PREFIX): v for k, v in state.items() if k.startswith(_PREFIX)}
     experts = population_of(params, backbone['dropout'], backbone=backbone['name'])
     gates = {k: v[None] for k, v in state.items() if k.startswith('gate.')}
@@ -192,7 +200,7 @@ def load_mixture(
     sha256_expected: str | None = None,  # where it is known
     files: ExpertFiles | None = None,  # of the data set, where it is a file of its folder
     **wanted: str,  # what it must say about itself, as of `check_identity`: stage='gate'
-) -> tuple[Mixture, dict]:  # the mixture on the CPU; the checkpoint's other contents
+) -> tuple[Mixture | Ensemble, dict]:  # the mixture on the CPU; the checkpoint's other contents
     "A whole mixture. `ArtifactError` for a file that is missing, damaged or of a different kind."
     payload = load_checkpoint(path, keys=_MIXTURE_KEYS, sha256_expected=sha256_expected)
     if files is not None:

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 # %% auto #0
 __all__ = ['BELOW', 'METHODS', 'ENOUGH_FEASIBLE', 'LARGEST_SHARE', 'GREY_ROW', 'Method', 'gate_usage', 'too_few_feasible',
            'no_better_than_guessing', 'outscored', 'default_won', 'one_expert_alone', 'search_doubts', 'mixture_doubts',
-           'doubts', 'doubts_in_lines', 'compared_methods', 'floor_last', 'row_name', 'grey_rows', 'ruled',
+           'doubts', 'doubts_in_lines', 'compared_methods', 'at_price', 'floor_last', 'row_name', 'grey_rows', 'ruled',
            'Comparison', 'PastTests', 'read_tests', 'write_test', 'keep_tested', 'tested_words']
 
 # %% ../../nbs/57_comparison.ipynb #33ee4999
@@ -261,6 +261,22 @@ def compared_methods(
         **{name: fit(data) for name, fit in BASELINES.items()},
     }
 
+# %% ../../nbs/57_comparison.ipynb #2580c6a6
+def at_price(
+    test: dict,  # record of a test
+    price: float,  # one of its prices
+) -> dict:  # the same for mixtures that have no prices
+    """The record with the cross-fitted mixture of this price among the methods.
+
+    >>> test = {'price': 1.0, 'prices': {'1': 'one', '4': 'four'}, 'methods': {'moe': 'gate'}}
+    >>> at_price(test, 4.0)['methods']
+    {'moe': 'gate', 'moe_finetuned': 'four'}
+    """
+    if 'prices' not in test:
+        return test
+    methods = test['methods'] | {'moe_finetuned': test['prices'][f'{price:g}']}
+    return test | {'price': price, 'methods': methods}
+
 # %% ../../nbs/57_comparison.ipynb #aab804d8
 def floor_last(
     methods: dict,  # method → anything
@@ -304,12 +320,16 @@ class Comparison(dict):
 
     SHOWN = (*AIMS, 'final_score')
 
+    @classmethod
+    def cells(cls, scores: dict) -> dict[str, str]:
+        "The scores of one model with their intervals, as text."
+        return {name: interval_text(**scores[name]) for name in cls.SHOWN}
+
     def table(self) -> pd.DataFrame:  # method × score, as text
         import pandas as pd  # slow to import
 
-        methods = self['methods']
-        columns = {n: {m: interval_text(**v[n]) for m, v in methods.items()} for n in self.SHOWN}
-        return pd.DataFrame(columns).rename_axis('method')
+        rows = {method: self.cells(scores) for method, scores in self['methods'].items()}
+        return pd.DataFrame.from_dict(rows, orient='index').rename_axis('method')
 
     def title(self) -> str:
         return f'{self["nodes"]:,} {self["split"]} nodes, with {self["intervals"]}'

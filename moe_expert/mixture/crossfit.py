@@ -5,6 +5,7 @@
 # %% ../../nbs/56_crossfit.ipynb #10587a92
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from copy import copy
 from dataclasses import asdict, dataclass, replace
@@ -26,16 +27,18 @@ from moe_expert.experts.trainers import (
     check_counts,
 )
 from ..experts.training import DIVERGED
-from .ensemble import DEFAULT_PRICE, PRICES, Ensemble
+from .ensemble import Ensemble
+from .integration import NINE_WAYS, ONE_WAY
 from .teachers import equal_parts
+from ..parameters import DEFAULT_PRICE, PRICES
 from ..scores.evaluation import Evaluator, NodeRecord, join_records
 
 if TYPE_CHECKING:
     from torch_geometric.data import Data
 
 # %% auto #0
-__all__ = ['CrossfitSettings', 'CrossfitTrainer', 'GraphAttentionCrossfitTrainer', 'train_ways', 'Crossfit', 'crossfit',
-           'OutOfFold', 'priced', 'best_ways', 'CrossfitModel', 'choose_model', 'crossfitted']
+__all__ = ['WAYS', 'CrossfitSettings', 'CrossfitTrainer', 'GraphAttentionCrossfitTrainer', 'train_ways', 'Crossfit', 'restored',
+           'crossfit', 'OutOfFold', 'priced', 'best_ways', 'CrossfitModel', 'choose_model', 'crossfitted']
 
 # %% ../../nbs/56_crossfit.ipynb #4ab655e7
 @dataclass(frozen=True)
@@ -76,9 +79,16 @@ class CrossfitSettings:
         many = dict(batch_size=self.rows, steps=self.many_steps) if n > WHOLE_ROWS else {}
         return TrainSettings(epochs=self.steps, **shape, **many)
 
-    def record(self) -> dict:
+    def record(
+        self,
+        taught: int,  # training nodes
+    ) -> dict:
         "Plain data for the result file."
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+        plain = json.loads(json.dumps(asdict(self)))  # lists for tuples
+        return plain | {'training_nodes': taught}
+
+# %% ../../nbs/56_crossfit.ipynb #21a466c0
+WAYS = {'one': ONE_WAY, 'nine': NINE_WAYS, 'crossfit': CrossfitSettings()}
 
 # %% ../../nbs/56_crossfit.ipynb #5c4125d6
 class CrossfitTrainer(PopulationTrainer):
@@ -158,6 +168,17 @@ class Crossfit:
         "The same without the networks of all other ways."
         places = self._positions(ways, slice(None)).flatten()
         return replace(self, networks=self.networks.select(places), ways=tuple(ways))
+
+# %% ../../nbs/56_crossfit.ipynb #345f16c9
+def restored(
+    ensemble: Ensemble,  # of a checkpoint
+    about: dict,  # what the checkpoint says of it: {ways, parts, seed}
+    data: Data,  # on its device
+) -> Crossfit:
+    "The networks of a cross-fitted model with the nodes that they never saw."
+    nodes = data.val_mask.nonzero()[:, 0]
+    parts = equal_parts(nodes, data, about['parts'], about['seed'])
+    return Crossfit(ensemble.networks, tuple(parts), tuple(about['ways']))
 
 # %% ../../nbs/56_crossfit.ipynb #5341d0bc
 def crossfit(

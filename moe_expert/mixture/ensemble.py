@@ -14,13 +14,10 @@ from torch import Tensor
 
 from ..errors import ArgumentError
 from ..experts.populations import NUMBERS_AT_ONCE, Population
+from ..parameters import DEFAULT_PRICE
 
 # %% auto #0
-__all__ = ['PRICES', 'DEFAULT_PRICE', 'Ensemble', 'mean_of']
-
-# %% ../../nbs/52_ensemble.ipynb #7e7ec809
-PRICES = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0)  # of a unit of unfairness, in units of utility
-DEFAULT_PRICE = 1.0  # that of `final_score`
+__all__ = ['Ensemble', 'mean_of']
 
 # %% ../../nbs/52_ensemble.ipynb #d96543c8
 @dataclass(frozen=True)

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from torch_geometric.data import Data
 
 # %% auto #0
-__all__ = ['WAYS', 'IMPROVEMENT', 'FineTuneSettings', 'FineTuner', 'fine_tuned', 'best_way']
+__all__ = ['ONE_WAY', 'NINE_WAYS', 'IMPROVEMENT', 'FineTuneSettings', 'FineTuner', 'fine_tuned', 'best_way']
 
 # %% ../../nbs/55_integration.ipynb #0a08a416
 @dataclass(frozen=True)
@@ -58,14 +58,10 @@ class FineTuneSettings(Schedule):
 
 # %% ../../nbs/55_integration.ipynb #d25e343a
 _RATES, _PULLS = (3e-4, 1e-3, 3e-3), (0.0, 1.0, 10.0)
-WAYS = {
-    'one': (FineTuneSettings(),),
-    'nine': tuple(
-        FineTuneSettings(lr, lr, epochs=600, patience=8, pull=pull)
-        for lr in _RATES
-        for pull in _PULLS
-    ),
-}
+ONE_WAY = (FineTuneSettings(),)
+NINE_WAYS = tuple(
+    FineTuneSettings(lr, lr, epochs=600, patience=8, pull=pull) for lr in _RATES for pull in _PULLS
+)
 
 # %% ../../nbs/55_integration.ipynb #5e81b5e8
 class FineTuner(Trainer):

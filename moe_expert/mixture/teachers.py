@@ -144,6 +144,7 @@ def crossfit_lesson(
 # %% ../../nbs/54_teachers.ipynb #7249862b
 def who_did_what(
     teachers: str,  # one of `TEACHERS`
+    cross_fitted: bool = False,  # is it about a mixture of cross-fitted integration?
 ) -> dict[str, str]:  # role → nodes
     """Which nodes taught, selected and tested.
 
@@ -156,7 +157,11 @@ def who_did_what(
         val_half='one half of the validation nodes',
     )
     halved = teachers == 'val_half'
-    return dict(
+    final = dict(
+        taught_final='training nodes and, of the validation nodes, all parts but one',
+        selected_final='the part left out, by networks that never saw its labels',
+    )
+    return (final if cross_fitted else {}) | dict(
         taught_experts='training nodes',
         taught_gate=taught[teachers],
         tested='test nodes',

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 
 from ..errors import ArgumentError
 from ..experts.specs import EXPERTS, LAMBDAS
-from ..mixture.integration import WAYS, FineTuneSettings
+from ..mixture.crossfit import WAYS
+from ..mixture.integration import FineTuneSettings
 
 # %% ../../nbs/80_study_plan.ipynb #d280f638
 @dataclass(frozen=True)

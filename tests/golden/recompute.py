@@ -157,7 +157,7 @@ def graph_backbone(backbone):
 def nine_ways():
     "Stage 3 in nine ways, after a short stage 1."
     from moe_expert import MoETrainer
-    from moe_expert.mixture.integration import WAYS
+    from moe_expert.mixture.crossfit import WAYS
     from moe_expert.trainer import MoESettings
 
     with tempfile.TemporaryDirectory() as folder:
