@@ -225,6 +225,8 @@ def mixture_doubts(
     simple = {m: methods[m]['final_score']['value'] for m in BASELINES if m in methods}
     score = methods[mixture]['final_score']['value']
     found += outscored('the mixture', 'test', score, simple)
+    if 'prices' in test:  # cross-fitted: its gate is no part of it
+        return found
     return found + one_expert_alone(test.get('gate_usage', {}).get('all', {}))
 
 # %% ../../nbs/57_comparison.ipynb #976a09f0
@@ -431,7 +433,8 @@ def tested_words(
     shown: dict | None = None,  # the record at hand, one of them; None: none is
 ) -> list[str]:  # sentences
     "How often the test nodes were looked at, and for which mixtures."
-    said, others = [], [r for r in tests.records if r is not shown and r != shown]
+    mine = shown and shown['mixture_sha256']
+    said, others = [], [r for r in tests.records if r['mixture_sha256'] != mine]
     if shown:
         said.append(f'This mixture was tested once: {_look(shown)}. The record is not replaced.')
     if others:

@@ -534,7 +534,9 @@ def _of_cross_fitting(tuned: dict, payload: dict, floor: Floor, seed: int) -> li
     should = {'ways': used, 'parts': tuned['fine_tuning'][0]['parts'], 'seed': seed}
     lines += unequal(payload['cross_fitting'], should, where='cross_fitting')
     lines += unequal(sorted(tuned['nested']), sorted(tuned['metrics']), where='nested')
-    each = {'nested': tuned['nested']} | {f'ways.{i}': w['scores'] for i, w in enumerate(tuned['ways'])}
+    each = {'nested': tuned['nested']} | {
+        f'ways.{i}': w['scores'] for i, w in enumerate(tuned['ways'])
+    }
     for where, scores in each.items():
         if scores is not None:
             whole = priced(scores, DEFAULT_PRICE)
