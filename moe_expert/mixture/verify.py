@@ -216,7 +216,7 @@ def read_data(
     split_seed = settings['split_seed'] if type(settings['split_seed']) is int else None
     options = {'split_seed': split_seed, 'drop': settings['drop']}
     options |= {'data_dir': data_dir, 'edition': edition}
-    options |= settings.get('card_changes', {}) if named else {}
+    options |= settings.get('card_changes', {})
     try:
         given = isinstance(dataset, Data)
         data = (

@@ -70,6 +70,9 @@ def _people(given: Given) -> str:
     if given.drop:
         dropped = ', '.join(given.drop)
         columns = f'without the columns {dropped}; the graph is rebuilt without them'
+    if given.sensitive:
+        how = f' ({given.combine or "crossed"})' if len(given.sensitive) > 1 else ''
+        columns += f'; the groups are those of {", ".join(given.sensitive)}{how}'
     if given.data_dir is not None:
         source = f'taken from `{given.data_dir}`'
     return (
