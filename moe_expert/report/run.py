@@ -12,13 +12,13 @@ from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
 
+from ..data.files import write_bytes
 from ..datasets import canonical_name
 from ..errors import ReportError
 from ..experts.specs import EXPERTS
 from ..mixture.reading import as_recorded, read_results, read_test
 from ..parameters import Given, check, names
 from .pages import notebook_path, write_page
-from ..tuning.artifacts import write_bytes
 from ..tuning.folder import ExpertFiles
 
 # %% auto #0
