@@ -667,6 +667,8 @@ define(
     RUNS,
     WORKING | dict.fromkeys(LOADERS, dict(kind=Kind('column names'))),
 )
+
+# %% ../nbs/01_parameters.ipynb #bf5a2bc5
 define(
     'sensitive',
     Names('column names'),
@@ -690,6 +692,8 @@ define(
     | {'datasets': dict(needs=(('dataset', ...), ('sensitive', ...)))}
     | dict.fromkeys(WORKING, dict(needs=(('read_only', False), ('sensitive', ...)))),
 )
+
+# %% ../nbs/01_parameters.ipynb #b2f13978
 define(
     'groups',
     Columns(),

@@ -80,7 +80,7 @@ def read_settings(
         )
     return settings
 
-
+# %% ../../nbs/57_reading.ipynb #1eb13d18
 def _further_columns(given: Given, drop: list[str]) -> tuple[str, ...]:
     "The columns that were left out besides those that a card names."
     if is_path(given.dataset):
