@@ -41,6 +41,7 @@ def trained(
     with script.progress_display(given.quiet) as progress:
         trainer = MoETrainer(
             **given.of('MoETrainer'),
+            **parameters.card_entries(given),
             settings=MoESettings(
                 teachers=given.teachers, fine_tuning=WAYS[given.ways], price=given.price
             ),

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ..data.assembly import group_masks
+from ..data.files import write_bytes
 from ..errors import ArtifactError
 from ..experts.floor import BASELINES
 from ..experts.populations import Population
@@ -23,7 +24,7 @@ from .gate import Mixture, uniform_mixture
 from ..scores.facts import AIMS
 from ..scores.intervals import auc_interval, interval_text
 from ..scores.metrics import weighted_mean, weights_of
-from ..tuning.artifacts import sha256_file, write_bytes, write_json
+from ..tuning.artifacts import sha256_file, write_json
 from ..tuning.folder import ExpertFiles, locked, marked, read_record
 from ..tuning.settings import DEFAULT_PARAMS, GATE_DEFAULTS
 
