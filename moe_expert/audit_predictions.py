@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from .data.files import write_named
 from .data.reading import is_table, table_suffix
 from .data.tables import check_unique, read_csv
 from .errors import DataError, unknown_name
@@ -160,10 +161,7 @@ class Audit:
         if page_file is not None:
             contents[Path(page_file)] = audit_page(self)
         for path, text in contents.items():
-            try:
-                path.write_text(text, encoding='utf-8')
-            except OSError as err:
-                raise DataError(f'{path} cannot be written: {err}') from err
+            write_named(path, text)
         return list(contents)
 
 # %% ../nbs/29_audit_predictions.ipynb #3a62e322

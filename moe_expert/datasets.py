@@ -5,7 +5,6 @@
 # %% ../nbs/18_datasets.ipynb #4bea2d92
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
@@ -70,9 +69,10 @@ def canonical_name(
 def _check_options(name: str, edition: str, own: Iterable[str]) -> None:
     "`DataError` for an option that a data set of the package does not have."
     if own and name not in SHIPPED:
+        fixed = f' (groups of {DATASETS[name].sens})' if name in DATASETS else ''
         raise DataError(
-            f'{", ".join(own)}: only for your own data and shipped cards; for {name} data_dir, '
-            'split_seed, drop and edition can be set'
+            f'{", ".join(own)}: only for your own data and shipped cards; for {name}{fixed} '
+            'data_dir, split_seed, drop and edition can be set'
         )
     if edition not in EDITIONS:
         raise DataError(f'edition must be one of {", ".join(EDITIONS)}, not {edition!r}')
@@ -107,20 +107,15 @@ def _load_shipped(
 ) -> Data:
     "A data set whose card comes with the package."
     from moe_expert.data.doors import from_card  # slow to import
+    from moe_expert.data.own import card_changes
 
     card = _known_card(name, data_dir)
     further = [c for c in names_to_drop(drop) if c not in card.drop]
     data = from_card(card, split_seed=split_seed, drop=further, **own)
     data.edition, data.name = 'full', str(data.name)
-    if own:  # reports and checks of what was trained load the same people again
-        small = {name: value for name, value in own.items() if name != 'edges'}
-        data.card_changes = json.loads(json.dumps(small, default=_plain))
+    if changes := card_changes(card, own):
+        data.card_changes = changes
     return data
-
-
-def _plain(value) -> list | str | int | float:
-    "A value of a call as JSON can hold it."
-    return value.tolist() if hasattr(value, 'tolist') else str(value)
 
 # %% ../nbs/18_datasets.ipynb #29f7b3aa
 def load_dataset(

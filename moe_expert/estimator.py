@@ -55,6 +55,8 @@ from moe_expert.mixture.comparison import (
     no_better_than_guessing,
     one_expert_alone,
 )
+from .mixture.crossfit import WAYS
+from .mixture.ensemble import Ensemble
 from .mixture.gate_training import GateSettings
 from .parameters import Given, check, takes
 from .scores import metrics
@@ -68,9 +70,10 @@ class FairMoEClassifier(ClassifierMixin, BaseEstimator):
     """A mixture of experts for utility, result fairness and procedural fairness; for two classes.
 
     After `fit`: `classes_` (sorted), `pos_label_` (the one that the scores are about), `model_` (a
-    `Mixture`; without groups a `Population`), `results_` (the gate's record, or validation scores),
-    `group_names_`, `n_clipped_` (values outside the training range), `known_` (rows to link new
-    people to), `feasible_` (is the floor reached?), `notices_` (doubts; warnings too).
+    `Mixture`, cross-fitted an `Ensemble`, without groups a `Population`), `results_` (the gate's
+    record, or validation scores), `group_names_`, `n_clipped_` (values outside the training range),
+    `known_` (rows to link new people to), `feasible_` (is the floor reached?), `notices_` (doubts;
+    warnings too).
 
     >>> from moe_expert.data.synthetic import make_synthetic
     >>> people = make_synthetic(200, 10, seed=3)
@@ -402,7 +405,7 @@ def _fit_mixture(
             seed=seed,
             n_trials=given.n_trials,
             device=given.device,
-            settings=MoESettings(gate=gate),
+            settings=MoESettings(gate, WAYS[given.ways], price=given.price),
             tune_settings=TuneSettings(_train_settings(given)),
         )
         estimator.results_ = trainer.tune_gate(given.n_trials)
@@ -411,8 +414,9 @@ def _fit_mixture(
         records = {e: about['result'] for e, about in trainer.about.items()}
         found = doubts(records | {'gate': estimator.results_})
         nodes = trainer.evaluator('val').nodes
-        found['use'] = one_expert_alone(gate_usage(trainer.mixture, trainer.data, nodes)['all'])
-        estimator.model_ = trainer.mixture.to('cpu')
+        use = gate_usage(trainer.gate_in_use(), trainer.data, nodes)['all']
+        found['use'] = [] if trainer.ensemble else one_expert_alone(use)
+        estimator.model_ = (trainer.ensemble or trainer.mixture).to('cpu')
         estimator.known_ = _known(given, data)
     estimator.feasible_ = bool(estimator.results_['feasible'])
     _say(estimator, [sentence for sentences in found.values() for sentence in sentences])
@@ -529,9 +533,11 @@ def _probabilities(estimator: FairMoEClassifier, X, edge_index) -> np.ndarray:
     X = _validated(estimator, X, reset=False)
     x = torch.from_numpy(scale_features(X, estimator.x_min_, estimator.x_max_)[0])
     edges, nodes, model = None, None, estimator.model_
+    if isinstance(model, Ensemble):
+        model = model.at(estimator.price)
     if edge_index is not None:
         edges = undirected_graph(edge_index, len(X))
-    elif (backbone := getattr(model, 'experts', model).backbone) != 'mlp':
+    elif (backbone := getattr(model, 'networks', model).backbone) != 'mlp':
         if estimator.known_ is None:
             raise DataError(
                 f'the model looks at the graph (backbone {backbone}), and fit was given '

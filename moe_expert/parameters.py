@@ -27,9 +27,9 @@ __all__ = ['STORAGE_VARIABLE', 'COMMANDS', 'NOTEBOOKS', 'CALLS', 'DOORS', 'PARAM
            'MISSING_GROUPS', 'STAGE1', 'MIXTURE', 'RUNS', 'READERS', 'LOADERS', 'NOT_READING', 'WORKING', 'Kind',
            'Whole', 'Number', 'Flag', 'Choice', 'Listed', 'Text', 'Names', 'Columns', 'Several', 'Values',
            'environment_storage', 'StorageURL', 'Door', 'Parameter', 'define', 'options', 'names', 'defaults', 'Given',
-           'check', 'unknown', 'spelled', 'without_effect', 'Parser', 'add_option', 'default_text', 'hinted', 'parser',
-           'command', 'call', 'collect', 'injected', 'door_signature', 'takes', 'documented', 'markdown_table',
-           'shown_default', 'parameters_cell']
+           'check', 'unknown', 'spelled', 'without_effect', 'card_entries', 'Parser', 'add_option', 'default_text',
+           'hinted', 'parser', 'command', 'call', 'collect', 'injected', 'door_signature', 'takes', 'documented',
+           'markdown_table', 'shown_default', 'parameters_cell']
 
 # %% ../nbs/01_parameters.ipynb #7d8b201a
 class Kind:
@@ -710,6 +710,33 @@ define(
     RUNS,
     WORKING | dict.fromkeys(LOADERS, dict(kind=Kind('column names'))),
 )
+
+# %% ../nbs/01_parameters.ipynb #bf5a2bc5
+define(
+    'sensitive',
+    Names('column names'),
+    None,
+    "column of the sensitive attribute, or several columns, in place of the card's; not for the "
+    'benchmarks, which have their own',
+    ('tune', 'train', 'run', 'tune.ipynb', 'moe.ipynb', 'datasets', 'card'),
+    WORKING
+    | {
+        'datasets': dict(needs=('dataset', ...)),
+        'card': dict(meaning='column of the sensitive attribute, or several columns'),
+    },
+)
+define(
+    'combine',
+    Choice(*GROUPED),
+    None,
+    f'{_CROSSED}; None: `crossed`. On a card this is `groups`',
+    ('tune', 'train', 'run', 'tune.ipynb', 'moe.ipynb', 'datasets'),
+    dict.fromkeys(('tune', 'train', 'run'), dict(needs=('sensitive', ...)))
+    | {'datasets': dict(needs=(('dataset', ...), ('sensitive', ...)))}
+    | dict.fromkeys(WORKING, dict(needs=(('read_only', False), ('sensitive', ...)))),
+)
+
+# %% ../nbs/01_parameters.ipynb #b2f13978
 define(
     'groups',
     Columns(),
@@ -986,13 +1013,6 @@ define(
     {'audit': dict(meaning='column of the outcome, 0 or 1')},
 )
 define(
-    'sensitive',
-    Names('column names'),
-    None,
-    'column of the sensitive attribute, or several columns',
-    ('card',),
-)
-define(
     'positive',
     Values(),
     None,
@@ -1188,10 +1208,24 @@ def without_effect(
     if door not in COMMANDS:
         return f'{this} has no effect where {name} is {values[name]!r}'
     if wanted is ...:
-        return f'{this} has no effect without a {name}'
+        other = f'a {name}' if options(door)[name].positional else spelled(door, name)
+        return f'{this} has no effect without {other}'
     if options(door)[name].default == wanted:
         return f'{this} has no effect with {spelled(door, name, values[name])}'
     return f'{this} has no effect without {spelled(door, name)}'
+
+# %% ../nbs/01_parameters.ipynb #84f5b34b
+def card_entries(
+    given,  # a `Given`, or another object with the options as attributes
+) -> dict:  # further arguments of `load_dataset`
+    """What the options say in place of the card of a data set.
+
+    >>> card_entries(check('tune', dict(sensitive='sex,race', combine='separate')))
+    {'sensitive': ('sex', 'race'), 'groups': 'separate'}
+    """
+    entries = {'sensitive': 'sensitive', 'groups': 'combine'}  # of a card → option
+    said = {entry: getattr(given, name, None) for entry, name in entries.items()}
+    return {entry: value for entry, value in said.items() if value}
 
 # %% ../nbs/01_parameters.ipynb #27013e30
 class Parser(argparse.ArgumentParser):

@@ -169,7 +169,8 @@ def tune(
     from moe_expert.tune_experts import ExpertTuner
 
     with progress_display(given.quiet) as progress:
-        tuner = ExpertTuner(**given.of('ExpertTuner'), progress=progress)
+        source = given.of('ExpertTuner') | parameters.card_entries(given)
+        tuner = ExpertTuner(**source, progress=progress)
         if given.pareto:
             return search_trade_off(tuner, given)
         experts = parameters.EXPERT_NAMES if given.expert == 'all' else (given.expert,)

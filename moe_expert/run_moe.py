@@ -41,7 +41,10 @@ def trained(
     with script.progress_display(given.quiet) as progress:
         trainer = MoETrainer(
             **given.of('MoETrainer'),
-            settings=MoESettings(teachers=given.teachers, fine_tuning=WAYS[given.ways]),
+            **parameters.card_entries(given),
+            settings=MoESettings(
+                teachers=given.teachers, fine_tuning=WAYS[given.ways], price=given.price
+            ),
             progress=progress,
         )
         done = trainer.run(**given.of('MoETrainer.run'))
@@ -63,7 +66,12 @@ def closing_words(
     trainer,  # a `MoETrainer`
     done: dict,  # result of `MoETrainer.run`
 ) -> str:
-    from moe_expert.mixture.comparison import doubts_in_lines, read_tests, tested_words
+    from moe_expert.mixture.comparison import (
+        doubts_in_lines,
+        out_of_fold_words,
+        read_tests,
+        tested_words,
+    )
 
     data, test, tuned = trainer.data, done['test'], done['fine_tuning']
     records = {e: about['result'] for e, about in trainer.about.items()} | {'gate': done['gate']}
@@ -71,6 +79,8 @@ def closing_words(
     kept = ''
     if tuned is not None:
         kept = f'Fine-tuning {"kept" if tuned["kept"] else "not kept"}: {tuned["why"]}.\n'
+    if tuned is not None and 'nested' in tuned:
+        kept += f'{out_of_fold_words(tuned)}\n'
     looks = '\n'.join(tested_words(read_tests(trainer.files), test))
     return (
         f'{data.name} ({data.edition} edition): scores on the {test["nodes"]} test nodes, '

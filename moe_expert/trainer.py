@@ -698,7 +698,7 @@ def _prices(self: MoETrainer, split: str) -> dict:
 
 
 @patch
-def _gate(self: MoETrainer) -> Mixture:
+def gate_in_use(self: MoETrainer) -> Mixture:
     "The gate whose use of the experts is told: of a cross-fitted mixture that it came from."
     return self._current() if self.ensemble is None else self.tuned_gate
 
@@ -717,7 +717,7 @@ def _evaluate(self: MoETrainer, split: str) -> dict:
         'seed': self.seed,
         'intervals': INTERVALS,
         'methods': table,
-        'gate_usage': gate_usage(self._gate(), self.data, nodes.nodes),
+        'gate_usage': gate_usage(self.gate_in_use(), self.data, nodes.nodes),
         'roles': who_did_what(self.settings.teachers, self.crossfit is not None),
         'gate_sha256': self.gate_sha256,
         'experts': dict(self.made_of),

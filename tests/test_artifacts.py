@@ -23,6 +23,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from moe_expert.data import files as data_files
 from moe_expert.errors import ArtifactError
 from moe_expert.experts.specs import EXPERTS
 from moe_expert.tuning import artifacts as tuning_artifacts
@@ -112,7 +113,7 @@ def test_order_of_the_steps(tmp_path, monkeypatch):
         ),
     )
     monkeypatch.setattr(os, 'replace', lambda a, b: (done.append('name'), replace(a, b))[1])
-    tuning_artifacts.write_bytes(tmp_path / 'a', b'x')
+    data_files.write_bytes(tmp_path / 'a', b'x')
     assert done == ['content', 'name', 'folder']
 
 
@@ -151,7 +152,7 @@ def test_full_device(tmp_path, monkeypatch):
 
     real = builtins.open
     monkeypatch.setattr(
-        tuning_artifacts,
+        data_files,
         'open',
         lambda path, mode='r', *a, **k: (
             real('/dev/full', 'wb') if mode == 'xb' else real(path, mode, *a, **k)
@@ -160,12 +161,12 @@ def test_full_device(tmp_path, monkeypatch):
     )
     (tmp_path / 'f').write_text('old')
     with pytest.raises(ArtifactError, match='No space left on device'):
-        tuning_artifacts.write_bytes(tmp_path / 'f', b'x' * 100_000)
+        data_files.write_bytes(tmp_path / 'f', b'x' * 100_000)
     assert (tmp_path / 'f').read_text() == 'old'
 
 
 def test_an_error_in_the_block_passes_through(tmp_path):
-    with pytest.raises(ZeroDivisionError), tuning_artifacts.atomic_write(tmp_path / 'a') as file:
+    with pytest.raises(ZeroDivisionError), data_files.atomic_write(tmp_path / 'a') as file:
         file.write(b'half')
         _ = 1 / 0
     assert names(tmp_path) == []
@@ -249,7 +250,7 @@ def test_kill_9_leaves_whole_files(tmp_path):
             and (checkpoint['w'] == checkpoint['i']).all()
         )
         last = max(last, record['i'])
-    tuning_artifacts.sweep(tmp_path, older_than=-1)
+    data_files.sweep(tmp_path, older_than=-1)
     assert names(tmp_path) == ['c.pt', 'r.json'] and last > 0
 
 
@@ -263,7 +264,7 @@ def test_sweep_leaves_young_and_foreign_files(tmp_path):
         p.touch()
     for p in (old, foreign):
         os.utime(p, (0, 0))
-    assert tuning_artifacts.sweep(tmp_path) == [old] and names(tmp_path) == sorted(
+    assert data_files.sweep(tmp_path) == [old] and names(tmp_path) == sorted(
         [young.name, foreign.name]
     )
 

@@ -1,9 +1,12 @@
 "The command `audit`: any file of predictions to a table, a page and JSON, without PyTorch."
 
+import errno
 import json
+import os
 import re
 import subprocess
 import sys
+import threading
 
 import numpy as np
 import pandas as pd
@@ -146,6 +149,34 @@ def test_the_command_prints_and_writes(tmp_path, capsys):
     assert all(word.replace('“', '“') in page for word in made['words'][:1])
     assert cli.main([*asked, '--json', str(tmp_path / 'no' / 'g.json')]) == 1
     assert 'cannot be written' in capsys.readouterr().err
+
+
+def test_a_file_appears_whole_or_not_at_all(tmp_path, monkeypatch):
+    made = audit_predictions(frame(), 'repaid', 'score', ['sex'])
+    (tmp_path / 'g.json').write_text('old')
+    (tmp_path / 'link.html').symlink_to(tmp_path / 'g.html')
+    made.write(page_file=tmp_path / 'link.html')
+    assert (tmp_path / 'link.html').is_symlink() and '<table' in (tmp_path / 'g.html').read_text()
+
+    def full(*args):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, 'fsync', full)
+    with pytest.raises(DataError, match='g.json cannot be written: .*No space left on device'):
+        made.write(tmp_path / 'g.json')
+    assert (tmp_path / 'g.json').read_text() == 'old'
+    assert sorted(p.name for p in tmp_path.iterdir()) == ['g.html', 'g.json', 'link.html']
+
+
+def test_a_pipe_is_written_to(tmp_path):
+    made, pipe = audit_predictions(frame(), 'repaid', 'score', ['sex']), tmp_path / 'pipe'
+    os.mkfifo(pipe)
+    read = []
+    reader = threading.Thread(target=lambda: read.append(pipe.read_text()))
+    reader.start()
+    made.write(pipe)
+    reader.join(10)
+    assert json.loads(read[0]) == made.json() and pipe.is_fifo()
 
 
 def test_missing_arguments_end_with_exit_code_2(capsys):

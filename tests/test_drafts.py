@@ -1,6 +1,8 @@
 """Drafts of cards: what they propose, what they ask, and that they can be read and loaded."""
 
 import csv
+import errno
+import os
 import tempfile
 from pathlib import Path
 
@@ -399,6 +401,19 @@ def test_nothing_is_written_over_or_in_vain(table):
     assert not other.exists()
     with pytest.raises(DataError, match='cannot be written'):
         write_card(table, **ASK, path=table.parent / 'no' / 'card.yaml')
+
+
+def test_a_card_is_replaced_whole_or_not_at_all(table, monkeypatch):
+    path = write_card(table, **ASK)
+    before = path.read_text()
+
+    def full(*args):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, 'replace', full)
+    with pytest.raises(DataError, match='card.yaml cannot be written: .*No space left'):
+        write_card(table, **ASK, name='other', overwrite=True)
+    assert path.read_text() == before and not list(path.parent.glob('.*'))
 
 
 # ---- names and values of any kind

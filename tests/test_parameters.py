@@ -50,11 +50,11 @@ def with_needs(door, name):
 
 
 def words(door, given):
-    "The words of a command line."
-    line = []
+    "The words of a command line; positional ones first, else lists would take them."
+    known = parameters.options(door)
+    line = [value for name, value in given.items() if known[name].positional]
     for name, value in given.items():
-        if parameters.options(door)[name].positional:
-            line.append(value)
+        if known[name].positional:
             continue
         line.append(parameters.spelled(door, name, value))
         if not isinstance(value, bool):

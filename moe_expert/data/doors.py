@@ -39,7 +39,7 @@ from moe_expert.data.cards import (
 )
 from .edge_lists import is_matrix
 from .graph import check_edges, undirected_graph
-from .own import from_frame, merged_card
+from .own import card_changes, from_frame, merged_card
 from .reading import RawTable, is_table, raw_table, read_table
 from .tables import names_to_drop
 from ..errors import DataError, DataWarning
@@ -460,7 +460,7 @@ def _is_graph(source) -> bool:
 def _card_for_path(path: str | os.PathLike, own: Mapping) -> Card:
     "The card that is meant by a path, with the entries of the call."
     path = find_card(path)
-    if path.suffix.lower() in CARDS or not own:
+    if path.suffix.lower() in CARDS or 'label' not in own:
         card = read_card(path)
     else:
         card = {'table': path.name, 'folder': path.parent, 'name': own_name(path)}
@@ -543,4 +543,8 @@ def load_own(
             f'a {type(source).__name__} is not the name of a data set, a path, a table (pandas, '
             f'polars, Arrow, a list of dicts) or a PyG Data. {OR_A_KNOWN_NAME}'
         )
-    return from_card(_card_for_path(source, own), split_seed=split_seed, drop=drop)
+    data = from_card(_card_for_path(source, own), split_seed=split_seed, drop=drop)
+    if own and (path := find_card(source)).suffix.lower() in CARDS:
+        if changes := card_changes(read_card(path), own):
+            data.card_changes = changes
+    return data

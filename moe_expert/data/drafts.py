@@ -19,6 +19,7 @@ import pandas as pd
 from .audit import FLAGGED, rank_auc
 from .cards import Card, as_list, check_own_name, make_card, read_card
 from .columns import MAX_NUMBERS
+from .files import write_named
 from moe_expert.data.kinds import (
     MAX_CATEGORIES,
     MISSING_TEXTS,
@@ -816,10 +817,7 @@ class Draft:
 
     def write(self) -> Path:
         "Write the file, and read it back. `DataError` if it cannot be written."
-        try:
-            self.path.write_text(self.text, encoding='utf-8')
-        except OSError as e:
-            raise DataError(f'{self.path} cannot be written: {e}') from e
+        write_named(self.path, self.text)
         read_card(self.path)
         return self.path
 

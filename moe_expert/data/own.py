@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -22,8 +23,8 @@ if TYPE_CHECKING:
     from torch_geometric.data import Data
 
 # %% auto #0
-__all__ = ['PARTS', 'merged_card', 'check_named_columns', 'column_roles', 'chosen_rows', 'read_people', 'split_of', 'graph_of',
-           'join_tables', 'from_frame']
+__all__ = ['PARTS', 'merged_card', 'card_changes', 'check_named_columns', 'column_roles', 'chosen_rows', 'read_people',
+           'split_of', 'graph_of', 'join_tables', 'from_frame']
 
 # %% ../../nbs/13_own.ipynb #f29144fc
 from moe_expert.data.assembly import (
@@ -98,6 +99,31 @@ def merged_card(card: Card | Mapping | None, own: Mapping, drop: str | Iterable[
     entries |= {('name' if k == 'dataset_name' else k): v for k, v in own.items()}
     dropped = [*as_list(entries.get('drop', ())), *names_to_drop(drop)]
     return make_card(entries | {'drop': list(dict.fromkeys(dropped))}, 'own data')
+
+# %% ../../nbs/13_own.ipynb #12f59473
+def card_changes(
+    card: Card,  # as it is written
+    own: Mapping,  # entries of the call
+) -> dict:  # plain data
+    """What the call says other than the card about people and groups, as JSON can hold it.
+
+    What changes nothing is left out, so that the same groups have the same settings; so are edges.
+    """
+    merged = merged_card(card, own, ())
+    said = {entry: value for entry, value in own.items() if entry != 'edges'}
+    if 'sensitive' in said:
+        said['sensitive'] = merged.sensitive  # a single column as a text
+    if merged.attributes == card.attributes:
+        said.pop('sensitive', None)
+    without = merged_card(card, {k: v for k, v in own.items() if k != 'groups'}, ())
+    if merged.groups == without.groups or len(merged.attributes) == 1:
+        said.pop('groups', None)
+    return json.loads(json.dumps(said, default=_plain))
+
+
+def _plain(value) -> list | str | int | float:
+    "A value of a call as JSON can hold it."
+    return value.tolist() if hasattr(value, 'tolist') else str(value)
 
 # %% ../../nbs/13_own.ipynb #dfc3f0c0
 _LEFT_OUT = {

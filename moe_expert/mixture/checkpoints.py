@@ -65,10 +65,12 @@ def tuning_command(
         options['backbone'] = backbone
     if data.edition == 'own':
         return call('ExpertTuner', options | {'dataset': _YourData()}) + '.tune_all_experts()'
-    if data.split_seed != 20:
-        return (
-            call('ExpertTuner', options | {'split_seed': data.split_seed}) + '.tune_all_experts()'
-        )
+    changes = getattr(data, 'card_changes', {})
+    if data.split_seed != 20 or set(changes) - {'sensitive', 'groups'}:
+        split = {} if data.split_seed == 20 else {'split_seed': data.split_seed}
+        return call('ExpertTuner', options | split | changes) + '.tune_all_experts()'
+    named = {'sensitive': changes.get('sensitive'), 'combine': changes.get('groups')}
+    options |= {name: value for name, value in named.items() if value}
     if data.name in DATASETS:
         options['edition'] = data.edition
     return command('tune', options)
@@ -98,9 +100,12 @@ def read_expert(
 def _mismatches(about: dict, asked: dict, backbone: str | None, first: tuple | None) -> list[str]:
     "How an expert differs from what is asked for, or else from the first expert that was read."
     settings, name = about['settings'], about['backbone'].get('name')
+    names = MUST_MATCH
+    if settings.get('fingerprint') != asked['fingerprint']:
+        names += ('card_changes',)  # why they are other people or groups
     wrong = [
         f'{k} is {settings.get(k)!r} there, {asked.get(k)!r} is asked for'
-        for k in MUST_MATCH
+        for k in names
         if settings.get(k) != asked.get(k)
     ]
     if backbone not in (None, name):

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ..data.assembly import group_masks
+from ..data.files import write_bytes
 from ..errors import ArtifactError
 from ..experts.floor import BASELINES
 from ..experts.populations import Population
@@ -23,7 +24,7 @@ from .gate import Mixture, uniform_mixture
 from ..scores.facts import AIMS
 from ..scores.intervals import auc_interval, interval_text
 from ..scores.metrics import weighted_mean, weights_of
-from ..tuning.artifacts import sha256_file, write_bytes, write_json
+from ..tuning.artifacts import sha256_file, write_json
 from ..tuning.folder import ExpertFiles, locked, marked, read_record
 from ..tuning.settings import DEFAULT_PARAMS, GATE_DEFAULTS
 
@@ -34,8 +35,8 @@ if TYPE_CHECKING:
 # %% auto #0
 __all__ = ['BELOW', 'METHODS', 'ENOUGH_FEASIBLE', 'LARGEST_SHARE', 'GREY_ROW', 'Method', 'gate_usage', 'too_few_feasible',
            'no_better_than_guessing', 'outscored', 'default_won', 'one_expert_alone', 'search_doubts', 'mixture_doubts',
-           'doubts', 'doubts_in_lines', 'compared_methods', 'at_price', 'floor_last', 'row_name', 'grey_rows', 'ruled',
-           'Comparison', 'PastTests', 'read_tests', 'write_test', 'keep_tested', 'tested_words']
+           'doubts', 'doubts_in_lines', 'compared_methods', 'at_price', 'out_of_fold_words', 'floor_last', 'row_name',
+           'grey_rows', 'ruled', 'Comparison', 'PastTests', 'read_tests', 'write_test', 'keep_tested', 'tested_words']
 
 # %% ../../nbs/57_comparison.ipynb #33ee4999
 @dataclass(frozen=True)
@@ -225,7 +226,7 @@ def mixture_doubts(
     simple = {m: methods[m]['final_score']['value'] for m in BASELINES if m in methods}
     score = methods[mixture]['final_score']['value']
     found += outscored('the mixture', 'test', score, simple)
-    if 'prices' in test:  # cross-fitted: its gate is no part of it
+    if 'prices' in test:  # cross-fitted: the gate has no part in it
         return found
     return found + one_expert_alone(test.get('gate_usage', {}).get('all', {}))
 
@@ -278,6 +279,23 @@ def at_price(
         return test
     methods = test['methods'] | {'moe_finetuned': test['prices'][f'{price:g}']}
     return test | {'price': price, 'methods': methods}
+
+# %% ../../nbs/57_comparison.ipynb #bd0aab74
+def out_of_fold_words(
+    tuned: dict,  # result record of cross-fitted integration that was kept
+) -> str:
+    """What its validation scores are, in one sentence.
+
+    >>> tuned = {'score_after': 0.5, 'nested': {'final_score': 0.45}, 'ways': [{}] * 6}
+    >>> out_of_fold_words(tuned | {'prices': {'1': {'ways': [3, 0, 4]}}})
+    'final_score out of fold, best 3 of 6 ways: 0.5000; nested, the one to compare: 0.4500.'
+    """
+    best, ways = len(tuned['prices']['1']['ways']), len(tuned['ways'])
+    nested = tuned['nested']['final_score']
+    return (
+        f'final_score out of fold, best {best} of {ways} ways: {tuned["score_after"]:.4f}; '
+        f'nested, the one to compare: {nested:.4f}.'
+    )
 
 # %% ../../nbs/57_comparison.ipynb #aab804d8
 def floor_last(

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from fastcore.basics import patch
 
 from ..data.assembly import groups_text
-from ..data.cards import read_card, shipped_card
+from ..data.cards import as_list, read_card, shipped_card
 from ..data.catalogue import SHIPPED, is_path
 from ..datasets import canonical_name
 from ..errors import ArgumentError, ArtifactError
@@ -37,7 +37,10 @@ __all__ = ['files_of', 'to_run', 'read_settings', 'as_recorded', 'tuned_experts'
            'at_hand', 'read_test', 'MixtureAtHand', 'read_mixture']
 
 # %% ../../nbs/59_reading.ipynb #5c1f6f9f
-_NAMED = ('dataset', 'backbone', 'epochs', 'seed', 'data_dir', 'edition', 'drop', 'cache_dir')
+_NAMED = (
+    *('dataset', 'backbone', 'epochs', 'seed', 'data_dir', 'edition', 'drop'),
+    *('sensitive', 'combine', 'cache_dir'),
+)
 
 
 def files_of(
@@ -79,7 +82,7 @@ def read_settings(
         )
     return settings
 
-
+# %% ../../nbs/59_reading.ipynb #1eb13d18
 def _further_columns(given: Given, drop: list[str]) -> tuple[str, ...]:
     "The columns that were left out besides those that a card names."
     if is_path(given.dataset):
@@ -99,6 +102,7 @@ def as_recorded(
         return Given(given.door, dict(given) | {'price': DEFAULT_PRICE}) if unsaid else given
     settings = read_settings(given)
     edition = settings['edition'] if settings['edition'] in EDITIONS else 'auto'
+    changes = settings.get('card_changes', {})
     found = {
         'seed': settings['seed'],
         'edition': edition,
@@ -106,7 +110,9 @@ def as_recorded(
         'split_seed': settings['split_seed'],
         'backbone': settings['backbone']['name'],
         'epochs': settings['training']['epochs'],
-        'card_changes': settings.get('card_changes', {}),
+        'sensitive': tuple(as_list(changes.get('sensitive', ()))) or None,
+        'combine': changes.get('groups'),
+        'card_changes': changes,
     }
     return Given(given.door, dict(given) | found)
 

@@ -48,10 +48,11 @@ __all__ = ['logger', 'VERIFIED', 'DIFFERS', 'NOT_CHECKED', 'SAME_ARITHMETIC', 'E
            'verify', 'write_manifest', 'read_manifest', 'compare_manifest']
 
 # %% ../../nbs/61_verify.ipynb #8f6e6cf0
+from ..data.files import write_bytes
 from ..scores.evaluation import Evaluator
 from ..scores.intervals import INTERVALS, scores_with_intervals
 from ..tune_experts import SUMMARISED
-from ..tuning.artifacts import SEAL, sha256_file, versions, write_bytes
+from ..tuning.artifacts import SEAL, sha256_file, versions
 from ..tuning.folder import ExpertFiles, everything, owner, read_record
 from ..tuning.records import floor_record, load_tuned
 from ..tuning.settings import study_name
@@ -227,7 +228,7 @@ def read_data(
     split_seed = settings['split_seed'] if type(settings['split_seed']) is int else None
     options = {'split_seed': split_seed, 'drop': settings['drop']}
     options |= {'data_dir': data_dir, 'edition': edition}
-    options |= settings.get('card_changes', {}) if named else {}
+    options |= settings.get('card_changes', {})
     try:
         given = isinstance(dataset, Data)
         data = (

@@ -12,6 +12,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from ..audit_predictions import STATIC_STYLE, html_table
+from ..data.files import write_bytes
 from ..errors import ArtifactError
 from ..experts.specs import EXPERTS
 from moe_expert.mixture.comparison import (
@@ -28,7 +29,7 @@ from .look import PUBLISHED, Table, expert_title, table
 from .pages import read_notebook
 from ..scores.facts import COMPOSITES, FACTS
 from ..scores.intervals import interval_text
-from ..tuning.artifacts import sha256_file, write_bytes
+from ..tuning.artifacts import sha256_file
 from ..tuning.folder import ExpertFiles, owner, read_record
 
 # %% ../../nbs/70_index.ipynb #80407285

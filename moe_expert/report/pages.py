@@ -19,8 +19,8 @@ from copy import deepcopy
 from importlib import resources
 from pathlib import Path
 
+from ..data.files import write_bytes
 from ..errors import ArtifactError
-from ..tuning.artifacts import write_bytes
 
 # %% ../../nbs/69_pages.ipynb #0f2127f0
 def request_answer(

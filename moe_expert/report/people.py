@@ -23,6 +23,7 @@ from moe_expert.data.audit import (
 )
 from ..datasets import load_dataset
 from ..errors import DataWarning, OfflineEditionWarning
+from ..parameters import card_entries
 from .look import Notice, Notices, Table, table
 from ..scores.intervals import auc_interval, interval_text
 
@@ -212,7 +213,7 @@ def _warning_notices(caught: Sequence[warnings.WarningMessage]) -> list[Notice]:
 
 # %% ../../nbs/63_people.ipynb #22d7797a
 def read_data(
-    parameters,  # with `dataset`, `data_dir`, `drop` and `edition`; of `as_recorded`
+    parameters,  # with `dataset`, `data_dir`, `drop`, `edition`, …; of `as_recorded`
 ) -> tuple[Data, Notices]:  # the data, and what must not be overlooked about them
     "Load the data of a report. Errors are those of `load_dataset`."
     p = parameters
@@ -220,7 +221,7 @@ def read_data(
         warnings.simplefilter('always', DataWarning)
         source = dict(data_dir=p.data_dir, drop=p.drop, edition=p.edition)
         split_seed = getattr(p, 'split_seed', None)  # of a report that only reads
-        changes = getattr(p, 'card_changes', {})
+        changes = card_entries(p) | getattr(p, 'card_changes', {})
         data = load_dataset(p.dataset, split_seed=split_seed, **source, **changes)
     for w in caught:
         if not issubclass(w.category, DataWarning):

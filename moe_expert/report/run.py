@@ -12,13 +12,13 @@ from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
 
+from ..data.files import write_bytes
 from ..datasets import canonical_name
 from ..errors import ReportError
 from ..experts.specs import EXPERTS
 from ..mixture.reading import as_recorded, read_results, read_test
 from ..parameters import Given, check, names
 from .pages import notebook_path, write_page
-from ..tuning.artifacts import write_bytes
 from ..tuning.folder import ExpertFiles
 
 # %% auto #0
@@ -70,6 +70,9 @@ def _people(given: Given) -> str:
     if given.drop:
         dropped = ', '.join(given.drop)
         columns = f'without the columns {dropped}; the graph is rebuilt without them'
+    if given.sensitive:
+        how = f' ({given.combine or "crossed"})' if len(given.sensitive) > 1 else ''
+        columns += f'; the groups are those of {", ".join(given.sensitive)}{how}'
     if given.data_dir is not None:
         source = f'taken from `{given.data_dir}`'
     return (

@@ -21,9 +21,10 @@ import pandas as pd
 from fastcore.basics import patch
 
 import moe_expert
+from ..data.files import sweep, write_bytes
 from ..scores.facts import FACTS
 from .plan import MethodRun
-from ..tuning.artifacts import SEAL, read_json, sweep, write_bytes, write_json
+from ..tuning.artifacts import SEAL, read_json, write_json
 from ..tuning.folder import make_folder
 
 # %% ../../nbs/81_study_ledger.ipynb #6059d20b

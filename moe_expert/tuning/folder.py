@@ -21,6 +21,7 @@ from fastcore.basics import patch
 from filelock import FileLock, Timeout
 
 from ..data.catalogue import check_name
+from ..data.files import sweep
 from ..errors import ArtifactError
 from ..experts.specs import EXPERTS
 from moe_expert.tuning.artifacts import (
@@ -30,7 +31,6 @@ from moe_expert.tuning.artifacts import (
     find_unfit,
     parse_json,
     read_json,
-    sweep,
     write_json,
 )
 

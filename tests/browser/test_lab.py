@@ -205,13 +205,13 @@ def test_run_all_in_jupyterlab(lab, browser):
     )
     last = browser.execute_script(PROGRESS)
     assert len(last) == 1 and last[0].startswith('Done in'), last  # one line is left
-    wait_for(lambda: len(browser.execute_script(PICTURES)) == 6, 20, 'six figures')
+    wait_for(lambda: len(browser.execute_script(PICTURES)) == 9, 20, 'nine figures')
     for natural, shown in browser.execute_script(PICTURES):
         assert natural >= 900 and shown >= 0.75 * natural, (
             f'a figure {natural} pixels wide is shown at {shown:.0f}: too small to read'
         )
     images = browser.find_elements('css selector', '.jp-OutputArea-output img')
-    for i in (0, 2, 4, 5):
+    for i in (0, 2, 4, 5, 8):
         picture(browser, f'figure{i}', images[i])
 
     click(browser, '.lm-MenuBar-itemLabel', 'File')
@@ -232,5 +232,5 @@ def test_run_all_in_jupyterlab(lab, browser):
         folder / 'weights' / 'moe_experts' / 'synthetic-400_experts_tuning_report.ipynb', 4
     )
     assert (
-        sum('image/png' in o.get('data', {}) for c in copy.cells for o in c.get('outputs', ())) == 6
+        sum('image/png' in o.get('data', {}) for c in copy.cells for o in c.get('outputs', ())) == 9
     )

@@ -74,6 +74,12 @@ SUBSTITUTIONS = [  # (language, pattern, replacement, why)
         'generated people in place of thousands',
     ),
     ('bash', r'\badult-sex-race\b', 'synthetic-500', 'generated people in place of a download'),
+    (
+        'bash',
+        r'\badult --sensitive sex,race\b',
+        'synthetic-500',
+        'generated people in place of a download; they have one attribute',
+    ),
     ('both', r'\bgerman(?=\b|_)', 'synthetic-300', 'generated people in place of a download'),
     ('both', r'\bTIME\b', 'c3', "a column's name in the generated data"),
     ('bash', r'--n_trials \d+', '--n_trials 2', 'seconds in place of minutes'),

@@ -22,6 +22,7 @@ NURSERY = """
 import importlib, json, os, resource, signal, sys
 import torch, optuna, sklearn.linear_model, moe_expert.report, moe_expert.run_expert_tuning
 if importlib.util.find_spec('moe_expert.run_moe'): import moe_expert.run_moe, moe_expert.trainer
+from moe_expert.data.files import atomic_write
 from moe_expert.tuning import artifacts as tuning_artifacts
 
 def live(module, cut, argv):
@@ -29,7 +30,7 @@ def live(module, cut, argv):
     def write_bytes(path, data):
         nonlocal writes
         writes += 1
-        with tuning_artifacts.atomic_write(path) as file:
+        with atomic_write(path) as file:
             if writes == cut:
                 file.write(data[:len(data) // 2])
                 file.flush()
