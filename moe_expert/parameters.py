@@ -1212,7 +1212,8 @@ def without_effect(
         return f'{this} has no effect without {other}'
     if options(door)[name].default == wanted:
         return f'{this} has no effect with {spelled(door, name, values[name])}'
-    return f'{this} has no effect without {spelled(door, name)}'
+    value = '' if wanted is True else f' {wanted}'
+    return f'{this} has no effect without {spelled(door, name)}{value}'
 
 # %% ../nbs/01_parameters.ipynb #84f5b34b
 def card_entries(

@@ -539,7 +539,7 @@ def _of_cross_fitting(tuned: dict, payload: dict, floor: Floor, seed: int) -> li
         f'ways.{i}': w['scores'] for i, w in enumerate(tuned['ways'])
     }
     for where, scores in each.items():
-        if scores is not None:
+        if scores:
             whole = priced(scores, DEFAULT_PRICE)
             lines += unequal(scores['final_score'], whole, SAME_ARITHMETIC, f'{where}.final_score')
     return lines
@@ -567,8 +567,9 @@ _NESTED = (
 @patch
 def check_cross_fitted(self: Audit, path: Path, tuned: dict, ensemble: Ensemble, payload: dict):
     "Check the record and the checkpoint of cross-fitted integration."
-    floor = _floor(self.records[self.files.gate_results])
-    self.differs(path, *_of_cross_fitting(tuned, payload, floor, self.settings['seed']))
+    with self.about(path):
+        floor = _floor(self.records[self.files.gate_results])
+        self.differs(path, *_of_cross_fitting(tuned, payload, floor, self.settings['seed']))
     if self.data is None:
         return self.unchecked(path, f'out-of-fold scores not computed again: {self.no_data}')
     crossfit = restored(ensemble, payload['cross_fitting'], self.data)
@@ -576,7 +577,8 @@ def check_cross_fitted(self: Audit, path: Path, tuned: dict, ensemble: Ensemble,
     ways = {p: sorted(entry['ways']) for p, entry in tuned['prices'].items()}
     lines = unequal(of_price, ways, where='prices')
     self.differs(self.files.finetuned_checkpoint, *lines)
-    self.differs(path, *self.out_of_fold(tuned, crossfit, ensemble))
+    with self.about(path):
+        self.differs(path, *self.out_of_fold(tuned, crossfit, ensemble))
     self.notes[path.name] = _NESTED
 
 # %% ../../nbs/61_verify.ipynb #b8ee08cb
