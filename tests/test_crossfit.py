@@ -110,7 +110,7 @@ def test_the_nested_score_never_chooses_with_the_part_it_scores():
     model = choose_model(made, Evaluator(data, 'val'), None, FEW)
     each = OutOfFold(made, Evaluator(data, 'val')).everywhere([[w] for w in made.ways])
     by_hand = []
-    for k, part in enumerate(parts):
+    for part in parts:
         others = (~torch.isin(each.nodes, part)).nonzero()[:, 0]
         chosen = best_ways(each.at(others).scores(), None)
         at = torch.searchsorted(each.nodes, part)
