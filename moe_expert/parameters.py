@@ -355,6 +355,7 @@ class Parameter:
     at: Mapping[str, dict] = field(default_factory=dict)  # door → fields that differ there
     short: str = ''  # one-letter form on the command line
     needs: tuple | None = None  # option and the value that it must have; or several such pairs
+    unless: tuple | None = None  # option and the value with which nothing is needed
     optional: bool = False  # may it be None, although the default is a value?
     positional: bool = False  # without dashes on the command line?
 
@@ -649,16 +650,27 @@ define(
     dict.fromkeys(('train', 'run', 'FairMoEClassifier'), dict(needs=('fine_tune', True)))
     | {'moe.ipynb': dict(needs=(('read_only', False), ('fine_tune', True)))},
 )
+_PRICE = (
+    'with `ways` `crossfit`: what a unit of unfairness costs, in units of utility; the final model '
+    'is the one that is worth most at this price (all of them are kept)'
+)
+_PRICE_SHOWN = 'of a cross-fitted mixture, the price whose model is shown; None: that of the run'
 define(
     'price',
     Listed(*PRICES),
     DEFAULT_PRICE,
-    'with `ways` `crossfit`: what a unit of unfairness costs, in units of utility; the final model '
-    'is the one that is worth most at this price (all of them are kept)',
-    ('train', 'run', 'moe.ipynb', 'FairMoEClassifier'),
-    dict.fromkeys(
-        ('train', 'run', 'moe.ipynb', 'FairMoEClassifier'), dict(needs=('ways', 'crossfit'))
-    ),
+    _PRICE,
+    ('train', 'run', 'report', 'moe.ipynb', 'FairMoEClassifier'),
+    dict.fromkeys(('train', 'run', 'FairMoEClassifier'), dict(needs=('ways', 'crossfit')))
+    | {
+        'report': dict(default=None, meaning=_PRICE_SHOWN),
+        'moe.ipynb': dict(
+            default=None,
+            meaning=f'{_PRICE}; None: 1; with `read_only`, {_PRICE_SHOWN}',
+            needs=('ways', 'crossfit'),
+            unless=('read_only', True),
+        ),
+    },
 )
 
 # %% ../nbs/01_parameters.ipynb #f6153b83
@@ -1189,7 +1201,7 @@ def without_effect(
         values[name] == wanted or (wanted is ... and values[name] is not None)
     )
     unmet = [need for need in parameter.all_needs() if not has(*need)]
-    if not unmet:
+    if not unmet or (parameter.unless and has(*parameter.unless)):
         return None
     name, wanted = unmet[0]
     this = spelled(door, parameter.name)
@@ -1200,7 +1212,8 @@ def without_effect(
         return f'{this} has no effect without {other}'
     if options(door)[name].default == wanted:
         return f'{this} has no effect with {spelled(door, name, values[name])}'
-    return f'{this} has no effect without {spelled(door, name)}'
+    value = '' if wanted is True else f' {wanted}'
+    return f'{this} has no effect without {spelled(door, name)}{value}'
 
 # %% ../nbs/01_parameters.ipynb #84f5b34b
 def card_entries(

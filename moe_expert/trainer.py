@@ -49,6 +49,7 @@ from moe_expert.mixture.crossfit import (
     OutOfFold,
     crossfitted,
     restored,
+    scores_by_price,
 )
 from .mixture.ensemble import Ensemble
 from .mixture.gate import Mixture
@@ -622,17 +623,15 @@ def _scores(record) -> dict[str, float]:
 # %% ../nbs/58_trainer.ipynb #f0505f0c
 def _model_record(model: CrossfitModel, group_names: tuple[str, ...]) -> dict:
     "What the result file says of a cross-fitted model that is above the floor."
+    told = scores_by_price(model.records, group_names)
     prices = {
-        f'{price:g}': {
-            'ways': list(model.chosen[price]),
-            'scores': scores_with_intervals(record, group_names),
-        }
-        for price, record in model.records.items()
+        price: {'ways': list(ways), 'scores': scores}
+        for (price, scores), ways in zip(told.items(), model.chosen.values())
     }
     metrics, nested = _scores(model.records[DEFAULT_PRICE]), _scores(model.nested)
     best = model.chosen[DEFAULT_PRICE][0]
     scores = {'score_after': metrics['final_score'], 'metrics': metrics, 'nested': nested}
-    return scores | {'best_way': best, 'prices': prices}
+    return scores | {'best_way': best, 'prices': prices, 'intervals': INTERVALS}
 
 
 @patch
@@ -682,17 +681,9 @@ def _judged(self: MoETrainer, split: str, population) -> NodeRecord:
     "What a method says; a cross-fitted mixture is asked about validation nodes out of fold."
     nodes = self.evaluator(split)
     if split == 'val' and isinstance(population, Ensemble):
-        ways = self._ways(population.prices[0])
+        ways = self.crossfit.of_price(self.ensemble, population.prices[0])
         return OutOfFold(self.crossfit, nodes.evaluator).everywhere([ways])
     return nodes.record(population)
-
-
-@patch
-def _ways(self: MoETrainer, price: float) -> list[int]:
-    "The ways of the final model for a price."
-    shares = self.ensemble.shares[self.ensemble.prices.index(price)]
-    of_way = shares.view(len(self.crossfit.ways), -1).sum(1)
-    return [way for way, share in zip(self.crossfit.ways, of_way.tolist()) if share > 0]
 
 
 @patch
@@ -700,13 +691,9 @@ def _prices(self: MoETrainer, split: str) -> dict:
     "Of a cross-fitted mixture: its scores for every price, and which one is in use."
     if self.ensemble is None:
         return {}
-    made, names = {}, tuple(self.data.group_names)
-    for price in self.ensemble.prices:
-        ways = tuple(self._ways(price))
-        if ways not in made:
-            record = self._judged(split, self.ensemble.at(price))
-            made[ways] = scores_with_intervals(record, names)
-    prices = {f'{p:g}': made[tuple(self._ways(p))] for p in self.ensemble.prices}
+    nodes = self.evaluator(split).evaluator
+    records = self.crossfit.by_price(self.ensemble, nodes, out_of_fold=split == 'val')
+    prices = scores_by_price(records, self.data.group_names)
     return {'price': self.settings.price, 'prices': prices}
 
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from moe_expert import cli, trainer, tune_experts
-from moe_expert.errors import ArtifactError, ParameterError
+from moe_expert.errors import ArgumentError, ArtifactError, ParameterError
 from moe_expert.experts import training
 from moe_expert.mixture import integration, reading
 from moe_expert.mixture.crossfit import WAYS
@@ -22,6 +22,7 @@ from moe_expert.mixture.gate_training import GateSettings
 from moe_expert.parameters import check, parser
 from moe_expert.report import run as report_run
 from moe_expert.report.index import write_index
+from moe_expert.report.look import Sentences, Table
 from moe_expert.report.pages import notebook_path
 from moe_expert.report.run import run_moe_report, run_report
 from moe_expert.trainer import MoESettings, MoETrainer
@@ -36,6 +37,8 @@ GATE = GateSettings(epochs=20, val_every=20)
 
 def short(kind):
     "The ways of stage 3, with few epochs."
+    if kind == 'crossfit':
+        return replace(WAYS[kind], steps=10)
     return tuple(replace(way, epochs=2, val_every=1) for way in WAYS[kind])
 
 
@@ -60,13 +63,13 @@ class closing:
         self.one.storage.engine.dispose()
 
 
-@pytest.fixture(scope='module', params=['one', 'nine', None])
+@pytest.fixture(scope='module', params=['one', 'nine', 'crossfit', None])
 def run(experts, tmp_path_factory, request):
     "A folder with a tested mixture, and how stage 3 was run."
     folder = shutil.copytree(experts, tmp_path_factory.mktemp('run') / 'w')
     ways = short(request.param or 'one')
     options = {n: OTHERS[n] for n in ('seed', 'split_seed', 'drop')}
-    settings = MoESettings(GATE, ways)
+    settings = MoESettings(GATE, ways, price=0.0 if request.param == 'crossfit' else 1.0)
     with closing(MoETrainer(NAME, True, folder, settings=settings, **options)) as one:
         return folder, request.param, one.run(4, fine_tune=request.param is not None)
 
@@ -82,7 +85,7 @@ def hashes(folder):
 def executed(name, **given):
     "The names that a notebook leaves, run in this process, where it saves no copy of itself."
     cells = json.loads(notebook_path(name).read_text())['cells']
-    space = {'display': lambda *_: None}
+    space = {'display': given.pop('display', lambda *_: None)}
     for cell in cells:
         if cell['cell_type'] == 'code':
             exec(compile(''.join(cell['source']), name, 'exec'), space)
@@ -121,10 +124,42 @@ def test_both_reports_leave_every_file_as_it_was(run, only_reads):
     assert (seen.about.gate, seen.about.fine_tuning) == (done['gate'], done['fine_tuning'])
     assert seen.test == done['test'] and len(seen.tests.records) == 1
     if kind is not None:
-        assert len(seen.about.fine_tuning['ways']) == len(WAYS[kind])
-    stage = 'finetuned_checkpoint' if seen.about.kept else 'gate_checkpoint'
+        ways = {'one': 1, 'nine': 9, 'crossfit': 6}[kind]
+        assert len(seen.about.fine_tuning['ways']) == ways
+    stage = 'finetuned_checkpoint' if seen.about.kept and kind != 'crossfit' else 'gate_checkpoint'
     state = torch.load(getattr(seen.files, stage), weights_only=True)['state_dict']
-    assert torch.equal(seen.mixture.gates['gate.out'][0].cpu(), state['gate.out'])
+    assert torch.equal(seen.gate_mixture.gates['gate.out'][0].cpu(), state['gate.out'])
+    assert seen.about.cross_fitted == (kind == 'crossfit')
+    assert seen.mixture is seen.gate_mixture or kind == 'crossfit'
+
+
+def test_a_report_shows_the_price_that_is_asked_for(run, only_reads):
+    "Only a cross-fitted mixture has others than 1; nothing is tested or written for it."
+    folder, kind, done = run
+    before = hashes(folder)
+    given = dict(dataset=NAME, cache_dir=str(folder), read_only=True, price=4)
+    if kind != 'crossfit':
+        with pytest.raises(ArgumentError, match='not cross-fitted, so there is no model for .* 4'):
+            executed('moe.ipynb', **given)
+        return
+    shown = []
+    space = executed('moe.ipynb', **given, display=lambda *many: shown.extend(many))
+    seen, tuned = space['seen'], done['fine_tuning']
+    prices = done['test']['prices']
+    assert done['test']['price'] == 0 and prices['0'] != prices['4']  # else nothing is shown here
+    assert seen.test['methods']['moe_finetuned'] == prices['4']
+    record = seen.evaluator.record(seen.mixture)
+    assert record.scores()['utility'].item() == pytest.approx(prices['4']['utility']['value'])
+    assert 'cross-fitted, price 4' in repr(seen) and 'cross-fitted' in seen._repr_html_()
+    text = ' '.join(' '.join(s) for s in shown if isinstance(s, Sentences))
+    score = tuned['nested']['final_score']
+    assert f'best 3 of 6: {tuned["score_after"]:.3f}; nested: {score:.3f}' in text
+    assert '4/5 of the validation nodes' in text and 'gate is not part of the final' in text
+    table = next(s for s in shown if isinstance(s, Table) and 'price' in (s.index.name or ''))
+    assert 'price 4' in table.caption
+    named = [price for label in table.index for price in label.split(', ')]
+    assert named == list(prices) and len(table) == len({str(p) for p in prices.values()})
+    assert hashes(folder) == before
 
 
 def test_the_notebook_can_be_told_to_report_on_the_tuned_gate(run):

@@ -451,7 +451,8 @@ def tested_words(
     shown: dict | None = None,  # the record at hand, one of them; None: none is
 ) -> list[str]:  # sentences
     "How often the test nodes were looked at, and for which mixtures."
-    said, others = [], [r for r in tests.records if r is not shown and r != shown]
+    mine = shown and shown['mixture_sha256']
+    said, others = [], [r for r in tests.records if r['mixture_sha256'] != mine]
     if shown:
         said.append(f'This mixture was tested once: {_look(shown)}. The record is not replaced.')
     if others:

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
+from fastcore.basics import patch
 from torch import Tensor
 
 from ..errors import ArgumentError
@@ -32,13 +33,15 @@ from .integration import NINE_WAYS, ONE_WAY
 from .teachers import equal_parts
 from ..parameters import DEFAULT_PRICE, PRICES
 from ..scores.evaluation import Evaluator, NodeRecord, join_records
+from ..scores.intervals import scores_with_intervals
 
 if TYPE_CHECKING:
     from torch_geometric.data import Data
 
 # %% auto #0
 __all__ = ['WAYS', 'CrossfitSettings', 'CrossfitTrainer', 'GraphAttentionCrossfitTrainer', 'train_ways', 'Crossfit', 'restored',
-           'crossfit', 'OutOfFold', 'priced', 'best_ways', 'CrossfitModel', 'choose_model', 'crossfitted']
+           'crossfit', 'OutOfFold', 'priced', 'best_ways', 'CrossfitModel', 'choose_model', 'crossfitted',
+           'scores_by_price', 'is_cross_fitted']
 
 # %% ../../nbs/56_crossfit.ipynb #4ab655e7
 @dataclass(frozen=True)
@@ -322,8 +325,8 @@ def choose_model(
         return CrossfitModel(None, crossfit.only(()), {}, ways, {}, None)
     sets = list(dict.fromkeys(tuple(sorted(which)) for which in chosen.values()))
     joint = judge.everywhere(sets)
-    at = {p: sets.index(tuple(sorted(which))) for p, which in chosen.items()}
-    records = {p: joint.select([m]) for p, m in at.items()}
+    alone = {which: joint.select([m]) for m, which in enumerate(sets)}
+    records = {p: alone[tuple(sorted(which))] for p, which in chosen.items()}
     nested = judge.record(_nested_sets(record, places, crossfit.parts, floor, settings.best))
     used = crossfit.only(sorted({way for which in sets for way in which}))
     ensemble = used.means([chosen[p] for p in PRICES])
@@ -345,3 +348,53 @@ def crossfitted(
     parts = equal_parts(nodes, data, settings.parts, seed)
     every = crossfit(experts, data, parts, settings, seed, progress)
     return choose_model(every, evaluator, floor, settings)
+
+# %% ../../nbs/56_crossfit.ipynb #56bacad7
+@patch
+def of_price(
+    self: Crossfit,
+    ensemble: Ensemble,  # of all its networks
+    price: float,  # one of the ensemble's
+) -> tuple[int, ...]:
+    "The ways of the combination for a price."
+    shares = ensemble.shares[ensemble.prices.index(price)]
+    of_way = shares.view(len(self.ways), -1).sum(1).tolist()
+    return tuple(way for way, share in zip(self.ways, of_way) if share > 0)
+
+
+@patch
+def by_price(
+    self: Crossfit,
+    ensemble: Ensemble,  # of all its networks
+    nodes: Evaluator,
+    out_of_fold: bool = False,  # for the validation nodes
+) -> dict[float, NodeRecord]:  # price → record of one model; equal models have the same
+    "What the model of each price says about some nodes."
+    judge, made = OutOfFold(self, nodes) if out_of_fold else None, {}
+    ways = {price: self.of_price(ensemble, price) for price in ensemble.prices}
+    for price, which in ways.items():
+        if which not in made:
+            model = None if out_of_fold else ensemble.at(price)
+            made[which] = judge.everywhere([which]) if out_of_fold else nodes.record(model)
+    return {price: made[which] for price, which in ways.items()}
+
+
+def scores_by_price(
+    records: dict[float, NodeRecord],  # of `by_price`, or of a `CrossfitModel`
+    group_names: Sequence[str],
+) -> dict[str, dict]:  # price as text → score → as of `scores_with_intervals`
+    "The scores of every price with intervals; plain data."
+    each = {id(record): record for record in records.values()}
+    made = {key: scores_with_intervals(r, tuple(group_names)) for key, r in each.items()}
+    return {f'{price:g}': made[id(record)] for price, record in records.items()}
+
+# %% ../../nbs/56_crossfit.ipynb #6cdbf440
+def is_cross_fitted(
+    tuned: dict | None,  # record of a fine-tuning; None: there was none
+) -> bool:
+    """Was stage 3 cross-fitted?
+
+    >>> is_cross_fitted({'fine_tuning': [CrossfitSettings().record(100)]}), is_cross_fitted(None)
+    (True, False)
+    """
+    return bool(tuned) and 'parts' in tuned['fine_tuning'][0]

@@ -16,13 +16,15 @@ from ..data.assembly import groups_text
 from ..data.cards import as_list, read_card, shipped_card
 from ..data.catalogue import SHIPPED, is_path
 from ..datasets import canonical_name
-from ..errors import ArtifactError
+from ..errors import ArgumentError, ArtifactError
 from ..experts.optimizer import resolve_device
 from ..experts.specs import EXPERTS
 from .checkpoints import load_mixture, read_expert
-from .comparison import Comparison, PastTests, read_tests
+from .comparison import Comparison, PastTests, at_price, read_tests
+from .crossfit import is_cross_fitted
+from .ensemble import Ensemble
 from .gate import Mixture
-from ..parameters import EDITIONS, Given, command, options
+from ..parameters import DEFAULT_PRICE, EDITIONS, Given, command, options
 from ..scores.evaluation import Evaluator
 from ..tuning.artifacts import Result, Results, facts_html, sha256_file
 from ..tuning.folder import ExpertFiles, owner, read_record
@@ -96,7 +98,8 @@ def as_recorded(
 ) -> Given:
     "The parameters, with the settings of the files where the report only reads."
     if not given.read_only:
-        return given
+        unsaid = given.get('price', DEFAULT_PRICE) is None
+        return Given(given.door, dict(given) | {'price': DEFAULT_PRICE}) if unsaid else given
     settings = read_settings(given)
     edition = settings['edition'] if settings['edition'] in EDITIONS else 'auto'
     changes = settings.get('card_changes', {})
@@ -168,6 +171,18 @@ class AtHand:
         return bool(self.fine_tuning and self.fine_tuning['kept'])
 
     @property
+    def cross_fitted(self) -> bool:
+        "Is the final model that of cross-fitted integration?"
+        return self.kept and is_cross_fitted(self.fine_tuning)
+
+    @property
+    def stage(self) -> str:
+        "What was done last, in words."
+        if self.cross_fitted:
+            return 'cross-fitted'
+        return 'fine-tuned' if self.kept else 'tuned gate'
+
+    @property
     def sha256(self) -> str:  # of its checkpoint
         return (self.fine_tuning if self.kept else self.gate)['checkpoint_sha256']
 
@@ -216,14 +231,17 @@ class MixtureAtHand:
     files: ExpertFiles
     data: Data  # on the mixture's device
     seed: int
-    mixture: Mixture
+    mixture: Mixture | Ensemble  # the final model; of a cross-fitted one that of the price
+    gate_mixture: Mixture  # whose gate is shown: of a cross-fitted one the tuned gate before it
+    price: float | None  # None: the mixture has no prices
     about: AtHand
     experts: Results  # result records of the experts in the folder
     tests: PastTests
 
     @property
     def test(self) -> Comparison:  # of this mixture
-        return Comparison(self.tests.of(self.about.sha256))
+        record = self.tests.of(self.about.sha256)
+        return Comparison(record if self.price is None else at_price(record, self.price))
 
     @cached_property
     def evaluator(self) -> Evaluator:  # of the test nodes
@@ -237,8 +255,8 @@ class MixtureAtHand:
 
 @patch
 def __repr__(self: MixtureAtHand):
-    stage = 'fine-tuned' if self.about.kept else 'tuned gate'
-    return f'MixtureAtHand({self.data.name!r}, {stage}, files in {self.files.cache_dir})'
+    stage, price = self.about.stage, '' if self.price is None else f', price {self.price:g}'
+    return f'MixtureAtHand({self.data.name!r}, {stage}{price}, files in {self.files.cache_dir})'
 
 
 @patch
@@ -247,15 +265,30 @@ def _repr_html_(self: MixtureAtHand):
     people = f'{data.num_nodes:,} people, {groups_text(data)}'
     facts = {
         'data': f'{data.name} ({data.edition} edition, {people})',
-        'stage': 'fine-tuned' if found.kept else 'tuned gate',
+        'stage': found.stage,
         'seed': str(self.seed),
     }
     for expert, r in self.experts.items():
         facts[expert] = f'{r["objective"]} {r["best_score"]:.4f} on the validation nodes'
+    if self.price is not None:
+        facts['price'] = f'{self.price:g} for a unit of unfairness'
     facts |= {'mixture': repr(self.mixture), 'SHA-256': found.sha256}
     return facts_html(facts | {'files': str(self.files.cache_dir)})
 
 # %% ../../nbs/59_reading.ipynb #d14e3ca4
+def _price(given: Given, test: dict) -> float | None:
+    "The price of the model to show. `ArgumentError` for one that the mixture does not have."
+    if 'prices' in test:
+        return test['price'] if given.price is None else given.price
+    if given.price not in (None, DEFAULT_PRICE):  # every other mixture was chosen at this one
+        raise ArgumentError(
+            f'the mixture of {given.dataset} in {given.cache_dir} is not cross-fitted, so there is '
+            f'no model for the price {given.price:g}: leave the price out, or train with ways '
+            'crossfit'
+        )
+    return None
+
+
 def read_mixture(
     given: Given,  # parameters of `moe.ipynb`, of `as_recorded`
     data: Data,  # as `read_data` loads them
@@ -269,7 +302,11 @@ def read_mixture(
             'data_dir, or the card, of that run'
         )
     (found, tests), device = read_test(given), resolve_device(given.device)
+    price = _price(given, tests.of(found.sha256))
     path = files.finetuned_checkpoint if found.kept else files.gate_checkpoint
-    mixture = load_mixture(path, found.sha256)[0].to(device)
-    parts = (mixture, found, read_results(given), tests)
+    mixture = gate = load_mixture(path, found.sha256)[0].to(device)
+    if price is not None:
+        gate, _ = load_mixture(files.gate_checkpoint, found.gate['checkpoint_sha256'])
+        mixture, gate = mixture.at(price), gate.to(device)
+    parts = (mixture, gate, price, found, read_results(given), tests)
     return MixtureAtHand(files, copy(data).to(device), settings['seed'], *parts)

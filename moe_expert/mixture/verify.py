@@ -28,9 +28,19 @@ from ..experts.floor import Floor, simple_models
 from ..experts.specs import EXPERTS, GATE, PARETO
 from .checkpoints import load_mixture
 from .comparison import compared_methods, gate_usage, read_tests
+from moe_expert.mixture.crossfit import (
+    Crossfit,
+    OutOfFold,
+    best_ways,
+    is_cross_fitted,
+    priced,
+    restored,
+    scores_by_price,
+)
+from .ensemble import Ensemble
 from .gate import Mixture
 from .teachers import halves, who_did_what
-from ..parameters import EDITIONS
+from ..parameters import DEFAULT_PRICE, EDITIONS, PRICES
 
 # %% auto #0
 __all__ = ['logger', 'VERIFIED', 'DIFFERS', 'NOT_CHECKED', 'SAME_ARITHMETIC', 'ELSEWHERE', 'Finding', 'Verification', 'tolerance',
@@ -174,6 +184,7 @@ class Audit:
     records: dict[Path, dict] = field(default_factory=dict)  # that could be read
     loaded: set[Path] = field(default_factory=set)  # checkpoints that a record names
     findings: list[Finding] = field(default_factory=list)
+    notes: dict[str, str] = field(default_factory=dict)  # about files that are verified
     evaluators: dict[str, Evaluator] = field(default_factory=dict)  # by the teachers of the gate
     simple: dict[str, dict] = field(default_factory=dict)  # `simple_models` by the same
 
@@ -271,14 +282,18 @@ def _of_trial(result: dict, trial: dict) -> list[str]:
     return unequal({k: result[k] for k in pairs}, pairs)
 
 
+def _floor(result: dict) -> Floor:
+    four = ('reference_utility', 'reference_auc', 'utility_fraction', 'auc_fraction')
+    return Floor(*(result['floor'][name] for name in four))
+
+
 def _of_itself(result: dict) -> list[str]:
     "What a result says twice."
     trials = result['trials']
     should = {'n_trials': len(trials), 'n_feasible': sum(t['feasible'] for t in trials)}
     if result.get('objective') in result['best_metrics']:
         should['best_score'] = result['best_metrics'][result['objective']]
-    four = ('reference_utility', 'reference_auc', 'utility_fraction', 'auc_fraction')
-    should['floor'] = floor_record(Floor(*(result['floor'][name] for name in four)))
+    should['floor'] = floor_record(_floor(result))
     if 'n_front' in result:
         should['n_front'] = sum(t.get('on_front', False) for t in trials)
     lines = unequal({k: result.get(k) for k in should}, should)
@@ -467,7 +482,9 @@ def check_fine_tuning(self: Audit):
         return
     if gate is None:
         return self.unchecked(path, f'no intact {files.gate_results.name}')
-    should = {'gate_sha256': gate['checkpoint_sha256'], 'nodes': gate['nodes']}
+    crossed = is_cross_fitted(tuned)
+    nodes = who_did_what(gate['teachers'], crossed)
+    should = {'gate_sha256': gate['checkpoint_sha256'], 'nodes': nodes}
     should |= {k: gate[k] for k in ('experts', 'settings') if k in tuned}
     should['checkpoint'] = files.finetuned_checkpoint.name if tuned['kept'] else None
     if tuned['kept']:
@@ -487,7 +504,99 @@ def check_fine_tuning(self: Audit):
         )
         self.loaded.add(files.finetuned_checkpoint)
         self.differs(path, *unequal(payload['experts'], gate['experts'], where='experts'))
+        if crossed:
+            return self.check_cross_fitted(path, about, mixture, payload)
         self.check_scores(path, tuned['metrics'], 'metrics', mixture, about)
+
+# %% ../../nbs/61_verify.ipynb #09eb3f8f
+def _choice_of_ways(tuned: dict, floor: Floor) -> tuple[list[bool], dict[str, list[int]]]:
+    "By the recorded scores: which ways are feasible, and for each price the best, best first."
+    places = [i for i, way in enumerate(tuned['ways']) if way['scores'] is not None]
+    first = tuned['ways'][places[0]]['scores']
+    scores = {
+        n: torch.tensor([tuned['ways'][i]['scores'][n] for i in places], dtype=torch.float64)
+        for n in first
+    }
+    feasible = {places[i] for i in best_ways(scores, floor, count=len(places))}
+    count = tuned['fine_tuning'][0]['best']
+    best = {f'{p:g}': best_ways(scores, floor, p, count) for p in PRICES}
+    chosen = {p: [places[i] for i in which] for p, which in best.items()}
+    return [i in feasible for i in range(len(tuned['ways']))], chosen
+
+
+def _of_cross_fitting(tuned: dict, payload: dict, floor: Floor, seed: int) -> list[str]:
+    "What a record of cross-fitted integration and its checkpoint say twice."
+    feasible, chosen = _choice_of_ways(tuned, floor)
+    ways = {p: entry['ways'] for p, entry in tuned['prices'].items()}
+    lines = unequal(ways, chosen, where='prices')
+    lines += unequal([way['feasible'] for way in tuned['ways']], feasible, where='feasible')
+    lines += unequal(tuned['best_way'], chosen['1'][0], where='best_way')
+    used = sorted({way for which in chosen.values() for way in which})
+    should = {'ways': used, 'parts': tuned['fine_tuning'][0]['parts'], 'seed': seed}
+    lines += unequal(payload['cross_fitting'], should, where='cross_fitting')
+    lines += unequal(sorted(tuned['nested']), sorted(tuned['metrics']), where='nested')
+    each = {'nested': tuned['nested']} | {
+        f'ways.{i}': w['scores'] for i, w in enumerate(tuned['ways'])
+    }
+    for where, scores in each.items():
+        if scores:
+            whole = priced(scores, DEFAULT_PRICE)
+            lines += unequal(scores['final_score'], whole, SAME_ARITHMETIC, f'{where}.final_score')
+    return lines
+
+# %% ../../nbs/61_verify.ipynb #c69c6d94
+def _without_ends(methods: dict) -> dict:
+    return {m: {n: {'value': s['value']} for n, s in v.items()} for m, v in methods.items()}
+
+
+def _unequal_scores(told: dict, computed: dict, record: dict, where: str) -> list[str]:
+    "Compare scores with intervals; their ends only if the same method and machine made them."
+    near = tolerance(record)
+    if record['intervals'] != INTERVALS or near > SAME_ARITHMETIC:
+        told, computed = _without_ends(told), _without_ends(computed)
+        logger.info('intervals are not compared (another method or machine)')
+    return unequal(told, computed, near, where)
+
+
+_NESTED = (
+    'all but the nested score and the scores of the ways that no price uses: their networks are '
+    'not kept'
+)
+
+
+@patch
+def check_cross_fitted(self: Audit, path: Path, tuned: dict, ensemble: Ensemble, payload: dict):
+    "Check the record and the checkpoint of cross-fitted integration."
+    with self.about(path):
+        floor = _floor(self.records[self.files.gate_results])
+        self.differs(path, *_of_cross_fitting(tuned, payload, floor, self.settings['seed']))
+    if self.data is None:
+        return self.unchecked(path, f'out-of-fold scores not computed again: {self.no_data}')
+    crossfit = restored(ensemble, payload['cross_fitting'], self.data)
+    of_price = {f'{p:g}': list(crossfit.of_price(ensemble, p)) for p in ensemble.prices}
+    ways = {p: sorted(entry['ways']) for p, entry in tuned['prices'].items()}
+    lines = unequal(of_price, ways, where='prices')
+    self.differs(self.files.finetuned_checkpoint, *lines)
+    with self.about(path):
+        self.differs(path, *self.out_of_fold(tuned, crossfit, ensemble))
+    self.notes[path.name] = _NESTED
+
+# %% ../../nbs/61_verify.ipynb #b8ee08cb
+@patch
+def out_of_fold(self: Audit, tuned: dict, crossfit: Crossfit, ensemble: Ensemble) -> list[str]:
+    "What differs where a cross-fitted mixture is judged out of fold again."
+    nodes, near = self.evaluator(), tolerance(tuned)
+    records = crossfit.by_price(ensemble, nodes, out_of_fold=True)
+    plain = lambda scores, i: {name: value[i].item() for name, value in scores.items()}
+    metrics = plain(records[DEFAULT_PRICE].scores(), 0)
+    told = {p: entry['scores'] for p, entry in tuned['prices'].items()}
+    prices = scores_by_price(records, self.data.group_names)
+    judge = OutOfFold(crossfit, nodes)
+    scores = judge.everywhere([[way] for way in crossfit.ways], sampled=True).scores()
+    ways = {str(way): plain(scores, i) for i, way in enumerate(crossfit.ways)}
+    lines = unequal(tuned['metrics'], metrics, near, 'metrics')
+    lines += _unequal_scores(told, prices, tuned, 'prices')
+    return lines + unequal({k: tuned['ways'][int(k)]['scores'] for k in ways}, ways, near, 'ways')
 
 # %% ../../nbs/61_verify.ipynb #cd7efad0
 @patch
@@ -509,7 +618,17 @@ def tested_methods(self: Audit, record: dict) -> dict[str, object]:  # method â†
     fine_tuning = self.records.get(self.files.finetuned_results, {})
     gate = record.get('gate_sha256') or fine_tuning.get('gate_sha256', 'that is not recorded')
     before, _ = self.mixture(gate)
+    if isinstance(tested, Ensemble):
+        tested = tested.at(record['price'])
     return compared_methods(self.data, before.experts, before, tested)
+
+
+@patch
+def tested_prices(self: Audit, record: dict, nodes: Evaluator) -> dict:  # price â†’ scores
+    "The scores of a cross-fitted mixture for all prices, computed from its file."
+    ensemble, payload = self.mixture(record['mixture_sha256'])
+    crossfit = restored(ensemble, payload['cross_fitting'], self.data)
+    return scores_by_price(crossfit.by_price(ensemble, nodes), self.data.group_names)
 
 # %% ../../nbs/61_verify.ipynb #0afb81b5
 @patch
@@ -529,10 +648,6 @@ def check_order(self: Audit, path: Path, record: dict):
         self.differs(path, *unequal({'tested_before': record['tested_before']}, should))
 
 # %% ../../nbs/61_verify.ipynb #5583fe5d
-def _without_ends(methods: dict) -> dict:
-    return {m: {n: {'value': s['value']} for n, s in v.items()} for m, v in methods.items()}
-
-
 @patch
 def check_test(self: Audit, path: Path):
     "Check the record of a test."
@@ -549,22 +664,20 @@ def check_test(self: Audit, path: Path):
         methods = self.tested_methods(record)
         nodes, near = Evaluator(self.data, record['split']), tolerance(record)
         should = {'seed': self.settings['seed'], 'nodes': len(nodes.nodes)}
+        final, names = methods.get('moe_finetuned', methods['moe']), tuple(self.data.group_names)
+        crossed = isinstance(final, Ensemble)
         if gate is not None and self.is_last(record):
-            should['roles'] = who_did_what(gate['teachers'])
-        mixture = methods.get('moe_finetuned', methods['moe'])
-        names = tuple(self.data.group_names)
-        usage = gate_usage(mixture, self.data, nodes.nodes)
+            should['roles'] = who_did_what(gate['teachers'], crossed)
+        usage = gate_usage(methods['moe'] if crossed else final, self.data, nodes.nodes)
         table = {
             name: scores_with_intervals(nodes.record(population), names)
             for name, population in methods.items()
         }
-        told = record['methods']
-        if record['intervals'] != INTERVALS or near > SAME_ARITHMETIC:
-            told, table = _without_ends(told), _without_ends(table)
-            logger.info('%s: intervals are not compared (another method or machine)', path)
+        prices = self.tested_prices(record, nodes) if crossed else {}
         lines = unequal({k: record[k] for k in should}, should)
         lines += unequal(record['gate_usage'], usage, near, 'gate_usage')
-        lines += unequal(told, table, near, 'methods')
+        lines += _unequal_scores(record['methods'], table, record, 'methods')
+        lines += _unequal_scores(record.get('prices', {}), prices, record, 'prices')
         self.differs(path, *lines)
 
 # %% ../../nbs/61_verify.ipynb #80b2275d
@@ -586,7 +699,9 @@ def by_file(self: Audit) -> list[Finding]:
         if path.name in found:
             continue
         unsealed = path in self.records and SEAL not in self.records[path]
-        note, state = 'an unsealed record of version 0.1' if unsealed else '', VERIFIED
+        note, state = self.notes.get(path.name, ''), VERIFIED
+        if unsealed:
+            note = 'an unsealed record of version 0.1'
         if path not in self.records and path not in self.loaded:
             note, state = 'no record names this file', NOT_CHECKED
         found[path.name] = [Finding(path.name, state, note)]

@@ -53,14 +53,19 @@ ROOMS = {
 # %% ../../nbs/72_report.ipynb #a3794075
 ROOMS |= {
     'report.mixture': (
+        'crossfit_words',
         'finetuning_table',
         'gate_attributions',
+        'gate_words',
         'looks',
         'mixture_notices',
         'mixture_winner',
         'plot_gate_reasons',
         'plot_plane',
+        'plot_prices',
         'plot_usage',
+        'prices_shown',
+        'prices_table',
         'routes_table',
         'test_table',
         'usage_table',

@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from matplotlib.patheffects import withStroke
+from matplotlib.transforms import Bbox
 from torch import Tensor
 from torch_geometric.data import Data
 
 from ..data.assembly import group_masks
 from ..experts.specs import EXPERTS
 from ..mixture.comparison import METHODS, floor_last, tested_words
+from ..mixture.crossfit import is_cross_fitted
 from ..mixture.gate import Mixture, gate_state
-from ..mixture.reading import MixtureAtHand
+from ..mixture.reading import AtHand, MixtureAtHand
 from moe_expert.report.look import (
     BLACK,
     BLUE,
@@ -46,9 +49,10 @@ from ..scores.intervals import interval_text, intervals
 from ..tuning.winners import Winner
 
 # %% auto #0
-__all__ = ['ON_TEST', 'AIMS_FIRST', 'EXPERT_BARS', 'SHOWN_GROUPS', 'test_table', 'looks', 'mixture_notices', 'plot_plane',
-           'plot_usage', 'usage_table', 'gate_inputs', 'weights_from_inputs', 'gate_path', 'gate_attributions',
-           'plot_gate_reasons', 'routes_table', 'finetuning_table', 'mixture_winner']
+__all__ = ['ON_TEST', 'AIMS_FIRST', 'EXPERT_BARS', 'SHOWN_GROUPS', 'WAY_SCORES', 'test_table', 'looks', 'mixture_notices',
+           'plot_plane', 'plot_usage', 'usage_table', 'gate_inputs', 'weights_from_inputs', 'gate_path',
+           'gate_attributions', 'plot_gate_reasons', 'routes_table', 'finetuning_table', 'crossfit_words', 'gate_words',
+           'plot_prices', 'prices_table', 'prices_shown', 'mixture_winner']
 
 # %% ../../nbs/67_mixture_report.ipynb #f19890c1
 ON_TEST = (
@@ -58,13 +62,20 @@ ON_TEST = (
 AIMS_FIRST = tuple(dict.fromkeys(['utility', *GAPS, 'final_score', *FACTS]))
 
 # %% ../../nbs/67_mixture_report.ipynb #261b71a5
+def _title(method: str, test: dict) -> str:
+    "How a method is called, with the price of a cross-fitted mixture."
+    if method == 'moe_finetuned' and 'prices' in test:
+        return f'mixture, cross-fitted (price {test["price"]:g})'
+    return METHODS[method].title
+
+
 def test_table(
     test: dict,  # what `MoETrainer.evaluate` returns
     scores: tuple[str, ...] = AIMS_FIRST,  # columns
 ) -> Table:  # a row per method
     "Scores of every method with intervals."
     rows = [
-        {'method': METHODS[m].title} | {n: interval_text(**values[n]) for n in scores}
+        {'method': _title(m, test)} | {n: interval_text(**values[n]) for n in scores}
         for m, values in floor_last(test['methods']).items()
     ]
     return table(rows, ON_TEST).set_index('method')
@@ -100,7 +111,7 @@ def plot_plane(
     figure, axes = picture(1, 2, size=(10, 4.6), alt=alt, sharex=True)
     for ax, score in zip(axes[0], GAPS):
         for name, values in test['methods'].items():
-            _draw_method(ax, name, values['utility'], values[score])
+            _draw_method(ax, name, _title(name, test), values['utility'], values[score])
         ax.set_xlabel(better('utility'))
         ax.set_ylabel(better(score))
         ax.set_ylim(bottom=0)
@@ -108,7 +119,7 @@ def plot_plane(
     return figure
 
 # %% ../../nbs/67_mixture_report.ipynb #fa423587
-def _draw_method(ax, name: str, x: dict, y: dict):
+def _draw_method(ax, name: str, title: str, x: dict, y: dict):
     "One method: its marker, and a whisker for each interval that is known."
     method, thin = METHODS[name], dict(lw=0.8, alpha=0.5)
     if x['value'] is None or y['value'] is None:
@@ -121,7 +132,7 @@ def _draw_method(ax, name: str, x: dict, y: dict):
         ax.plot(x['value'], y['debiased'], '_', color=method.colour, ms=9)
     face = 'white' if name == 'majority_class' else method.colour
     style = dict(color=face, ms=method.size, markeredgecolor=BLACK, ls='', zorder=3)
-    ax.plot(x['value'], y['value'], method.marker, label=method.title, **style)
+    ax.plot(x['value'], y['value'], method.marker, label=title, **style)
 
 # %% ../../nbs/67_mixture_report.ipynb #7458b5b5
 EXPERT_BARS = {
@@ -325,20 +336,28 @@ def finetuning_table(
     gate: dict,  # result record of the gate
     tuned: dict | None,  # record of the fine-tuning, None if there was none
 ) -> Table:  # a row per score
-    "Validation scores before and after fine-tuning, and whether it was kept."
+    """Validation scores before and after fine-tuning, and whether it was kept.
+
+    Of cross-fitted integration instead a row per way that was tried, out of fold.
+    """
     if tuned is None:
         return table({'': {'fine-tuning': 'was not asked for'}}, 'Fine-tuning')
+    if is_cross_fitted(tuned):
+        return _ways_table(tuned)
     rows = []
     for name in (n for n in FACTS if n in gate['best_metrics']):
         before, after = gate['best_metrics'][name], tuned['metrics'].get(name)
         change = None if after is None else after - before
         row = dict(score=name, better=FACTS[name].better, before=before, after=after, change=change)
         rows.append(row)
-    kept = 'kept' if tuned['kept'] else 'not kept'
     details = f'validation nodes, {tuned["epochs_run"]} epochs{_best_way(tuned)}'
-    return table(rows, f'Fine-tuning was {kept}: {tuned["why"]} ({details})').set_index('score')
+    return table(rows, f'Fine-tuning {_outcome(tuned)} ({details})').set_index('score')
 
 # %% ../../nbs/67_mixture_report.ipynb #665b3d61
+def _outcome(tuned: dict) -> str:
+    return f'was {"kept" if tuned["kept"] else "not kept"}: {tuned["why"]}'
+
+
 def _best_way(tuned: dict) -> str:
     "The settings that validation chose, if there was a choice."
     ways = tuned['fine_tuning']
@@ -349,6 +368,195 @@ def _best_way(tuned: dict) -> str:
         f'; the best of {len(ways)} ways: learning rates {way["expert_lr"]:g} and '
         f'{way["gate_lr"]:g}, pull {way["pull"]:g}'
     )
+
+# %% ../../nbs/67_mixture_report.ipynb #a4809ece
+WAY_SCORES = ('utility', *GAPS, 'final_score')
+
+
+def _ways_table(tuned: dict) -> Table:
+    "The ways of cross-fitted integration, out of fold."
+    rows = []
+    for number, way in enumerate(tuned['ways']):
+        scores, prices = way['scores'] or {}, tuned.get('prices', {})
+        used = ', '.join(p for p, entry in prices.items() if number in entry['ways'])
+        row = {'way': number + 1, 'learning rate': way['lr']} | {
+            n: way[n] for n in ('gaps', 'pull')
+        }
+        row |= {name: scores.get(name) for name in WAY_SCORES}
+        feasible = 'yes' if way['feasible'] else 'no' if scores else 'no: it diverged'
+        rows.append(row | {'feasible': feasible, 'used at price': used or '–'})
+    how = 'validation nodes, out of fold; gaps and pull: weights in the loss'
+    caption = f'Cross-fitted integration {_outcome(tuned)} ({how})'
+    return table(rows, caption).set_index('way')
+
+# %% ../../nbs/67_mixture_report.ipynb #8e7984c9
+def _who_taught(settings: dict) -> list[str]:
+    "What the labels of the validation nodes did, and what follows from it."
+    parts = settings['parts']
+    return [
+        f'Each network was taught by the training nodes and by {parts - 1}/{parts} of the '
+        f'validation nodes; the 1/{parts} left out judged it. The ways were chosen by these '
+        'judgements.',
+        'So this mixture learned from more labels than the experts and the gate above. In the '
+        'trials that led to this recipe a single network that was taught by the same labels in '
+        'the same way was as good: a gain over the gate comes from the labels, not from mixing.',
+    ]
+
+
+def crossfit_words(
+    about: AtHand,
+) -> list[Sentences]:  # one; none where stage 3 was not cross-fitted
+    "What cross-fitted integration learned from, and what its scores are worth."
+    tuned = about.fine_tuning
+    if not is_cross_fitted(tuned):
+        return []
+    settings, said = tuned['fine_tuning'][0], []
+    if about.kept:
+        out, nested = (s['final_score'] for s in (tuned['metrics'], tuned['nested']))
+        best = len(tuned['prices']['1']['ways'])
+        of = f'best {best} of {len(tuned["ways"])}'
+        said.append(
+            f'At price 1, final_score out of fold, {of}: {out:.3f}; nested: {nested:.3f} (the one '
+            'to compare, because its choice of ways did not see the nodes that it is scored on).'
+        )
+    gate = f'The score of the tuned gate on the same nodes, {tuned["score_before"]:.3f}, '
+    gate += 'is no yardstick: the gate was selected on these very nodes.'
+    return [Sentences([*said, *_who_taught(settings), gate])]
+
+# %% ../../nbs/67_mixture_report.ipynb #81210106
+def gate_words(
+    about: AtHand,
+) -> list[Sentences]:  # one; none where the gate is part of the final model
+    "That the gate which is shown is not part of the model."
+    if not about.cross_fitted:
+        return []
+    return [
+        Sentences(
+            [
+                'The gate is not part of the final model, which is a fixed mean of cross-fitted '
+                'networks. This section describes the gate as it was tuned before, in stage 2.'
+            ]
+        )
+    ]
+
+# %% ../../nbs/67_mixture_report.ipynb #502e37cb
+def _models(tuned: dict) -> dict[str, str]:
+    "The label of each different model → the first of its prices."
+    models = []
+    for price, entry in tuned['prices'].items():
+        ways = sorted(entry['ways'])
+        if models and models[-1][0] == ways:
+            models[-1][1].append(price)
+        else:
+            models.append((ways, [price]))
+    return {', '.join(prices): prices[0] for _, prices in models}
+
+
+def _unfairness(scores: dict) -> dict:  # value, low and high; None where it is undefined
+    "The sum of both gaps, between the sums of the ends of their intervals."
+    ends = {end: [scores[gap][end] for gap in GAPS] for end in ('value', 'low', 'high')}
+    return {end: None if None in both else sum(both) for end, both in ends.items()}
+
+
+def _by_price(tuned: dict, test: dict) -> dict[str, dict[str, dict]]:
+    "Which nodes → price → scores."
+    out = {price: entry['scores'] for price, entry in tuned['prices'].items()}
+    return {'out of fold': out, 'test': test['prices']}
+
+# %% ../../nbs/67_mixture_report.ipynb #3edc696f
+_SERIES = {  # nodes → how their points look
+    'out of fold': dict(marker='o', ls='-', color=BLUE),
+    'test': dict(marker='s', ls='--', color=VERMILION),
+}
+
+
+def plot_prices(
+    tuned: dict,  # record of cross-fitted integration that was kept
+    test: dict,  # record of the test
+) -> Picture:
+    "Utility against unfairness for the model of each price, with 95 % intervals."
+    alt = (
+        'Utility against unfairness, out of fold and on the test nodes, a point for the model of '
+        'each price; the numbers are in the table below.'
+    )
+    figure, axes = picture(size=(6.5, 5), alt=alt)
+    ax, models, points = axes[0, 0], _models(tuned), []
+    for nodes, of_price in _by_price(tuned, test).items():
+        points += _draw_series(ax, nodes, {label: of_price[p] for label, p in models.items()})
+    ax.set_title('numbers at the points: price of a unit of unfairness', fontsize=9)
+    ax.set_xlabel(better('utility'))
+    ax.set_ylabel(f'{" + ".join(GAPS)} (lower is better)')
+    ax.set_ylim(bottom=0)
+    legend_below(figure, 2)
+    _label_points(ax, points)
+    return figure
+
+# %% ../../nbs/67_mixture_report.ipynb #43298631
+def _draw_series(ax, nodes: str, models: dict[str, dict]) -> list[tuple[float, float, str]]:
+    "The models on some nodes: a line through the points, and whiskers. What is to be labelled."
+    style, points = _SERIES[nodes], []
+    for label, scores in models.items():
+        x, y = scores['utility'], _unfairness(scores)
+        if None in (x['value'], y['value']):
+            continue  # undefined: the table below the picture says so
+        points.append((x['value'], y['value'], label))
+        thin = dict(color=style['color'], lw=0.8, alpha=0.35)
+        if x['low'] is not None:
+            ax.hlines(y['value'], x['low'], x['high'], **thin)
+        if y['low'] is not None:
+            ax.vlines(x['value'], y['low'], y['high'], **thin)
+    lines = [p[0] for p in points], [p[1] for p in points]
+    ax.plot(*lines, lw=1, ms=7, markeredgecolor=BLACK, label=nodes, zorder=3, **style)
+    return points
+
+
+def _label_points(ax, points: list[tuple[float, float, str]]):
+    "A label beside each point, if possible where it covers no point and no other label."
+    ax.figure.draw_without_rendering()  # settles where the axes are
+    centres = [ax.transData.transform(p[:2]) for p in points]
+    taken = [Bbox.from_bounds(x - 7, y - 7, 14, 14) for x, y in centres]
+    halo = [withStroke(linewidth=2, foreground='white')]
+    for x, y, label in points:
+        for dx, dy in _PLACES:
+            style = dict(ha='left' if dx > 0 else 'right', fontsize=8, path_effects=halo, zorder=4)
+            text = ax.annotate(label, (x, y), (dx, dy), textcoords='offset points', **style)
+            box = text.get_window_extent()
+            if (dx, dy) == _PLACES[-1] or not any(box.overlaps(other) for other in taken):
+                break
+            text.remove()
+        taken.append(box)
+
+
+_PLACES = [(dx, dy) for d in (0, 8, 18) for dx in (8, -8) for dy in (d + 4, -d - 10)]
+
+# %% ../../nbs/67_mixture_report.ipynb #ecfc478e
+def prices_table(
+    tuned: dict,  # record of cross-fitted integration that was kept
+    test: dict,  # record of the test
+) -> Table:  # a row per different model
+    "Utility and both gaps of the model of each price, out of fold and on the test nodes."
+    rows = []
+    for label, first in _models(tuned).items():
+        ways = ', '.join(str(way + 1) for way in sorted(tuned['prices'][first]['ways']))
+        row = {'price': label, 'ways': ways}
+        for nodes, of_price in _by_price(tuned, test).items():
+            for name in ('utility', *GAPS):
+                row[f'{name}, {nodes}'] = interval_text(**of_price[first][name])
+        rows.append(row)
+    shown = f'this report shows the model of price {test["price"]:g}'
+    ends = 'in the picture the ends of those of both gaps are added'
+    caption = f'What each price of unfairness buys: {shown}; brackets: 95 % intervals; {ends}'
+    return table(rows, caption).set_index('price')
+
+
+def prices_shown(
+    seen: MixtureAtHand,
+) -> list:  # picture and table; empty where the mixture has no prices
+    "What each price of unfairness buys."
+    if seen.price is None:
+        return []
+    records = seen.about.fine_tuning, seen.test
+    return [plot_prices(*records), prices_table(*records)]
 
 # %% ../../nbs/67_mixture_report.ipynb #d2b949b8
 def mixture_winner(
