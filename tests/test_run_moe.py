@@ -34,8 +34,8 @@ def quick(monkeypatch):
     monkeypatch.setattr(
         trainer,
         'MoESettings',
-        lambda teachers, fine_tuning: replace(
-            settings, teachers=teachers, fine_tuning=short(fine_tuning)
+        lambda teachers, fine_tuning, price: replace(
+            settings, teachers=teachers, fine_tuning=short(fine_tuning), price=price
         ),
     )
 

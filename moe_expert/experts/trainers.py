@@ -339,7 +339,7 @@ def group_weights(
     known = dict(sizes=self.sizes, unknown=self.unknown)
     return GroupWeights.of(sens, y, weight, self.dtype, **known)
 
-
+# %% ../../nbs/37_trainers.ipynb #f98623c0
 @patch
 def _batch(self: PopulationTrainer, x: Tensor, nodes: Tensor | None = None) -> Batch:
     absx = x.abs() if 'lambda_attention' in self.coefficients else None

@@ -64,7 +64,7 @@ def halves(
     second = torch.cat([members[len(members) // 2 :] for members in cells])
     return first.sort().values, second.sort().values
 
-
+# %% ../../nbs/54_teachers.ipynb #589f5846
 def equal_parts(
     nodes: Tensor,  # [n] node numbers
     data: Data,  # y; sens of one attribute or of several
