@@ -650,6 +650,8 @@ define(
     dict.fromkeys(('train', 'run', 'FairMoEClassifier'), dict(needs=('fine_tune', True)))
     | {'moe.ipynb': dict(needs=(('read_only', False), ('fine_tune', True)))},
 )
+
+# %% ../nbs/01_parameters.ipynb #2177bc7d
 _PRICE = (
     'with `ways` `crossfit`: what a unit of unfairness costs, in units of utility; the final model '
     'is the one that is worth most at this price (all of them are kept)'

@@ -70,6 +70,10 @@ ROOMS |= {
         'test_table',
         'usage_table',
     ),
+}
+
+# %% ../../nbs/72_report.ipynb #975faeb1
+ROOMS |= {
     'report.trade_off': ('pareto_table', 'plot_pareto', 'trade_off_shown'),
     'report.pages': ('record_cells', 'save_notebook', 'write_page'),
     'report.index': ('saved_files', 'write_index'),

@@ -35,6 +35,14 @@ from moe_expert.report.look import (
     picture,
     table,
 )
+
+# %% auto #0
+__all__ = ['ON_TEST', 'AIMS_FIRST', 'EXPERT_BARS', 'SHOWN_GROUPS', 'WAY_SCORES', 'test_table', 'looks', 'mixture_notices',
+           'plot_plane', 'plot_usage', 'usage_table', 'gate_inputs', 'weights_from_inputs', 'gate_path',
+           'gate_attributions', 'plot_gate_reasons', 'routes_table', 'finetuning_table', 'crossfit_words', 'gate_words',
+           'plot_prices', 'prices_table', 'prices_shown', 'mixture_winner']
+
+# %% ../../nbs/67_mixture_report.ipynb #3bf0c417
 from .search import GAPS
 from moe_expert.scores.attributions import (
     Integral,
@@ -47,12 +55,6 @@ from ..scores.evaluation import Evaluator
 from ..scores.facts import FACTS, better
 from ..scores.intervals import interval_text, intervals
 from ..tuning.winners import Winner
-
-# %% auto #0
-__all__ = ['ON_TEST', 'AIMS_FIRST', 'EXPERT_BARS', 'SHOWN_GROUPS', 'WAY_SCORES', 'test_table', 'looks', 'mixture_notices',
-           'plot_plane', 'plot_usage', 'usage_table', 'gate_inputs', 'weights_from_inputs', 'gate_path',
-           'gate_attributions', 'plot_gate_reasons', 'routes_table', 'finetuning_table', 'crossfit_words', 'gate_words',
-           'plot_prices', 'prices_table', 'prices_shown', 'mixture_winner']
 
 # %% ../../nbs/67_mixture_report.ipynb #f19890c1
 ON_TEST = (
