@@ -488,7 +488,7 @@ def _try_ways(self: MoETrainer, mixture: Mixture) -> list[TrainedModel]:
         models.append(model)
     return models
 
-
+# %% ../nbs/58_trainer.ipynb #cda113a7
 @patch
 def fine_tune(
     self: MoETrainer,
@@ -519,7 +519,7 @@ def fine_tune(
     self.progress(Progress('fine-tuning', steps, steps, best=result['score_after']))
     return result
 
-
+# %% ../nbs/58_trainer.ipynb #96b97172
 @patch
 def _use_final(self: MoETrainer, sha256: str):
     "Use the mixture of stage 3 in the files."
@@ -702,7 +702,7 @@ def gate_in_use(self: MoETrainer) -> Mixture:
     "The gate whose use of the experts is told: of a cross-fitted mixture that it came from."
     return self._current() if self.ensemble is None else self.tuned_gate
 
-
+# %% ../nbs/58_trainer.ipynb #fe299cad
 @patch
 def _evaluate(self: MoETrainer, split: str) -> dict:
     "Scores of all methods with intervals, and how the gate uses the experts."
@@ -779,7 +779,7 @@ def predict_proba(
         mixture = self.ensemble.at(price)
     return checkpoints.predict_proba(mixture, people, recipe, edge_index, known)
 
-
+# %% ../nbs/58_trainer.ipynb #166b9c53
 @patch
 def save(
     self: MoETrainer,
