@@ -5,10 +5,11 @@
 # %% ../../nbs/65_mixture_report.ipynb #e739ee93
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import torch
 from torch import Tensor
-from torch_geometric.data import Data
 
 from ..data.assembly import group_masks
 from ..experts.specs import EXPERTS
@@ -44,6 +45,9 @@ from ..scores.evaluation import Evaluator
 from ..scores.facts import FACTS, better
 from ..scores.intervals import interval_text, intervals
 from ..tuning.winners import Winner
+
+if TYPE_CHECKING:
+    from torch_geometric.data import Data
 
 # %% auto #0
 __all__ = ['ON_TEST', 'AIMS_FIRST', 'EXPERT_BARS', 'SHOWN_GROUPS', 'test_table', 'looks', 'mixture_notices', 'plot_plane',
