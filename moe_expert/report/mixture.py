@@ -46,13 +46,14 @@ from ..scores.facts import FACTS, better
 from ..scores.intervals import interval_text, intervals
 from ..tuning.winners import Winner
 
-if TYPE_CHECKING:
-    from torch_geometric.data import Data
-
 # %% auto #0
 __all__ = ['ON_TEST', 'AIMS_FIRST', 'EXPERT_BARS', 'SHOWN_GROUPS', 'test_table', 'looks', 'mixture_notices', 'plot_plane',
            'plot_usage', 'usage_table', 'gate_inputs', 'weights_from_inputs', 'gate_path', 'gate_attributions',
            'plot_gate_reasons', 'routes_table', 'finetuning_table', 'mixture_winner']
+
+# %% ../../nbs/65_mixture_report.ipynb #ca4e876e
+if TYPE_CHECKING:
+    from torch_geometric.data import Data
 
 # %% ../../nbs/65_mixture_report.ipynb #f19890c1
 ON_TEST = (
