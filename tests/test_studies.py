@@ -16,6 +16,7 @@ import sqlalchemy
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from optuna.distributions import FloatDistribution
 from optuna.exceptions import StorageInternalError
 from optuna.trial import TrialState
 
@@ -107,7 +108,7 @@ def running(study, worker, params=None):
     template = optuna.trial.create_trial(
         state=TrialState.RUNNING,
         params=params or {},
-        distributions=SPACE if params else {},
+        distributions=dict.fromkeys(SPACE, FloatDistribution(-3.0, 3.0)) if params else {},
         user_attrs={'worker': worker},
     )
     trial_id = study._storage.create_new_trial(study._study_id, template)
