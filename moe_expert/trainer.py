@@ -82,7 +82,6 @@ from .tuning.folder import ExpertFiles, locked, make_folder, read_record
 from .tuning.progress import Progress
 from .tuning.records import Destination, Done, Search, floor_record, quiet, tune
 from .tuning.settings import GATE_DEFAULTS, GATE_SPACE, study_name
-from .tuning.storage import delete_studies, open_storage, open_study
 
 logger = logging.getLogger(__name__)
 
@@ -160,9 +159,7 @@ class MoETrainer:
             options |= {'storage': storage, 'settings': tune_settings, 'progress': progress}
             options |= {} if backbone is None else {'backbone': backbone}
             ExpertTuner(data, seed, cache_dir, **options).tune_all_experts(n_trials)
-        self._load(data, backbone, storage)
-        if overwrite:  # studies in `cache_dir` are gone already; those in a shared storage are not
-            delete_studies(self.storage, [gate_study_name(self)])
+        self._load(data, backbone, storage, overwrite)
 
 # %% ../nbs/58_trainer.ipynb #e5c8a90e
 def _use_cached(files: ExpertFiles, use_cached_experts: bool | None, overwrite: bool) -> bool:
@@ -178,8 +175,10 @@ def _use_cached(files: ExpertFiles, use_cached_experts: bool | None, overwrite: 
 
 
 @patch
-def _load(self: MoETrainer, data: Data, backbone: str | None, storage: str | None):
+def _load(self: MoETrainer, data: Data, backbone: str | None, storage: str | None, overwrite: bool):
     "Load the experts and open the storage."
+    from moe_expert.tuning.storage import delete_studies, open_storage  # imports Optuna
+
     self.data = copy(data).to(self.device)  # `Data.to` works in place
     loaded = checkpoints.load_experts(self.files.cache_dir, data, self.seed, backbone)
     experts, self.about = loaded
@@ -193,6 +192,8 @@ def _load(self: MoETrainer, data: Data, backbone: str | None, storage: str | Non
     self.stage = self.sha256 = None  # of the mixture, and of the file that holds it
     self.gate_sha256 = None  # of the file with the tuned gate behind it
     self.made_of = {e: a['sha256'] for e, a in self.about.items()}  # expert files behind it
+    if overwrite:  # studies in `cache_dir` are gone already; those in a shared storage are not
+        delete_studies(self.storage, [gate_study_name(self)])
 
 # %% ../nbs/58_trainer.ipynb #a475c9d7
 _STAGES = {
@@ -341,6 +342,8 @@ def _gate_parameters(model: TrainedModel) -> dict[str, Tensor]:
 def _gate_search(self: MoETrainer) -> Search:
     def train(batch: list[dict], show: Callable) -> list[TrainedModel]:
         return self._train([GateConfig(**params, seed=self.seed) for params in batch], show)
+
+    from moe_expert.tuning.storage import open_study  # imports Optuna
 
     study = open_study(self.storage, gate_study_name(self), GATE.maximize)
     epochs = self.settings.gate.epochs

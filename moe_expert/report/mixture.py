@@ -5,12 +5,13 @@
 # %% ../../nbs/67_mixture_report.ipynb #e739ee93
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import torch
 from matplotlib.patheffects import withStroke
 from matplotlib.transforms import Bbox
 from torch import Tensor
-from torch_geometric.data import Data
 
 from ..data.assembly import group_masks
 from ..experts.specs import EXPERTS
@@ -53,6 +54,10 @@ __all__ = ['ON_TEST', 'AIMS_FIRST', 'EXPERT_BARS', 'SHOWN_GROUPS', 'WAY_SCORES',
            'plot_plane', 'plot_usage', 'usage_table', 'gate_inputs', 'weights_from_inputs', 'gate_path',
            'gate_attributions', 'plot_gate_reasons', 'routes_table', 'finetuning_table', 'crossfit_words', 'gate_words',
            'plot_prices', 'prices_table', 'prices_shown', 'mixture_winner']
+
+# %% ../../nbs/67_mixture_report.ipynb #ca4e876e
+if TYPE_CHECKING:
+    from torch_geometric.data import Data
 
 # %% ../../nbs/67_mixture_report.ipynb #f19890c1
 ON_TEST = (
