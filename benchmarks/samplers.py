@@ -25,6 +25,7 @@ os.environ.setdefault('OMP_NUM_THREADS', '1')  # before torch is imported
 import numpy as np
 import optuna
 from common import EXPERTS, best_so_far, find_data, read_json, t_interval, write_json
+from optuna.distributions import FloatDistribution
 from optuna.samplers import GPSampler, QMCSampler, RandomSampler, TPESampler
 from optuna.trial import TrialState
 
@@ -94,6 +95,9 @@ class Tuning:
         )
         self.study = optuna.create_study(direction='maximize' if spec.maximize else 'minimize')
         self.study.enqueue_trial({k: DEFAULT_PARAMS[k] for k in self.space})
+        self.distributions = {
+            k: FloatDistribution(r.low, r.high, log=r.log) for k, r in self.space.items()
+        }
         self.kept, self.results = None, []
 
     @property
@@ -118,7 +122,7 @@ class Tuning:
         trials = []
         for rank in range(self.done, self.done + size):
             self.study.sampler = self._sampler(rank)
-            trials.append(self.study.ask(self.space))
+            trials.append(self.study.ask(self.distributions))
         return trials
 
     def tell(self, trial: optuna.Trial, result: dict):

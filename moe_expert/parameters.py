@@ -651,7 +651,7 @@ define(
     | {'moe.ipynb': dict(needs=(('read_only', False), ('fine_tune', True)))},
 )
 
-# %% ../nbs/01_parameters.ipynb #2177bc7d
+# %% ../nbs/01_parameters.ipynb #8d59747c
 _PRICE = (
     'with `ways` `crossfit`: what a unit of unfairness costs, in units of utility; the final model '
     'is the one that is worth most at this price (all of them are kept)'

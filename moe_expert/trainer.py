@@ -82,7 +82,6 @@ from .tuning.folder import ExpertFiles, locked, make_folder, read_record
 from .tuning.progress import Progress
 from .tuning.records import Destination, Done, Search, floor_record, quiet, tune
 from .tuning.settings import GATE_DEFAULTS, GATE_SPACE, study_name
-from .tuning.storage import delete_studies, open_storage, open_study
 
 logger = logging.getLogger(__name__)
 
@@ -160,9 +159,7 @@ class MoETrainer:
             options |= {'storage': storage, 'settings': tune_settings, 'progress': progress}
             options |= {} if backbone is None else {'backbone': backbone}
             ExpertTuner(data, seed, cache_dir, **options).tune_all_experts(n_trials)
-        self._load(data, backbone, storage)
-        if overwrite:  # studies in `cache_dir` are gone already; those in a shared storage are not
-            delete_studies(self.storage, [gate_study_name(self)])
+        self._load(data, backbone, storage, overwrite)
 
 # %% ../nbs/58_trainer.ipynb #e5c8a90e
 def _use_cached(files: ExpertFiles, use_cached_experts: bool | None, overwrite: bool) -> bool:
@@ -178,8 +175,10 @@ def _use_cached(files: ExpertFiles, use_cached_experts: bool | None, overwrite: 
 
 
 @patch
-def _load(self: MoETrainer, data: Data, backbone: str | None, storage: str | None):
+def _load(self: MoETrainer, data: Data, backbone: str | None, storage: str | None, overwrite: bool):
     "Load the experts and open the storage."
+    from moe_expert.tuning.storage import delete_studies, open_storage  # imports Optuna
+
     self.data = copy(data).to(self.device)  # `Data.to` works in place
     loaded = checkpoints.load_experts(self.files.cache_dir, data, self.seed, backbone)
     experts, self.about = loaded
@@ -193,6 +192,8 @@ def _load(self: MoETrainer, data: Data, backbone: str | None, storage: str | Non
     self.stage = self.sha256 = None  # of the mixture, and of the file that holds it
     self.gate_sha256 = None  # of the file with the tuned gate behind it
     self.made_of = {e: a['sha256'] for e, a in self.about.items()}  # expert files behind it
+    if overwrite:  # studies in `cache_dir` are gone already; those in a shared storage are not
+        delete_studies(self.storage, [gate_study_name(self)])
 
 # %% ../nbs/58_trainer.ipynb #a475c9d7
 _STAGES = {
@@ -342,6 +343,8 @@ def _gate_search(self: MoETrainer) -> Search:
     def train(batch: list[dict], show: Callable) -> list[TrainedModel]:
         return self._train([GateConfig(**params, seed=self.seed) for params in batch], show)
 
+    from moe_expert.tuning.storage import open_study  # imports Optuna
+
     study = open_study(self.storage, gate_study_name(self), GATE.maximize)
     epochs = self.settings.gate.epochs
     options = {'parameters': _gate_parameters, 'epochs': epochs, 'progress': self.progress}
@@ -488,7 +491,7 @@ def _try_ways(self: MoETrainer, mixture: Mixture) -> list[TrainedModel]:
         models.append(model)
     return models
 
-# %% ../nbs/58_trainer.ipynb #a99a0032
+# %% ../nbs/58_trainer.ipynb #cda113a7
 @patch
 def fine_tune(
     self: MoETrainer,
@@ -519,7 +522,7 @@ def fine_tune(
     self.progress(Progress('fine-tuning', steps, steps, best=result['score_after']))
     return result
 
-# %% ../nbs/58_trainer.ipynb #173d978e
+# %% ../nbs/58_trainer.ipynb #96b97172
 @patch
 def _use_final(self: MoETrainer, sha256: str):
     "Use the mixture of stage 3 in the files."
@@ -702,7 +705,7 @@ def gate_in_use(self: MoETrainer) -> Mixture:
     "The gate whose use of the experts is told: of a cross-fitted mixture that it came from."
     return self._current() if self.ensemble is None else self.tuned_gate
 
-# %% ../nbs/58_trainer.ipynb #7c312cc2
+# %% ../nbs/58_trainer.ipynb #fe299cad
 @patch
 def _evaluate(self: MoETrainer, split: str) -> dict:
     "Scores of all methods with intervals, and how the gate uses the experts."
@@ -779,7 +782,7 @@ def predict_proba(
         mixture = self.ensemble.at(price)
     return checkpoints.predict_proba(mixture, people, recipe, edge_index, known)
 
-
+# %% ../nbs/58_trainer.ipynb #166b9c53
 @patch
 def save(
     self: MoETrainer,
@@ -790,7 +793,7 @@ def save(
     content = self._checkpoint(mixture, self.stage, self.made_of, {}, {})
     return save_checkpoint(path, content)
 
-# %% ../nbs/58_trainer.ipynb #3ba27e0a
+
 @patch
 def load(
     self: MoETrainer,

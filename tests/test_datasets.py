@@ -793,3 +793,40 @@ def test_edges_that_are_no_graph(edges, says):
 def test_pairs_that_are_no_numbers():
     with pytest.raises(DataError, match='edges: an edge list holds numbers only'):
         check_edges([['a', 'b']], 4, 'edges')
+
+
+def test_data_come_without_the_compiler_of_torch():
+    code = """
+import sys
+from moe_expert.datasets import load_dataset
+load_dataset('synthetic-200')
+loaded = {'torch_geometric', 'torch._dynamo', 'sympy'} & set(sys.modules)
+import torch
+from torch_geometric import is_torch_instance
+compiled = torch.compile(torch.nn.Linear(1, 1))  # PyG imports it now, and sees through it
+print(loaded, is_torch_instance(compiled, torch.nn.Linear), 'torch._dynamo' in sys.modules)
+"""
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
+    assert done.stdout.split('\n')[-2] == "{'torch_geometric'} True True"
+
+
+@pytest.mark.parametrize('first', ['', 'import colorsys\n'])  # a module that is loaded stays so
+def test_what_is_set_aside_is_imported_on_first_use(first):
+    code = f"""
+import sys
+{first}from moe_expert.data.assembly import set_aside
+there = 'colorsys' in sys.modules
+with set_aside('colorsys', 'rgb_to_hsv'), set_aside('no_such_module_here', 'f'):
+    from colorsys import rgb_to_hsv
+    try:
+        import no_such_module_here
+    except ImportError:
+        print('missing')
+print(there == ('colorsys' in sys.modules), rgb_to_hsv(1, 0, 0), 'colorsys' in sys.modules)
+with set_aside('wave'):
+    import wave
+    before = sys.modules['wave']
+    print(wave.Error.__name__, sys.modules['wave'] is not before)  # used: the real one
+"""
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
+    assert done.stdout == 'missing\nTrue (0.0, 1.0, 1) True\nError True\n'

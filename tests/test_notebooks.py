@@ -459,14 +459,14 @@ def test_importing_the_package_is_light():
     assert done.stdout.strip() == 'set()'
 
 
-LIGHT = {'fastcore', 'filelock', 'moe_expert'}  # what the modules may add to torch and optuna
+LIGHT = {'fastcore', 'moe_expert'}  # what the modules may add to torch
 
 
 @pytest.mark.parametrize('first_use', ['import moe_expert.trainer', 'moe_expert.ExpertTuner'])
-def test_training_imports_torch_and_optuna_alone(first_use):
-    """Slow packages (pandas, PyG, SQLAlchemy, scikit-learn) are imported where they are used."""
+def test_training_imports_torch_alone(first_use):
+    """Slow packages (Optuna, pandas, PyG, scikit-learn) are imported where they are used."""
     code = (
-        'import sys, moe_expert, torch, optuna\n'
+        'import sys, moe_expert, torch\n'
         "def packages(): return {name.split('.')[0] for name in sys.modules}\n"
         'before = packages()\n'
         f'{first_use}\n'

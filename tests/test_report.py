@@ -1,10 +1,14 @@
 "Tables and figures hold what the records say, in good times and bad; parameters and progress."
 
+import ast
 import base64
+import gc
 import io
 import json
 import re
 import shutil
+import subprocess
+import sys
 import warnings
 
 import numpy as np
@@ -12,6 +16,7 @@ import pytest
 import torch
 
 from moe_expert import report
+from moe_expert.data import audit as data_audit
 from moe_expert.data.synthetic import make_synthetic
 from moe_expert.datasets import load_dataset
 from moe_expert.errors import ArtifactError, DataWarning, OfflineEditionWarning, ParameterError
@@ -681,3 +686,53 @@ def test_cells_of_the_user_are_kept_where_they_ran():
         ('b', 3),
     ]
     assert all(c.execution_count is None for c in shipped.cells)
+
+
+# --- What a report costs, in counted work ------------------------------------------------
+
+
+def test_notebooks_are_read_without_checks_of_addresses():
+    pytest.importorskip('rfc3987_syntax')  # JupyterLab brings it
+    code = """
+import sys
+from moe_expert.report.pages import quick_notebooks
+with quick_notebooks():
+    import nbformat, papermill
+loaded = {'rfc3987_syntax', 'lark'} & set(sys.modules)
+from jsonschema import FormatChecker
+iri = FormatChecker(['iri'])  # the check itself is as it was
+print(loaded, iri.conforms('http://example.org/ä', 'iri'), iri.conforms('no <iri>', 'iri'))
+"""
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == 'set() True False'
+
+
+def test_a_report_audits_once_and_scores_each_winner_once(run, monkeypatch):
+    data, _, files = run
+    notebook = json.loads(report_pages.notebook_path().read_text(encoding='utf-8'))
+    audits, scored, drawn = [], [], []
+    count = lambda calls, f: lambda *args: (calls.append(f), f(*args))[1]
+    monkeypatch.setattr(data_audit, '_KEPT', {})
+    monkeypatch.setattr(data_audit, '_all_checks', count(audits, data_audit._all_checks))
+    monkeypatch.setattr(Evaluator, 'record', count(scored, Evaluator.record))
+    monkeypatch.setattr(report_people, 'load_dataset', lambda *_, **__: data)
+    monkeypatch.setattr(report_look.Picture, 'savefig', lambda *_, **__: drawn.append(1))
+    given = dict(dataset='synthetic-300', cache_dir=str(files.cache_dir), read_only=True)
+    space, threshold = {'display': lambda *shown: [show(o) for o in shown]}, gc.get_threshold()
+
+    def show(output):
+        for name in ('_repr_html_', '_repr_png_'):
+            getattr(output, name, lambda: None)()
+
+    for cell in notebook['cells']:
+        if cell['cell_type'] == 'code':
+            *lines, last = ast.parse(''.join(cell['source'])).body
+            exec(compile(ast.Module(lines, []), 'cell', 'exec'), space)
+            if isinstance(last, ast.Expr):
+                show(eval(compile(ast.Expression(last.value), 'cell', 'eval'), space))
+            else:
+                exec(compile(ast.Module([last], []), 'cell', 'exec'), space)
+            if 'parameters' in cell['metadata'].get('tags', []):
+                space |= given
+    gc.set_threshold(*threshold)
+    assert (len(audits), len(scored), len(drawn)) == (1, 3, 9)

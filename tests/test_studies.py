@@ -21,6 +21,7 @@ from optuna.exceptions import StorageInternalError
 from optuna.trial import TrialState
 
 from moe_expert.errors import ArtifactError, MoEExpertError
+from moe_expert.experts.specs import Range
 from moe_expert.tuning import storage as tuning_storage
 from moe_expert.tuning import studies as tuning_studies
 from moe_expert.tuning import trials as tuning_trials
@@ -51,7 +52,7 @@ def test_weights_survive_the_storage_to_the_bit():
 
 # --- whose trial it is, and which count -----------------------------------------------------------
 
-SPACE = dict(x=FloatDistribution(-3.0, 3.0), y=FloatDistribution(-3.0, 3.0))
+SPACE = dict(x=Range(-3.0, 3.0), y=Range(-3.0, 3.0))
 
 
 def parabola(batch):
@@ -107,7 +108,7 @@ def running(study, worker, params=None):
     template = optuna.trial.create_trial(
         state=TrialState.RUNNING,
         params=params or {},
-        distributions=SPACE if params else {},
+        distributions=dict.fromkeys(SPACE, FloatDistribution(-3.0, 3.0)) if params else {},
         user_attrs={'worker': worker},
     )
     trial_id = study._storage.create_new_trial(study._study_id, template)
@@ -290,7 +291,7 @@ from moe_expert.tuning import storage as tuning_storage
 from moe_expert.tuning.studies import *
 from moe_expert.tuning.trials import Outcome
 from moe_expert.tuning.storage import open_storage, open_study
-from optuna.distributions import FloatDistribution
+from moe_expert.experts.specs import Range
 tuning_storage.HEARTBEAT, tuning_storage.GRACE, tuning_studies.WAIT = 1, 4, .1
 address, n_trials, batch_size = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 seconds = float(sys.argv[4])
@@ -299,7 +300,7 @@ def train(batch):
     time.sleep(seconds)
     return [Outcome((p['x'] - 1) ** 2 + p['y'] ** 2) for p in batch]
 study = open_study(open_storage(address, None), 'shared', False)
-space = dict(x=FloatDistribution(-3., 3.), y=FloatDistribution(-3., 3.))
+space = dict(x=Range(-3., 3.), y=Range(-3., 3.))
 run_study(study, space, train, seed=0, label='shared', n_trials=n_trials,
           batch_size=batch_size, default=dict(x=0., y=0.))
 assert len(finished(study)) == n_trials, 'a worker left before the study had its trials'

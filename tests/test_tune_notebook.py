@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import nbformat
+import papermill.engines as papermill_engines
 import pytest
 from conftest import ROOT
 
@@ -119,12 +120,16 @@ def test_nbconvert_in_the_folder_of_the_notebook(clone):
 
 
 def test_full_bail(tmp_path, data_dir, monkeypatch):
+    written, write = [], papermill_engines.write_ipynb
+    count = lambda nb, path: (written.append(path), write(nb, path))[1]
+    monkeypatch.setattr(papermill_engines, 'write_ipynb', count)
     monkeypatch.chdir(tmp_path)
     options = dict(cache_dir='cache', data_dir=str(data_dir))
     ExpertTuner('recidivism', edition='full', epochs=100, **options).tune_expert('expert2', 2)
     path = run_report('recidivism', 'expert2', **options)
     assert str(path) == os.path.join('cache', 'bail_expert2_tuning_report.ipynb')
     text = text_of(outputs(path))
+    assert len(written) <= 3  # not again with every cell: the figures are half a megabyte
     assert (
         'TIME' in text
         and 'Possible leakage' in text

@@ -6,7 +6,12 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib import import_module
+from importlib.util import find_spec
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -22,7 +27,7 @@ if TYPE_CHECKING:
     from torch_geometric.data import Data
 
 # %% auto #0
-__all__ = ['scale_features', 'feature_range', 'assemble', 'whole_columns', 'column_report', 'sensitive_columns',
+__all__ = ['scale_features', 'feature_range', 'set_aside', 'assemble', 'whole_columns', 'column_report', 'sensitive_columns',
            'attribute_names', 'attribute_codes', 'group_masks', 'groups_text', 'column_codes', 'holds', 'group_columns',
            'group_note']
 
@@ -80,6 +85,54 @@ def _plain_columns(table: Table, spec: DatasetSpec) -> list[dict]:
         for name in table.names
     ]
 
+# %% ../../nbs/09_assembly.ipynb #77b84f65
+class _StandIn(ModuleType):
+    "A module that is imported as soon as something of it is used."
+
+    def __getattr__(self, name):
+        if name.startswith('__'):  # the import system looks whether this is a package
+            raise AttributeError(name)
+        if sys.modules.get(self.__name__) is self:
+            del sys.modules[self.__name__]
+        return getattr(import_module(self.__name__), name)
+
+
+def _on_first_call(module: str, name: str):
+    "A function of a module, which the first call imports."
+
+    def call(*args, **kwargs):
+        return getattr(import_module(module), name)(*args, **kwargs)
+
+    call.__name__ = name
+    return call
+
+# %% ../../nbs/09_assembly.ipynb #7f005aac
+@contextmanager
+def set_aside(
+    module: str,  # that a library imports, but needs only for what is not used here
+    *functions: str,  # those of its functions that the library takes by name
+) -> Iterator[None]:
+    """Import a library in the block without one of the modules that it imports.
+
+    The module is imported when something of it is used. One that is loaded or missing stays so.
+
+    >>> with set_aside('colorsys', 'rgb_to_hsv'):
+    ...     from colorsys import rgb_to_hsv
+    >>> rgb_to_hsv(1, 0, 0)
+    (0.0, 1.0, 1)
+    """
+    if module in sys.modules or find_spec(module) is None:
+        yield
+        return
+    stand_in = sys.modules[module] = _StandIn(module)
+    for name in functions:
+        setattr(stand_in, name, _on_first_call(module, name))
+    try:
+        yield
+    finally:
+        if sys.modules.get(module) is stand_in:
+            del sys.modules[module]
+
 # %% ../../nbs/09_assembly.ipynb #d39e5630
 def _masks(split: Sequence[np.ndarray], n: int) -> dict[str, Tensor]:
     "train_mask, val_mask and test_mask, each [n] bool."
@@ -133,7 +186,8 @@ def assemble(
     **more,  # further fields
 ) -> Data:
     "Split, scale, check and pack a table. `DataError` if a part lacks a class, or two groups."
-    from torch_geometric.data import Data
+    with set_aside('torch._dynamo'):
+        from torch_geometric.data import Data
 
     if table.weight is not None:
         more['weight'] = torch.from_numpy(table.weight)

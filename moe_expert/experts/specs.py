@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from ..scores.facts import FACTS
 
 # %% auto #0
-__all__ = ['LAMBDAS', 'EXPERTS', 'GATE', 'PARETO', 'ExpertSpec']
+__all__ = ['LAMBDAS', 'EXPERTS', 'GATE', 'PARETO', 'ExpertSpec', 'Range']
 
 # %% ../../nbs/35_specs.ipynb #621be9d5
 @dataclass(frozen=True)
@@ -41,3 +41,12 @@ EXPERTS = {spec.name: spec for spec in _SPECS}
 # %% ../../nbs/35_specs.ipynb #434309b6
 GATE = ExpertSpec('gate', 'mixture', 'final_score')
 PARETO = ExpertSpec('pareto', 'trade-off', 'final_score', LAMBDAS, warmup=0.2, several=True)
+
+# %% ../../nbs/35_specs.ipynb #9cc0a04c
+@dataclass(frozen=True)
+class Range:
+    "Where a search draws a parameter."
+
+    low: float
+    high: float
+    log: bool = False  # draw its logarithm; low > 0

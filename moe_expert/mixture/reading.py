@@ -252,7 +252,7 @@ class MixtureAtHand:
         parts = self.about.gate['experts']
         return [e for e in parts if sha256_file(self.files.checkpoint(e)) != parts[e]]
 
-# %% ../../nbs/59_reading.ipynb #f0b2a201
+# %% ../../nbs/59_reading.ipynb #a1f0ce19
 @patch
 def __repr__(self: MixtureAtHand):
     stage, price = self.about.stage, '' if self.price is None else f', price {self.price:g}'

@@ -72,7 +72,7 @@ ROOMS |= {
     ),
 }
 
-# %% ../../nbs/72_report.ipynb #975faeb1
+# %% ../../nbs/72_report.ipynb #97bbdad3
 ROOMS |= {
     'report.trade_off': ('pareto_table', 'plot_pareto', 'trade_off_shown'),
     'report.pages': ('record_cells', 'save_notebook', 'write_page'),

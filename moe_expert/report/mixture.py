@@ -5,12 +5,13 @@
 # %% ../../nbs/67_mixture_report.ipynb #e739ee93
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import torch
 from matplotlib.patheffects import withStroke
 from matplotlib.transforms import Bbox
 from torch import Tensor
-from torch_geometric.data import Data
 
 from ..data.assembly import group_masks
 from ..experts.specs import EXPERTS
@@ -42,7 +43,7 @@ __all__ = ['ON_TEST', 'AIMS_FIRST', 'EXPERT_BARS', 'SHOWN_GROUPS', 'WAY_SCORES',
            'gate_attributions', 'plot_gate_reasons', 'routes_table', 'finetuning_table', 'crossfit_words', 'gate_words',
            'plot_prices', 'prices_table', 'prices_shown', 'mixture_winner']
 
-# %% ../../nbs/67_mixture_report.ipynb #3bf0c417
+# %% ../../nbs/67_mixture_report.ipynb #bc3ad57d
 from .search import GAPS
 from moe_expert.scores.attributions import (
     Integral,
@@ -55,6 +56,10 @@ from ..scores.evaluation import Evaluator
 from ..scores.facts import FACTS, better
 from ..scores.intervals import interval_text, intervals
 from ..tuning.winners import Winner
+
+# %% ../../nbs/67_mixture_report.ipynb #ca4e876e
+if TYPE_CHECKING:
+    from torch_geometric.data import Data
 
 # %% ../../nbs/67_mixture_report.ipynb #f19890c1
 ON_TEST = (

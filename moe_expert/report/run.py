@@ -18,7 +18,7 @@ from ..errors import ReportError
 from ..experts.specs import EXPERTS
 from ..mixture.reading import as_recorded, read_results, read_test
 from ..parameters import Given, check, names
-from .pages import notebook_path, write_page
+from .pages import notebook_path, quick_notebooks, write_page
 from ..tuning.folder import ExpertFiles
 
 # %% auto #0
@@ -162,12 +162,16 @@ def execute(
 # %% ../../nbs/71_run.ipynb #051e8fca
 def _run_papermill(given: Given, out: Path, progress_bar: bool) -> Exception | None:
     "Execute the notebook of `given.door` into `out`; the error of the cell that failed, if any."
-    import papermill
+    with quick_notebooks():
+        import papermill
 
     values = {k: list(v) if isinstance(v, tuple) else v for k, v in given.items()}
-    source, options = str(notebook_path(given.door)), dict(progress_bar=progress_bar)
+    source = str(notebook_path(given.door))
+    options = dict(kernel_name='python3', progress_bar=progress_bar)
+    options['request_save_on_cell_execute'] = False  # but once at the end, also after an error
+    options['shutdown_kernel'] = 'immediate'  # to take a million objects apart needs a second
     try:
-        papermill.execute_notebook(source, str(out), values, kernel_name='python3', **options)
+        papermill.execute_notebook(source, str(out), values, **options)
     except papermill.PapermillExecutionError as err:
         return err
     return None

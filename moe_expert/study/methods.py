@@ -18,7 +18,6 @@ from dataclasses import asdict, replace
 import numpy as np
 import torch
 from fastcore.basics import patch
-from optuna.distributions import FloatDistribution
 from torch import Tensor
 from torch.nn.functional import softplus
 from torch_geometric.data import Data
@@ -29,7 +28,7 @@ from ..experts.floor import Floor, logistic_regression
 from ..experts.initialisation import population_of
 from ..experts.losses import cross_entropy
 from ..experts.populations import Population, joined
-from ..experts.specs import EXPERTS, GATE, LAMBDAS, ExpertSpec
+from ..experts.specs import EXPERTS, GATE, LAMBDAS, ExpertSpec, Range
 from ..experts.trainers import Batch, PopulationTrainer, TrainConfig, TrainSettings
 from ..experts.training import TrainedModel, run_training
 
@@ -56,7 +55,7 @@ from ..tuning.storage import open_storage, open_study
 # %% ../../nbs/83_study_methods.ipynb #c1f88c28
 def _digest(
     shared: SharedConditions,
-    space: dict[str, FloatDistribution],
+    space: dict[str, Range],
     about: Sequence,  # further plain data
 ) -> str:  # 16 hexadecimal digits
     "Trials with the same digest are comparable."
@@ -82,7 +81,7 @@ def _train_networks(
 def tune_alternative(
     shared: SharedConditions,
     spec: ExpertSpec,  # its name enters every draw; objective and direction
-    space: dict[str, FloatDistribution],
+    space: dict[str, Range],
     train: Callable[[list[dict]], list[TrainedModel]],  # parameters of a batch → models
     n_trials: int,
     *,
@@ -115,7 +114,7 @@ def tune_network(
     "A network of the benchmark's backbone, tuned as an expert is."
     setting, space = MIXTURE_SETTINGS[shared.setting], search_space(spec)
     if setting.lr_high:
-        space['lr'] = FloatDistribution(space['lr'].low, setting.lr_high, log=True)
+        space['lr'] = Range(space['lr'].low, setting.lr_high, log=True)
     tuned = tune_alternative(
         shared,
         spec,

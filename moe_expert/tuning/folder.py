@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 from fastcore.basics import patch
-from filelock import FileLock, Timeout
 
 from ..data.catalogue import check_name
 from ..data.files import sweep
@@ -165,6 +164,8 @@ def locked(
     timeout: float = 60.0,  # seconds to wait for a different holder
 ) -> Iterator[None]:
     "Hold the lock of a data set in its `cache_dir`. `ArtifactError` if it cannot be had."
+    from filelock import FileLock, Timeout  # slow to import
+
     path = files.cache_dir / f'.{files.dataset}.lock'
     lock = FileLock(path, timeout=timeout)
     try:

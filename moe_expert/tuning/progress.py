@@ -12,7 +12,6 @@ import time
 from dataclasses import dataclass
 
 from ..experts.specs import EXPERTS, GATE, PARETO, ExpertSpec
-from .studies import BATCH
 
 # %% ../../nbs/46_progress.ipynb #dc8cb6ac
 @dataclass(frozen=True)
@@ -113,6 +112,8 @@ def trials_so_far(
     >>> trials_so_far(Progress('expert1', 15, 30, epoch=1000, epochs=2000))
     22.5
     """
+    from moe_expert.tuning.studies import BATCH  # imports Optuna
+
     batch = min(p.n_trials, (p.trials // BATCH + 1) * BATCH) - p.trials
     return p.trials + (max(0, batch) * p.epoch / p.epochs if p.epochs else 0.0)
 

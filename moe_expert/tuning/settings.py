@@ -10,9 +10,7 @@ import json
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING
 
-from optuna.distributions import FloatDistribution
-
-from ..experts.specs import ExpertSpec
+from ..experts.specs import ExpertSpec, Range
 from ..experts.trainers import TrainSettings
 
 if TYPE_CHECKING:
@@ -24,23 +22,23 @@ __all__ = ['SEARCH_SPACE', 'GATE_SPACE', 'DEFAULT_PARAMS', 'GATE_DEFAULTS', 'HID
 
 # %% ../../nbs/45_settings.ipynb #c49d8f6e
 SEARCH_SPACE = {
-    'lr': FloatDistribution(1e-5, 1e-3, log=True),
-    'weight_decay': FloatDistribution(1e-6, 1e-3, log=True),
-    'lambda_rep': FloatDistribution(0.01, 10.0, log=True),
-    'lambda_fair': FloatDistribution(0.01, 10.0, log=True),
-    'lambda_attention': FloatDistribution(0.01, 10.0, log=True),
-    'lambda_adv': FloatDistribution(0.01, 10.0, log=True),
+    'lr': Range(1e-5, 1e-3, log=True),
+    'weight_decay': Range(1e-6, 1e-3, log=True),
+    'lambda_rep': Range(0.01, 10.0, log=True),
+    'lambda_fair': Range(0.01, 10.0, log=True),
+    'lambda_attention': Range(0.01, 10.0, log=True),
+    'lambda_adv': Range(0.01, 10.0, log=True),
 }
 GATE_SPACE = {
-    'gate_lr': FloatDistribution(1e-5, 1e-3, log=True),
-    'entropy_coeff': FloatDistribution(1e-5, 1e-2, log=True),
-    'lb_coeff': FloatDistribution(1e-5, 1e-2, log=True),
+    'gate_lr': Range(1e-5, 1e-3, log=True),
+    'entropy_coeff': Range(1e-5, 1e-2, log=True),
+    'lb_coeff': Range(1e-5, 1e-2, log=True),
 }
 
 
 def search_space(
     spec: ExpertSpec,  # one of `EXPERTS`
-) -> dict[str, FloatDistribution]:
+) -> dict[str, Range]:
     """The parameters that the study of an expert varies.
 
     >>> from moe_expert.experts.specs import EXPERTS

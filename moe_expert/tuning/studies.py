@@ -20,10 +20,10 @@ from dataclasses import dataclass
 
 import optuna
 import torch
-from optuna.distributions import FloatDistribution
 from optuna.trial import FrozenTrial, TrialState
 
 from ..errors import MoEExpertError
+from ..experts.specs import Range
 from .storage import failures, first_line, quiet_optuna, storage_errors
 from moe_expert.tuning.trials import (
     Outcome,
@@ -86,7 +86,7 @@ def finished(
 class Standing:
     "The families of a study at one moment."
 
-    def __init__(self, study: optuna.Study, space: dict[str, FloatDistribution]):
+    def __init__(self, study: optuna.Study, space: dict[str, Range]):
         members, self.trials = {}, study.get_trials(deepcopy=False)
         for t in self.trials:
             members.setdefault(_family(t), []).append(t)
@@ -178,7 +178,7 @@ class Draws:
     "How the trials of a study are drawn."
 
     study: optuna.Study
-    space: dict[str, FloatDistribution]  # what it varies
+    space: dict[str, Range]  # what it varies
     seed: int  # of the study
     label: str  # enters every draw: 'expert1' …, 'gate', 'pareto'
     n_trials: int  # wanted in all
@@ -388,7 +388,7 @@ def _work(draws: Draws, train: Callable) -> bool:  # did this process train anyt
 # %% ../../nbs/44_studies.ipynb #18484423
 def run_study(
     study: optuna.Study,  # of `open_study`
-    space: dict[str, FloatDistribution],  # what it varies
+    space: dict[str, Range],  # what it varies
     train: Callable[[list[dict]], list[Outcome]],  # trains a batch: one outcome per configuration
     *,
     seed: int,  # of the study

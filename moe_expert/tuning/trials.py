@@ -22,6 +22,7 @@ from optuna.distributions import FloatDistribution
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState
 
+from ..experts.specs import Range
 from . import storage as storage_room
 from .storage import failures, first_line
 
@@ -140,15 +141,16 @@ def draw(
     study: optuna.Study,
     trials: Sequence[FrozenTrial],  # all of them, as they were read once
     trial: FrozenTrial,  # one of them, running; its parameters are drawn
-    space: dict[str, FloatDistribution],  # what to draw
+    space: dict[str, Range],  # what to draw
     sampler: optuna.samplers.BaseSampler,
 ) -> dict[str, float]:  # name → value
     "Draw and write the parameters of a trial."
     memory = optuna.create_study(sampler=sampler, directions=study.directions)
     memory.add_trials(map(_bare, trials))
     drawn = optuna.Trial(memory, _storage_id(memory.get_trials(deepcopy=False)[trial.number]))
-    for name, d in space.items():
-        value = drawn.suggest_float(name, d.low, d.high, log=d.log, step=d.step)
+    for name, r in space.items():
+        d = FloatDistribution(r.low, r.high, log=r.log)
+        value = drawn.suggest_float(name, d.low, d.high, log=d.log)
         storage_of(study).set_trial_param(_storage_id(trial), name, d.to_internal_repr(value), d)
     return drawn.params
 
@@ -159,7 +161,7 @@ def _running(study: optuna.Study) -> list[FrozenTrial]:
 
 def requeue(
     study: optuna.Study,
-    space: dict[str, FloatDistribution],  # of the study
+    space: dict[str, Range],  # of the study
     first_seen: dict[int, float] | None = None,  # of half-drawn trials, in this process; updated
 ) -> int:  # trials that were closed
     "Close orphaned trials, so that their parameters are tried again."
