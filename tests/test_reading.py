@@ -26,7 +26,7 @@ from moe_expert.report.look import Sentences, Table
 from moe_expert.report.pages import notebook_path
 from moe_expert.report.run import run_moe_report, run_report
 from moe_expert.trainer import MoESettings, MoETrainer
-from moe_expert.tuning import studies
+from moe_expert.tuning import storage, studies
 from moe_expert.tuning.artifacts import read_json, write_json
 from moe_expert.tuning.folder import ExpertFiles
 
@@ -101,11 +101,10 @@ def only_reads(forbid_training):
         (trainer, 'train_gates'),
         (trainer, 'fine_tuned'),
         (trainer, 'write_test'),
-        (trainer, 'open_storage'),
         (integration, 'run_training'),
         (training, 'train_population'),
         (tune_experts, 'train_population'),
-        (tune_experts, 'open_storage'),
+        (storage, 'open_storage'),
         (tune_experts, 'claim'),
         (studies, 'run_study'),
     )
