@@ -701,8 +701,8 @@ def _prices(self: MoETrainer, split: str) -> dict:
 
 
 @patch
-def gate_in_use(self: MoETrainer) -> Mixture:
-    "The gate whose use of the experts is told: of a cross-fitted mixture that it came from."
+def gate_in_use(self: MoETrainer) -> Mixture | None:
+    "The gate whose use of the experts is told; a loaded cross-fitted mixture brings none along."
     return self._current() if self.ensemble is None else self.tuned_gate
 
 # %% ../nbs/58_trainer.ipynb #fe299cad
@@ -710,6 +710,7 @@ def gate_in_use(self: MoETrainer) -> Mixture:
 def _evaluate(self: MoETrainer, split: str) -> dict:
     "Scores of all methods with intervals, and how the gate uses the experts."
     nodes, names = self.evaluator(split), tuple(self.data.group_names)
+    gate = self.gate_in_use()
     table = {
         name: scores_with_intervals(self._judged(split, population), names)
         for name, population in compared(self).items()
@@ -720,7 +721,7 @@ def _evaluate(self: MoETrainer, split: str) -> dict:
         'seed': self.seed,
         'intervals': INTERVALS,
         'methods': table,
-        'gate_usage': gate_usage(self.gate_in_use(), self.data, nodes.nodes),
+        'gate_usage': gate_usage(gate, self.data, nodes.nodes) if gate else {},
         'roles': who_did_what(self.settings.teachers, self.crossfit is not None),
         'gate_sha256': self.gate_sha256,
         'experts': dict(self.made_of),

@@ -319,6 +319,9 @@ def test_a_saved_mixture_keeps_all_prices(trained, tmp_path):
     for price in PRICES:
         ours, theirs = (t.predict_proba(trainer.data.x, price=price) for t in (fresh, trainer))
         assert torch.equal(ours, theirs)
+    alone = MoETrainer(trainer.data, cache_dir=trainer.files.cache_dir, settings=settings)
+    told = alone.load(tmp_path / 'model.pt').evaluate('val')  # without a gate
+    assert told['gate_usage'] == {} and told['prices'] == trainer.evaluate('val')['prices']
 
 
 def test_the_classifier_takes_ways_and_a_price():
