@@ -176,7 +176,9 @@ def test_a_checkpoint_says_enough_to_judge_again():
     assert torch.equal(record.p1, model.records[1.0].p1)
 
 
-@pytest.mark.parametrize('backbone', ['gcn', 'sage', 'gin', 'gat'])
+@pytest.mark.parametrize(
+    'backbone', ['gcn', 'sage', 'gin', pytest.param('gat', marks=pytest.mark.slow)]
+)
 def test_graph_backbones(backbone):
     data, experts, parts = people(backbone=backbone)
     few = replace(FEW, steps=4, parts=2, losses=((1.0, 1.0),))

@@ -390,7 +390,7 @@ def test_synthetic_people_in_many_groups():
     [
         ('law', dict(sensitive=['race', 'male']), 4),
         ('compas', dict(privileged=None, min_group=2), 6),
-        ('adult', dict(sensitive=['sex', 'race']), 10),
+        pytest.param('adult', dict(sensitive=['sex', 'race']), 10, marks=pytest.mark.slow),
     ],
 )
 def test_the_catalogue_in_all_groups(name, more, k, public):

@@ -138,6 +138,7 @@ def before(record):
 FORGERIES = (swapped, chosen, nested, without_nested, infeasible, other_best, nodes, before)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('forge', FORGERIES)
 def test_a_forged_choice_is_named(folder, forge):
     record = read(folder, TUNED)
@@ -155,6 +156,7 @@ def test_every_forged_score_of_the_test_is_named(folder):
     assert len(forged) > 50 and not [where for where in forged if where not in said]
 
 
+@pytest.mark.slow
 def test_a_test_at_another_price_or_with_another_gate_is_named(folder):
     record = read(folder, TEST)
     assert 'methods.moe_finetuned.' in differences(folder, TEST, record | {'price': 0.0})
@@ -195,6 +197,7 @@ def test_prices_that_are_exchanged_in_the_checkpoint_are_found(folder):
     assert 'prices.0.' in found[f'{NAME}_moe_finetuned.pt']
 
 
+@pytest.mark.slow
 def test_other_parts_than_those_that_were_left_out_are_found(folder):
     "With another seed the networks would judge people that taught them."
 
@@ -205,6 +208,7 @@ def test_other_parts_than_those_that_were_left_out_are_found(folder):
     assert TUNED in found and f'{NAME}_moe_finetuned.pt' not in found and TEST not in found
 
 
+@pytest.mark.slow
 def test_weights_that_are_changed_are_found(folder):
     def weights(payload):
         state = payload['state_dict']
@@ -214,6 +218,7 @@ def test_weights_that_are_changed_are_found(folder):
     assert set(forged_checkpoint(folder, weights)) >= {TUNED, TEST}
 
 
+@pytest.mark.slow
 def test_below_the_floor_the_gate_stays_and_is_verified(tmp_path):
     done = trained(tmp_path, 1000)
     assert not done['fine_tuning']['kept'] and done['fine_tuning']['metrics'] == {}
