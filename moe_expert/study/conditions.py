@@ -52,7 +52,7 @@ def first_labels(
     few.train_mask = train
     return few
 
-
+# %% ../../nbs/82_study_conditions.ipynb #d8f0b012
 @dataclass
 class SharedConditions:
     "What the methods of one data set, split, seed, budget and analysis share."

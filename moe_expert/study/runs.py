@@ -23,6 +23,8 @@ from ..experts.specs import EXPERTS
 from ..parameters import defaults, takes
 from .conditions import SharedConditions
 from .ledger import Ledger, current_commit, source_digest
+
+# %% ../../nbs/84_study_runs.ipynb #69aeaf78
 from moe_expert.study.methods import (
     cfa_network,
     crossfit_cfa,
@@ -112,7 +114,7 @@ def _conditions(
         if (i + p) % n == k - 1
     ]
 
-
+# %% ../../nbs/84_study_runs.ipynb #136df902
 def planned_runs(
     phase: str,  # one of `PHASES`
     datasets: Sequence[str] | None = None,  # of `STUDY_SETS`; None: all of the analyses
