@@ -224,7 +224,9 @@ def _opponents(rows: pd.DataFrame, method: str) -> dict[str, str | dict[str, str
 def _ratios(rows: pd.DataFrame, method: str, other: str | dict[str, str]) -> dict[str, float]:
     "By data set: test people per label."
     named = lambda d: other.get(d) if isinstance(other, dict) else other
-    return {d: split_ratio(some, [method, named(d)]) for d, some in rows.groupby('dataset')}
+    compared = [method, *(other.values() if isinstance(other, dict) else [other])]
+    sets = rows[rows.method.isin(compared)].groupby('dataset')
+    return {d: split_ratio(some, [method, named(d)]) for d, some in sets}
 
 # %% ../../nbs/85_study_statistics.ipynb #1ebb96a6
 def data_set_verdicts(
@@ -266,10 +268,13 @@ def family_verdicts(
     rows: pd.DataFrame,  # of `analysis_rows`
     method: str = MAIN_METHOD,
     score: str = 'final_score',  # one of `SCORES`
+    others: Sequence[str] | None = None,  # that it is compared with; None: all
 ) -> pd.DataFrame:  # per other method, smallest mean first
     "`method` − other over families, with the signed-rank p and the hierarchical model beside it."
     rows, lines = with_scores(rows), []
     for name, other in _opponents(rows, method).items():
+        if others is not None and name not in others:
+            continue
         differences = paired_differences(rows, method, other, score)
         if len(differences):
             found = _over_families(differences, _ratios(rows, method, other), score)
@@ -313,7 +318,8 @@ def holm(
 def _claim_lines(claim: Claim, rows: pd.DataFrame, score: str) -> pd.DataFrame:
     "Per opponent of a claim what is known, and whether its rule is met."
     rows = rows if claim.crosses else rows[rows.taught == 'all']
-    found = family_verdicts(rows, score=score).set_index('other').reindex(claim.opponents)
+    found = family_verdicts(rows, score=score, others=claim.opponents)
+    found = found.set_index('other').reindex(claim.opponents)
     tested = found.families == len({s.family for s in STUDY_SETS.values()})
     p = holm((1 - found.p_better).to_numpy()) if claim.rule == 'holm' else np.nan
     lines = found.assign(p_holm=p, claim=claim.name)
@@ -353,7 +359,7 @@ def step_table(
     score: str = 'final_score',
 ) -> pd.DataFrame:  # per step that has rows
     "What each step brings, over families."
-    found = {what: (family_verdicts(rows, to, score), start) for what, (start, to) in STEPS.items()}
+    found = {what: (family_verdicts(rows, to, score, [start]), start) for what, (start, to) in STEPS.items()}
     lines = [t[t.other == start].assign(step=what) for what, (t, start) in found.items()]
     columns = ['step', 'families', *verdict(0, 0, 0, 0)]
     return pd.concat(lines, ignore_index=True)[columns]
