@@ -863,17 +863,8 @@ define(
     Kind(),
     None,
     "`TuneSettings` in place of `epochs` and `backbone`; None: the benchmark's",
-    (*LOADERS, 'study.ipynb'),
-    {
-        'MoETrainer': dict(meaning='`MoESettings` of stages 2 and 3; None: the defaults'),
-        'study.ipynb': dict(
-            kind=Names('names of settings'),
-            default='main',
-            meaning='`main`, `ablations` (all of them; german and bail, five development pairs if '
-            'nothing else is named), or names of settings',
-            needs=('quick', False),
-        ),
-    },
+    LOADERS,
+    {'MoETrainer': dict(meaning='`MoESettings` of stages 2 and 3; None: the defaults')},
 )
 define(
     'tune_settings',
@@ -1055,19 +1046,24 @@ define(
     'datasets',
     Names('names of data sets'),
     None,
-    'some of `bail`, `german`, `math`, `por`, `bail-leakfree`, `math-leakfree`, `por-leakfree`; '
-    'None: all',
+    'some of the data sets of `study.plan`, such as `german` or `adult`; None: all of the analysis',
     **_DESIGN,
 )
 define(
     'phase',
     Choice(*PHASE_NAMES),
     'development',
-    '`development` (seeds 100–109, each with its split of 1000–1009) or `confirmatory` (seeds 0–9 '
-    'on split 20; splits 20–29 with seed 0; logged)',
+    '`development` (splits 1000–1009, each with its seed of 100–109) or `confirmatory` (splits '
+    '2000–2009, each with the seed of its number; logged)',
     **_DESIGN,
 )
-define('seeds', Names('seeds', int), None, "some of the phase's seeds; None: all", **_DESIGN)
+define(
+    'analyses',
+    Names('names of analyses'),
+    None,
+    'some of `main`, `with-leak`, `labels-100`; None: all',
+    **_DESIGN,
+)
 define(
     'split_seeds',
     Names('seeds of splits', int),
@@ -1086,6 +1082,13 @@ define(
     ('study.ipynb',),
 )
 define(
+    'part',
+    Text('k/n'),
+    None,
+    'work of one of n processes, as in `1/2` and `2/2`; each has its own data sets and splits',
+    ('study.ipynb',),
+)
+define(
     'hours',
     Number(0),
     None,
@@ -1096,7 +1099,7 @@ define(
     'quick',
     Flag(),
     False,
-    'german, two development seeds, few trials and epochs, folders that only this mode uses',
+    'two small data sets, two development pairs, few trials and epochs, and a folder of its own',
     ('study.ipynb',),
 )
 

@@ -20,10 +20,9 @@ import moe_expert
 from moe_expert.data.synthetic import make_synthetic
 from moe_expert.errors import ArtifactError, MoEExpertError
 from moe_expert.experts.floor import logistic_regression
-from moe_expert.experts.specs import EXPERTS, ExpertSpec
+from moe_expert.experts.specs import ExpertSpec
 from moe_expert.experts.trainers import TrainConfig, TrainSettings
 from moe_expert.experts.training import run_training, train_population
-from moe_expert.mixture.integration import FineTuneSettings
 from moe_expert.scores.evaluation import Evaluator
 from moe_expert.study import conditions as study_conditions
 from moe_expert.study import ledger as study_ledger
@@ -35,14 +34,13 @@ from moe_expert.study import tables as study_tables
 from moe_expert.study.conditions import Predictor, SharedConditions
 from moe_expert.study.ledger import Ledger
 from moe_expert.study.plan import MAIN, MethodRun
-from moe_expert.trainer import MoESettings, MoETrainer
 
 PLAIN = ExpertSpec('plain', 'plain', 'utility')
 
 
 @pytest.fixture
 def tiny(monkeypatch):
-    monkeypatch.setitem(study_plan.VARIANTS, 'tiny', study_plan.Variant('synthetic-200'))
+    monkeypatch.setitem(study_plan.STUDY_SETS, 'tiny', study_plan.StudySet('synthetic-200', 'tiny'))
 
 
 @pytest.fixture
@@ -99,7 +97,7 @@ def test_a_confirmatory_call_is_on_record_even_if_it_fails(tiny, tmp_path, monke
     with pytest.raises(MoEExpertError, match='power'):
         study_runs.run_missing(runs, ledger, cache_dir=tmp_path)
     (entry,) = ledger.confirmatory_calls()
-    assert (entry['runs'], entry['variants'], entry['settings']) == (1, ['tiny'], ['main'])
+    assert (entry['runs'], entry['datasets'], entry['analyses']) == (1, ['tiny'], ['main'])
     assert entry['design'] == study_ledger.source_digest()
 
 
@@ -160,7 +158,7 @@ def test_a_damaged_row_is_named(tmp_path):
 def test_no_method_depends_on_test_labels(shared, tmp_path):
     pytest.importorskip('fairlearn')
     other = SharedConditions(
-        **{k: getattr(shared, k) for k in ('variant', 'split_seed', 'seed', 'n_trials', 'epochs')},
+        **{k: getattr(shared, k) for k in ('dataset', 'split_seed', 'seed', 'n_trials', 'epochs')},
         cache_dir=tmp_path / 'other',
     )
     other.data.y[other.data.test_mask] = 1 - other.data.y[other.data.test_mask]
@@ -169,31 +167,6 @@ def test_no_method_depends_on_test_labels(shared, tmp_path):
         if name != 'mixture':  # tests/test_trainer.py has this test for `MoETrainer`
             ((_, a),), ((_, b),) = make(shared).items(), make(other).items()
             assert torch.equal(a.probabilities(*args), b.probabilities(*args)), name
-
-
-@pytest.mark.slow
-def test_stage_3_of_a_setting_is_the_trainers(tiny, tmp_path, monkeypatch):
-    "The trainer tries the same ways and finds the same winner, whose row has a different name."
-    ways = tuple(
-        FineTuneSettings(lr, lr, epochs=30, val_every=5, pull=pull)
-        for lr in (1e-3, 1e-2)
-        for pull in (0.0, 5.0)
-    )
-    setting = study_plan.MixtureSetting('several ways', stage3=ways)
-    monkeypatch.setitem(study_plan.MIXTURE_SETTINGS, 'ways', setting)
-    budget = dict(n_trials=1, epochs=100)
-    shared = SharedConditions('tiny', 1000, 100, setting='ways', cache_dir=tmp_path, **budget)
-    made = study_methods.mixture_in_setting(shared)
-    assert set(made) == set(setting.methods) and 'pull' in shared.notes['moe_finetuned']
-    options = dict(device='cpu', settings=MoESettings(fine_tuning=ways), **budget)
-    one = MoETrainer(shared.data, None, tmp_path / 'trainer', 100, **options)
-    one.tune_gate(1)
-    assert one.fine_tune()['kept']  # else there is nothing to see
-    args = shared.data.x, shared.data.edge_index
-    assert torch.equal(made['moe_finetuned'].probabilities(*args), one.mixture.probabilities(*args))
-    assert not torch.equal(made['moe'].probabilities(*args), one.mixture.probabilities(*args))
-    runs = study_runs.planned_runs('development', ['tiny'], [100], [1000], settings=['ways'])
-    assert [r.method for r in runs] == list(setting.methods)
 
 
 def test_a_missing_fairlearn_is_reported_before_anything_is_trained(tiny, tmp_path, monkeypatch):
@@ -403,14 +376,6 @@ def test_corrected_intervals_cover_where_naive_ones_do_not():
     assert naive < 0.85 and 0.93 < corrected < 0.985, (naive, corrected)
 
 
-def test_sizes_of_splits_are_those_of_the_data(data_dir):
-    facts = json.loads((data_dir / 'facts.json').read_text())
-    for name, sizes in study_statistics.SPLIT_SIZES.items():
-        split = facts[name]['split']
-        assert sizes == (split['train']['n'], split['test']['n']), name
-    assert {v.dataset for v in study_plan.VARIANTS.values()} == set(study_statistics.SPLIT_SIZES)
-
-
 def test_families_are_the_unit_over_data_sets():
     means = pd.Series(dict(bail=0.06, german=0.02, math=0.1, por=0.0))
     found = study_statistics.family_verdict(means)
@@ -420,7 +385,7 @@ def test_families_are_the_unit_over_data_sets():
     assert (found['low'], found['high']) == pytest.approx((interval.low, interval.high))
     assert found['p_better'] == pytest.approx(1 - expected.pvalue / 2)
     assert (found['families'], found['verdict']) == (3, 'better')
-    twice = pd.concat([means, pd.Series({'math-leakfree': 0.05, 'german-new': 0.02})])
+    twice = pd.concat([means, pd.Series({'german-original': 0.02, 'german-new': 0.02})])
     assert study_statistics.family_verdict(twice) == pytest.approx(found)
     alone = study_statistics.family_verdict(means[['math', 'por']])
     assert (alone['families'], alone['verdict']) == (1, 'undecided')
@@ -456,34 +421,6 @@ def test_the_hierarchical_model_against_a_grid():
     assert np.isnan(one).all()
 
 
-def test_seeds_of_a_split_count_once():
-    "Ten seeds on one split are one value of the verdict, not ten."
-    scores = {(20, s): 0.5 + 0.02 * s for s in range(10)} | {(21, 0): 0.6, (22, 0): 0.55}
-    rows = pd.DataFrame(
-        [
-            row(m, seed, v if m == 'moe_finetuned' else 0.4, 'por', split)
-            for (split, seed), v in scores.items()
-            for m in ('moe_finetuned', 'b')
-        ]
-    )
-    (found,) = study_statistics.data_set_verdicts(rows).to_dict('records')
-    expected = study_statistics.data_set_verdict([0.19, 0.2, 0.15], 163 / 324)
-    assert {k: found[k] for k in expected} == pytest.approx(expected)
-
-
-def test_no_interval_over_seeds_against_a_method_without_a_seed():
-    rows = pd.DataFrame(
-        [row('moe_finetuned', s, 0.5 + 0.01 * s) for s in range(5)]
-        + [row('fixed', s, 0.4) for s in range(5)]
-        + [row('seeded', s, 0.4 + 0.001 * s) for s in range(5)]
-    )
-    table = study_statistics.seed_differences
-    fixed, seeded = (table(rows, 'moe_finetuned', m).iloc[0] for m in ('fixed', 'seeded'))
-    assert np.isnan([fixed.low, fixed.high]).all() and fixed['mean'] == pytest.approx(0.12)
-    assert seeded.low > 0
-    assert not [c for c in table(rows, 'moe_finetuned', 'seeded') if c == 'p' or 'p_' in c]
-
-
 def test_the_chapter_on_teachers_says_what_its_rows_say(repo_root):
     "Its verdicts are typed, because the rule stands in a later chapter."
     cells = json.loads((repo_root / 'benchmarks' / 'gate_results.json').read_text())['cells']
@@ -507,7 +444,7 @@ def test_the_chapter_on_teachers_says_what_its_rows_say(repo_root):
         mean, low, high = (study_tables.signed(found[k]) for k in ('mean', 'low', 'high'))
         assert f'{mean} [{low}, {high}]' in prose, name
         for dataset, d in by.groupby(level=0):
-            ratio = study_statistics.split_ratio(dataset)
+            ratio = dict(bail=4719 / 100, german=250 / 100, math=100 / 197, por=163 / 324)[dataset]
             assert study_statistics.data_set_verdict(d, ratio)['verdict'] == 'undecided', name
 
 
@@ -533,8 +470,8 @@ def test_sentences_say_what_the_verdicts_say():
     assert '[' in study_tables.verdict_sentences(verdicts, probability=False)['undecided']
 
 
-def row(method, seed, score, variant='german', split=20):
-    where = dict(setting=MAIN, n_trials=30, epochs=2000, variant=variant, split_seed=split)
+def row(method, seed, score, dataset='german', split=2000):
+    where = dict(analysis=MAIN, n_trials=30, epochs=2000, dataset=dataset, split_seed=split)
     scores = dict(final_score=score, utility=score, fair_result=0.0, fair_procedure=0.0)
     return where | dict(seed=seed, method=method) | scores
 
@@ -544,18 +481,188 @@ def test_only_pairs_are_compared():
     rows = pd.DataFrame([row(m, seed, v) for m, by in scores.items() for seed, v in by.items()])
     pairs = study_statistics.paired_differences(rows, 'a', 'b')
     assert pairs.to_numpy() == pytest.approx([0.1, -0.1])
-    assert list(pairs.index) == [('german', 20, 0), ('german', 20, 1)]
+    assert list(pairs.index) == [('german', 2000, 0), ('german', 2000, 1)]
     assert study_statistics.paired_differences(rows, 'a', 'absent').empty
 
 
 def test_dominance_asks_for_all_three_aims():
-    rows = pd.DataFrame([row('moe_finetuned', 0, 0.5), row('better', 0, 0.6), row('more', 0, 0.9)])
+    rows = pd.DataFrame([row('crossfit', 0, 0.5), row('better', 0, 0.6), row('more', 0, 0.9)])
     rows[['fair_result', 'fair_procedure']] = [[0.2, 0.2], [0.1, 0.1], [0.1, 0.3]]
     assert study_statistics.dominators(rows) == {'german': ['better']}
 
 
-def test_an_ablation_without_a_floor_accepts_what_the_released_setting_refuses(shared):
-    assert shared.floor.utility > 0.5
-    shared.setting = 'no-floor'
-    _, best = study_methods.tune_network(shared, EXPERTS['expert2'], 2)
-    assert best['constraints'] == [0.0] and best['feasible']
+# --- The plan, its order, and what is below the floor
+
+
+def test_families_and_splits_are_those_of_the_rules():
+    families = pd.Series({n: known.family for n, known in study_plan.STUDY_SETS.items()})
+    sizes = families.value_counts()
+    assert len(sizes) == 14 and sizes[sizes > 1].to_dict() == dict(german=3, bail=2, student=2)
+    pairs = study_plan.split_seed_pairs('confirmatory')
+    assert pairs == [(2000 + i, 2000 + i) for i in range(10)]
+    assert study_plan.split_seed_pairs('development') == [(1000 + i, 100 + i) for i in range(10)]
+    analyses, sets = study_plan.ANALYSES, study_plan.STUDY_SETS
+    assert (
+        analyses['with-leak'] == tuple(n for n in sets if sets[n].leak) == ('bail', 'math', 'por')
+    )
+    assert set(sets) - set(analyses['labels-100']) == {'bail', 'german', 'ricci'}
+
+
+@pytest.mark.parametrize('n', [1, 2, 3])
+def test_after_every_tenth_no_method_is_more_than_a_row_ahead(n):
+    "Of each process by itself; and together nothing is done twice or left out."
+    everything = study_runs.planned_runs('confirmatory')
+    parts = [study_runs.planned_runs('confirmatory', part=f'{k}/{n}') for k in range(1, n + 1)]
+    names = [r.name for part in parts for r in part]
+    assert len(names) == len(set(names)) and set(names) == {r.name for r in everything}
+    keys = {(r.analysis, r.dataset, r.method) for r in everything}
+    for part in parts:
+        for tenth in range(1, 11):
+            done = part[: len(part) * tenth // 10]
+            counts = dict.fromkeys(keys, 0)
+            for r in done:
+                counts[r.analysis, r.dataset, r.method] += 1
+            assert max(counts.values()) - min(counts.values()) <= 1, tenth
+    assert all(abs(len(part) - len(parts[0])) <= 200 for part in parts)
+
+
+def test_pairs_of_a_data_set_belong_to_one_process():
+    "Methods of a pair share trials and checkpoints, so two processes never write the same files."
+    one, two = (study_runs.planned_runs('confirmatory', part=f'{k}/2') for k in (1, 2))
+    assert not {r.conditions for r in one} & {r.conditions for r in two}
+
+
+def test_the_first_labels_are_nested_and_balanced():
+    data = make_synthetic(400, 4, seed=1)
+    few, more = (study_conditions.first_labels(data, n, 2000) for n in (20, 60))
+    assert (few.train_mask <= more.train_mask).all() and (more.train_mask <= data.train_mask).all()
+    assert [int((few.train_mask & (data.y == c)).sum()) for c in (0, 1)] == [10, 10]
+    assert torch.equal(few.val_mask, data.val_mask) and torch.equal(few.x, data.x)
+    other = study_conditions.first_labels(data, 20, 2001)
+    assert not torch.equal(other.train_mask, few.train_mask)
+
+
+def test_below_the_floor_the_constant_counts(shared):
+    "By the validation scores alone: what the test says does not matter."
+    model = logistic_regression(shared.data)
+    scores = shared.validation.scores(model)
+    shared.judged['y'] = scores | {
+        k: 0 * v + 1 for k, v in scores.items() if k in ('utility', 'auc')
+    }
+    shared.judged['x'] = {k: v * 0 for k, v in scores.items()}
+    good, bad = (shared.score_row(name, model) for name in 'yx')
+    assert not good['below_floor'] and bad['below_floor']
+    assert bad['own_final_score'] == good['final_score'] == good['own_final_score']
+    test = shared.data.test_mask
+    share = shared.data.y[test].double().mean().item()
+    majority = shared.data.y[shared.data.train_mask].double().mean() >= 0.5
+    f1 = 2 * share / (1 + share) if majority else 0
+    expected = ((share if majority else 1 - share) + f1 + 0.5) / 3
+    assert bad['final_score'] == pytest.approx(expected, abs=1e-9)
+    assert bad['fair_result'] == 0 and bad['fair_procedure'] == pytest.approx(0, abs=1e-12)
+
+
+def test_refitted_methods_judge_validation_nodes_out_of_fold(shared):
+    "A changed label of a validation node never changes what is predicted about it."
+    data = shared.data
+    fit = lambda nodes: study_methods._as_function(study_methods._regression_of(data, nodes))
+    before = study_methods._out_of_fold(shared, fit)
+    nodes = study_methods._taught(data)
+    parts = study_methods.equal_parts(nodes, data, study_methods.FOLDS, shared.seed)
+    for part in parts:
+        held = torch.isin(nodes, part)
+        model = logistic_regression(with_training(data, nodes[~held]))
+        expected = model.probabilities(data.x, None, nodes[held])[0].numpy()
+        np.testing.assert_allclose(before[held.numpy()], expected, atol=1e-12)
+    assert sorted(torch.cat(parts).tolist()) == nodes.tolist()
+
+
+def with_training(data, nodes):
+    other = data.clone()
+    other.train_mask = torch.zeros_like(data.train_mask)
+    other.train_mask[nodes] = True
+    return other
+
+
+def test_a_shift_moves_the_threshold_to_one_half():
+    p, t = np.array([0.0, 0.1, 0.2, 0.305, 0.355, 0.8, 0.9, 1.0]), 0.3
+    logit = special.logit(p) - special.logit(t)
+    np.testing.assert_allclose(study_methods.shifted(p, t), special.expit(logit), atol=1e-12)
+    y, sens = torch.tensor([0] * 4 + [1] * 4), torch.tensor([0, 1] * 4)
+    best = study_methods.best_threshold(p, y, sens)
+    assert 0.305 < best < 0.355  # all decisions right; ½ would miss one
+
+
+# --- Claims
+
+
+def test_holm_against_the_closure_of_bonferroni():
+    "By definition: rejected if every set of hypotheses that holds it is rejected by Bonferroni."
+    rng = np.random.default_rng(0)
+    for k in range(1, 6):
+        p = rng.random(k) ** 3
+        if k > 2:
+            p[1] = p[0]  # a tie
+        for i, corrected in enumerate(study_statistics.holm(p)):
+            sets = [
+                [i, *rest]
+                for size in range(k)
+                for rest in itertools.combinations([j for j in range(k) if j != i], size)
+            ]
+            closed = max(min(1, len(s) * min(p[s])) for s in sets)
+            assert corrected == pytest.approx(closed, abs=1e-12)
+
+
+def test_holm_against_statsmodels():
+    multitest = pytest.importorskip('statsmodels.stats.multitest')
+    p = np.random.default_rng(1).random(9) ** 2
+    expected = multitest.multipletests(p, method='holm')[1]
+    np.testing.assert_allclose(study_statistics.holm(p), expected, atol=1e-12)
+
+
+def claim_rows(leads, families=None):
+    "Rows of all data sets in which `crossfit` leads each other method by so much."
+    names = [n for n in study_plan.STUDY_SETS if families is None or families(n)]
+    rng, made = np.random.default_rng(0), []
+    for name in names:
+        for split in range(2000, 2004):
+            level = 0.5 + rng.normal(0, 0.05)
+            for method in study_plan.COMPARED_METHODS:
+                score = level - leads.get(method, 0.1) * (method != 'crossfit')
+                score += rng.normal(0, 1e-3)
+                made.append(row(method, split, score, name, split))
+    rows = pd.DataFrame(made).assign(n_train=100, n_val=50, n_test=50, own_final_score=0.5)
+    return rows.assign(
+        taught=['all' if m in study_plan.TAUGHT_BY_ALL else 'train' for m in rows.method]
+    )
+
+
+def test_claims_are_decided_as_they_were_fixed():
+    leads = dict(single_crossfit=0.0, cfa_crossfit=-0.1, random_forest=-0.05)
+    found = study_statistics.claim_table(claim_rows(leads))
+    outcome = found.set_index('other').outcome
+    assert study_statistics.claim_outcome(found) == 'met'
+    assert outcome['random_forest'] == 'not met' and outcome['cfa_loss'] == 'met'
+    assert outcome['single_crossfit'] == 'practically equivalent'
+    assert outcome['cfa_crossfit'] == 'worse' and outcome['threshold_refit'] == 'better'
+    rank = study_statistics.claim_table(claim_rows(leads), 'rank').set_index('other')
+    assert rank.outcome['cfa_crossfit'] == 'worse' and rank.p_equivalent.isna().all()
+    lost = study_statistics.claim_table(claim_rows(leads | dict(moe=-0.1)))
+    assert study_statistics.claim_outcome(lost) == 'not met'  # one of four
+    some = study_statistics.claim_table(claim_rows(leads, lambda n: n != 'nba'))
+    assert set(some.outcome) == {'not tested yet'}
+
+
+def test_the_ratio_of_two_classes_is_that_of_the_fewer_labels():
+    rows = claim_rows({}, lambda n: n == 'nba')
+    ratio = lambda *methods: study_statistics.split_ratio(rows, methods)
+    assert ratio('crossfit', 'single_crossfit') == pytest.approx(50 / 150)
+    assert ratio('crossfit', 'moe') == ratio('moe') == pytest.approx(50 / 100)
+
+
+def test_labels_100_takes_the_main_rows_of_sets_with_no_more():
+    rows = claim_rows({}).assign(phase='confirmatory')
+    again = rows[rows.dataset == 'nba'].assign(analysis='labels-100')
+    found = study_statistics.analysis_rows(pd.concat([rows, again]), 'labels-100')
+    assert set(found.dataset) == {'bail', 'german', 'ricci', 'nba'}
+    assert (found[found.dataset == 'nba'].analysis == 'labels-100').all()

@@ -54,6 +54,7 @@ class Card:
     test_table: str | Path | None = None  # a second file, whose rows are the test part
     reader: Mapping = field(default_factory=dict)  # how the file is written: fields of `Reader`
     rows: Mapping = field(default_factory=dict)  # column → condition; other rows are left out
+    most_rows: int | None = None  # of more rows so many stay, drawn once, the same for every split
     positive: Any = None  # value(s) that count as 1, or {min: …, max: …}; None: 1 of 0 and 1
     negative: Any = None  # value(s) that count as 0; None: the other one of two values
     unlabelled: tuple = ()  # values of the label that say nothing
@@ -163,8 +164,10 @@ def _check_kinds(card: Card) -> None:
         value = getattr(card, name)
         if value is not None and not isinstance(value, str):
             raise DataError(f'{name} must name a column, as a text, not {value!r}')
-    for name in ('neighbours', 'max_edges', 'min_group'):
+    for name in ('neighbours', 'max_edges', 'min_group', 'most_rows'):
         value = getattr(card, name)
+        if name == 'most_rows' and value is None:
+            continue
         if type(value) is not int or value < 1:
             raise DataError(f'{name} must be a whole number of at least 1, not {value!r}')
     number = isinstance(card.threshold, int | float) and not isinstance(card.threshold, bool)

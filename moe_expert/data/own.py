@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from torch_geometric.data import Data
 
 # %% auto #0
-__all__ = ['PARTS', 'merged_card', 'card_changes', 'check_named_columns', 'column_roles', 'chosen_rows', 'read_people',
-           'split_of', 'graph_of', 'join_tables', 'from_frame']
+__all__ = ['DRAW_SEED', 'PARTS', 'merged_card', 'card_changes', 'check_named_columns', 'column_roles', 'chosen_rows',
+           'read_people', 'split_of', 'graph_of', 'join_tables', 'from_frame']
 
 # %% ../../nbs/13_own.ipynb #f29144fc
 from moe_expert.data.assembly import (
@@ -254,17 +254,28 @@ def _holds(column: pd.Series, condition: Any, card: Card, where: str) -> np.ndar
     return values.between(condition.get('min', -np.inf), condition.get('max', np.inf)).to_numpy()
 
 # %% ../../nbs/13_own.ipynb #3318fb35
+DRAW_SEED = 20  # of the rows that stay of a large table
+
+
 def chosen_rows(raw: RawTable, card: Card) -> RawTable:
-    "The rows that the card's `rows` means. `DataError` if a condition cannot be, or none is left."
+    """The rows that `rows` and `most_rows` of the card mean.
+
+    `DataError` if a condition cannot be, or none is left."""
     keep = np.ones(len(raw.frame), dtype=bool)
     for name, condition in card.rows.items():
         keep &= _holds(raw.frame[name], condition, card, f'{card.name}: rows: {name}')
-    if keep.all():
-        return raw
-    if not keep.any():
+    if len(keep) and not keep.any():
         raise DataError(f'{card.name}: rows: no row fulfils {dict(card.rows)}')
     said = '; '.join(f'{name}: {condition}' for name, condition in card.rows.items())
-    note = f'{int(keep.sum())} of {len(keep)} rows, those with {said}'
+    words = [f'those with {said}'] if said else []
+    if card.most_rows is not None and keep.sum() > card.most_rows:
+        words.append('drawn at random')
+        keep[
+            np.random.default_rng(DRAW_SEED).permutation(np.flatnonzero(keep))[card.most_rows :]
+        ] = 0
+    if keep.all():
+        return raw
+    note = f'{int(keep.sum())} of {len(keep)} rows, {", ".join(words)}'
     return replace(raw.at(keep), notes=raw.notes | {'rows': note})
 
 # %% ../../nbs/13_own.ipynb #556c8c8c

@@ -67,22 +67,33 @@ def _in_folder(folder: Path, name: str, file: DataFile) -> Path | None:
     return None
 
 # %% ../../nbs/10_sources.ipynb #4088edb8
+def _folders(given: str | os.PathLike) -> list[Path]:
+    "One folder, or several in a text with `os.pathsep` between them, as in PATH."
+    whole = Path(given).expanduser()
+    if whole.is_dir() or not isinstance(given, str):
+        return [whole]
+    return [Path(part).expanduser() for part in given.split(os.pathsep) if part]
+
+
 def _user_folder(
     name: str, file: DataFile, data_dir: str | os.PathLike | None
 ) -> tuple[Path | None, str]:
-    "The folder that the user named, and by which setting; `DataError` if it is no folder."
-    if data_dir is None:
-        folder = os.environ.get('MOE_EXPERT_DATA') or None
-        return folder and Path(folder).expanduser(), 'MOE_EXPERT_DATA'
-    if not isinstance(data_dir, str | os.PathLike):
+    "The named folder (the first with the file), and by which setting; `DataError` if it is none."
+    given = os.environ.get('MOE_EXPERT_DATA') or None if data_dir is None else data_dir
+    if given is None:
+        return None, 'MOE_EXPERT_DATA'
+    if not isinstance(given, str | os.PathLike):
         raise DataError(f'data_dir must be the path of a folder, not {data_dir!r}')
-    folder = Path(data_dir).expanduser()
-    if not folder.is_dir():
+    folders, setting = _folders(given), 'MOE_EXPERT_DATA' if data_dir is None else 'data_dir'
+    if data_dir is not None and not (folders and all(f.is_dir() for f in folders)):
         raise DataError(
             f'data_dir={str(data_dir)!r} is not a folder: give the one that holds '
             f'{file.folder or name}/{file.name}'
         )
-    return folder, 'data_dir'
+    having = [f for f in folders if any(p.is_file() for p in places(f, name, file))]
+    folder = (having or folders)[0]
+    others = [str(f) for f in folders if f != folder]
+    return folder, ', also in '.join([setting, *others])
 
 # %% ../../nbs/10_sources.ipynb #fbe85f46
 def cache_dir() -> Path:

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import pandas as pd
 from fastcore.basics import patch
+from filelock import FileLock
 
 import moe_expert
 from ..data.files import sweep, write_bytes
@@ -105,7 +106,8 @@ ROW_COLUMNS = [
     *(f.name for f in fields(MethodRun)),
     *ROW_SCORES,
     *(f'chance_{name}' for name in CHANCE_SCORES),
-    *('val_final_score', 'val_utility', 'feasible'),
+    *('val_final_score', 'val_utility', 'below_floor', 'own_final_score'),
+    *('taught', 'n_train', 'n_val', 'n_test'),
     *('seconds', 'cpu_seconds', 'family', 'score_seconds', 'note'),
     *('edition', 'fingerprint', 'version', 'design', 'commit'),
 ]
@@ -194,6 +196,8 @@ def log_confirmatory_call(
     self: Ledger,
     **facts,  # plain data
 ):
-    "Append an entry with the time to the log."
+    "Append an entry with the time to the log; two processes wait for each other."
     time = datetime.now(timezone.utc).isoformat(timespec='seconds')
-    write_json(self.log_file, dict(entries=[*self.confirmatory_calls(), dict(time=time, **facts)]))
+    with FileLock(self.runs / '.log.lock'):
+        entries = [*self.confirmatory_calls(), dict(time=time, **facts)]
+        write_json(self.log_file, dict(entries=entries))
