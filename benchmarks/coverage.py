@@ -469,7 +469,7 @@ def render(cells: list[dict], groups: list[dict]) -> str:
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     parser.add_argument('--samples', type=int, default=2000, help='per cell, after')
-    parser.add_argument('--group-samples', type=int, default=400, help='per cell of many groups')
+    parser.add_argument('--group-samples', type=int, default=2000, help='per cell of many groups')
     parser.add_argument('--quick', action='store_true', help='100 samples, results into work/')
     parser.add_argument('--render', action='store_true', help='only write COVERAGE.md again')
     asked = parser.parse_args()
