@@ -27,7 +27,7 @@ from torch_geometric.data import Data
 
 from ..errors import MoEExpertError
 from ..experts.backbones import forward
-from ..experts.floor import Linear, logistic_regression, majority_class
+from ..experts.floor import Linear, logistic_regression
 from ..experts.initialisation import population_of
 from ..experts.losses import cross_entropy
 from ..experts.populations import Population
@@ -417,8 +417,9 @@ def _through_crossfit(
     shared: SharedConditions,
     method: str,
     start: Population,  # tuned networks
+    before: object,  # what the stage leaves as it was, if no way reaches the floor
 ) -> dict[str, object]:
-    "The networks after cross-fitted integration; the constant, if no way reaches the floor."
+    "The networks after cross-fitted integration, as users get them."
     most = {f: min(getattr(CrossfitSettings, f), shared.epochs) for f in ('steps', 'many_steps')}
     made = crossfitted(
         start.to(torch.float64),
@@ -429,8 +430,8 @@ def _through_crossfit(
         shared.seed,
     )
     if made.ensemble is None:
-        shared.notes[method] = 'no way reaches the floor'
-        return {method: majority_class(shared.data)}
+        shared.notes[method] = 'no way reaches the floor: as before'
+        return {method: before}
     nested = made.nested.scores()['final_score']
     shared.judged[method] = made.records[DEFAULT_PRICE].scores() | dict(final_score=nested)
     shared.notes[method] = f'ways {made.chosen[DEFAULT_PRICE]}'
@@ -439,17 +440,21 @@ def _through_crossfit(
 
 def crossfit_mixture(shared: SharedConditions) -> dict[str, object]:
     "The three experts, cross-fitted."
-    return _through_crossfit(shared, 'crossfit', _trainer(shared).experts)
+    trainer = _trainer(shared)
+    trainer.tune_gate(shared.n_trials)
+    return _through_crossfit(shared, 'crossfit', trainer.experts, trainer.mixture)
 
 
 def crossfit_single(shared: SharedConditions) -> dict[str, object]:
     "The one tuned network, cross-fitted."
-    return _through_crossfit(shared, 'single_crossfit', single_network(shared)['single_network'])
+    single = single_network(shared)['single_network']
+    return _through_crossfit(shared, 'single_crossfit', single, single)
 
 
 def crossfit_cfa(shared: SharedConditions) -> dict[str, object]:
     "The network with CFA's loss, cross-fitted."
-    return _through_crossfit(shared, 'cfa_crossfit', cfa_network(shared)['cfa_loss'])
+    single = cfa_network(shared)['cfa_loss']
+    return _through_crossfit(shared, 'cfa_crossfit', single, single)
 
 # %% ../../nbs/83_study_methods.ipynb #409fd760
 FOLDS = 5
