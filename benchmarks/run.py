@@ -214,6 +214,7 @@ def in_a_process(section: str, arguments: dict, part: Path, root: Path) -> bool:
     "Run a job on the code in a folder; did it succeed?"
     path = os.pathsep.join([str(root), *filter(None, [os.environ.get('PYTHONPATH')])])
     env = {**os.environ, 'PYTHONPATH': path, 'MPLBACKEND': 'agg'}
+    env.pop('PYTHONDONTWRITEBYTECODE', None)  # byte code is kept, as where the package is installed
     if section in ONE_THREAD:
         env['OMP_NUM_THREADS'] = '1'
     job = '--job', section, json.dumps(arguments), str(part)
