@@ -155,6 +155,7 @@ def test_a_damaged_row_is_named(tmp_path):
         ledger.rows()
 
 
+@pytest.mark.slow
 def test_no_method_depends_on_test_labels(shared, tmp_path):
     pytest.importorskip('fairlearn')
     other = SharedConditions(
@@ -638,6 +639,7 @@ def claim_rows(leads, families=None):
     )
 
 
+@pytest.mark.slow
 def test_claims_are_decided_as_they_were_fixed():
     leads = dict(single_crossfit=0.0, cfa_crossfit=-0.1, random_forest=-0.05)
     found = study_statistics.claim_table(claim_rows(leads))

@@ -119,6 +119,7 @@ def test_nbconvert_in_the_folder_of_the_notebook(clone):
     assert not (notebook.parent / 'weights').exists()
 
 
+@pytest.mark.slow
 def test_full_bail(tmp_path, data_dir, monkeypatch):
     written, write = [], papermill_engines.write_ipynb
     count = lambda nb, path: (written.append(path), write(nb, path))[1]
