@@ -95,4 +95,4 @@ def write_named(
             write_bytes(path, text.encode())
     except (OSError, ArtifactError) as err:
         reason = err if isinstance(err, OSError) else err.__cause__
-        raise DataError(f'{path} cannot be written: {reason}') from err
+        raise DataError(f'{path} cannot be written: {reason.strerror or reason}') from err
