@@ -221,7 +221,7 @@ def quick_study():
     with tempfile.TemporaryDirectory() as folder:
         asked = study_request(
             datasets='german',
-            seeds='100',
+            analyses='main',
             split_seeds='1000',
             n_trials=3,
             epochs=300,
