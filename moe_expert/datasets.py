@@ -107,14 +107,11 @@ def _load_shipped(
 ) -> Data:
     "A data set whose card comes with the package."
     from moe_expert.data.doors import from_card  # slow to import
-    from moe_expert.data.own import card_changes
 
     card = _known_card(name, data_dir)
     further = [c for c in names_to_drop(drop) if c not in card.drop]
     data = from_card(card, split_seed=split_seed, drop=further, **own)
     data.edition, data.name = 'full', str(data.name)
-    if changes := card_changes(card, own):
-        data.card_changes = changes
     return data
 
 # %% ../nbs/18_datasets.ipynb #29f7b3aa

@@ -457,17 +457,15 @@ def _is_graph(source) -> bool:
     return isinstance(source, Data)
 
 # %% ../../nbs/14_doors.ipynb #3b293852
-def _card_for_path(path: str | os.PathLike, own: Mapping) -> Card:
-    "The card that is meant by a path, with the entries of the call."
+def _card_for_path(path: str | os.PathLike, own: Mapping) -> Card | dict:
+    "The card that is meant by a path; of a table that has none, the entries that its path gives."
     path = find_card(path)
     if path.suffix.lower() in CARDS or 'label' not in own:
         card = read_card(path)
-    else:
-        card = {'table': path.name, 'folder': path.parent, 'name': own_name(path)}
-    card = merged_card(card, own, ())
-    if card.table is None:
-        raise DataError(f'{path}: the card names no table: add table: file.csv')
-    return card
+        if own.get('table', card.table) is None:
+            raise DataError(f'{path}: the card names no table: add table: file.csv')
+        return card
+    return {'table': path.name, 'folder': path.parent, 'name': own_name(path)}
 
 # %% ../../nbs/14_doors.ipynb #f70cbcce
 def _read(
@@ -497,13 +495,14 @@ def _load_table(
 
 # %% ../../nbs/14_doors.ipynb #a8052f3a
 def from_card(
-    card: Card,  # names its table
+    card: Card | dict,  # names its table; entries, where there is no card to be changed
     *,
     split_seed: int | None = None,  # None: the card's, else 20
     drop: str | Iterable[str] = (),  # columns to leave out, besides those of the card
     **own,  # fields of `Card`; they take precedence over the card's
 ) -> Data:
     "The data set of a card. `DataError` says what is wrong and how to cure it."
+    changes = card_changes(card, own) if isinstance(card, Card) else {}
     card = merged_card(card, own, ())
     if card.edges is not None and drop:
         warnings.warn(
@@ -513,7 +512,10 @@ def from_card(
             DataWarning,
             stacklevel=4,
         )
-    return _load_table(card.table, card, split_seed, drop, Path(card.table).name)
+    data = _load_table(card.table, card, split_seed, drop, Path(card.table).name)
+    if changes:  # reports and checks of what was trained load the same people again
+        data.card_changes = changes
+    return data
 
 # %% ../../nbs/14_doors.ipynb #767a0d2e
 def load_own(
@@ -543,8 +545,4 @@ def load_own(
             f'a {type(source).__name__} is not the name of a data set, a path, a table (pandas, '
             f'polars, Arrow, a list of dicts) or a PyG Data. {OR_A_KNOWN_NAME}'
         )
-    data = from_card(_card_for_path(source, own), split_seed=split_seed, drop=drop)
-    if own and (path := find_card(source)).suffix.lower() in CARDS:
-        if changes := card_changes(read_card(path), own):
-            data.card_changes = changes
-    return data
+    return from_card(_card_for_path(source, own), split_seed=split_seed, drop=drop, **own)
