@@ -44,9 +44,9 @@ from moe_expert.mixture.comparison import (
 )
 from moe_expert.mixture.crossfit import (
     WAYS,
+    Crossfit,
     CrossfitModel,
     CrossfitSettings,
-    OutOfFold,
     crossfitted,
     restored,
     scores_by_price,
@@ -67,7 +67,7 @@ from .mixture.teachers import TEACHERS, crossfit_lesson, halves, who_did_what
 
 # %% ../nbs/58_trainer.ipynb #25aa4d22
 from .parameters import DEFAULT_PRICE, PRICES, takes
-from .scores.evaluation import Evaluator, NodeRecord
+from .scores.evaluation import Evaluator, of_each
 from .scores.intervals import INTERVALS, scores_with_intervals
 from .tune_experts import ExpertTuner
 from moe_expert.tuning.artifacts import (
@@ -416,14 +416,14 @@ def _checkpoint(
     made_of: dict[str, str],  # expert → SHA-256 of its file
     config: dict,
     metrics: dict,
+    crossfit: Crossfit | None = None,  # of a cross-fitted mixture, which is an `Ensemble`
 ) -> dict:  # of `save_checkpoint`
     networks = mixture.networks  # not always the trainer's: a mixture may have been loaded
     hidden = networks.params['out.weight'].shape[-1]
     about = {'name': networks.backbone, 'dropout': networks.dropout, 'hidden': hidden}
-    crossed = isinstance(mixture, Ensemble)
-    own = {}
+    own, crossed = {}, crossfit is not None
     if crossed:
-        own = {'prices': list(mixture.prices), 'cross_fitting': self._cross_fitting(mixture)}
+        own = {'prices': list(mixture.prices), 'cross_fitting': crossfit.record(self.seed)}
     return own | {
         'kind': 'mixture',
         'stage': stage,
@@ -611,18 +611,6 @@ def _crossfit(self: MoETrainer) -> CrossfitModel:
     nodes = self.evaluator('val').evaluator
     return crossfitted(self.experts, self.data, nodes, self.floor, settings, self.seed, show)
 
-
-@patch
-def _cross_fitting(self: MoETrainer, ensemble: Ensemble) -> dict:
-    "What a checkpoint says of the networks' order and of the parts."
-    crossfit = self.crossfit
-    return {'ways': list(crossfit.ways), 'parts': len(crossfit.parts), 'seed': self.seed}
-
-
-def _scores(record) -> dict[str, float]:
-    "All scores of a record of one model."
-    return {name: value.item() for name, value in record.scores().items()}
-
 # %% ../nbs/58_trainer.ipynb #f0505f0c
 def _model_record(model: CrossfitModel, group_names: tuple[str, ...]) -> dict:
     "What the result file says of a cross-fitted model that is above the floor."
@@ -631,7 +619,8 @@ def _model_record(model: CrossfitModel, group_names: tuple[str, ...]) -> dict:
         price: {'ways': list(ways), 'scores': scores}
         for (price, scores), ways in zip(told.items(), model.chosen.values())
     }
-    metrics, nested = _scores(model.records[DEFAULT_PRICE]), _scores(model.nested)
+    judged = model.records[DEFAULT_PRICE], model.nested
+    metrics, nested = (of_each(record.scores())[0] for record in judged)
     best = model.chosen[DEFAULT_PRICE][0]
     scores = {'score_after': metrics['final_score'], 'metrics': metrics, 'nested': nested}
     return scores | {'best_way': best, 'prices': prices, 'intervals': INTERVALS}
@@ -647,9 +636,9 @@ def _write_crossfit(self: MoETrainer, record: dict, model: CrossfitModel, before
     with locked(self.files):
         keep_tested(self.files, path)
         if kept:
-            self.crossfit = model.crossfit
             about = ('finetuned', self.made_of, record['fine_tuning'][0], own['metrics'])
-            digest = save_checkpoint(path, self._checkpoint(model.ensemble.to('cpu'), *about))
+            ensemble, crossfit = model.ensemble.to('cpu'), model.crossfit
+            digest = save_checkpoint(path, self._checkpoint(ensemble, *about, crossfit))
         own |= {'ways': model.ways, 'score_before': before}
         why = 'above the floor out of fold' if kept else 'no way reaches the floor out of fold'
         return self._record_stage3(record | own, why, digest)
@@ -680,18 +669,8 @@ def compared(
 
 # %% ../nbs/58_trainer.ipynb #e18ad2f2
 @patch
-def _judged(self: MoETrainer, split: str, population) -> NodeRecord:
-    "What a method says; a cross-fitted mixture is asked about validation nodes out of fold."
-    nodes = self.evaluator(split)
-    if split == 'val' and isinstance(population, Ensemble):
-        ways = self.crossfit.of_price(self.ensemble, population.prices[0])
-        return OutOfFold(self.crossfit, nodes.evaluator).everywhere([ways])
-    return nodes.record(population)
-
-
-@patch
 def _prices(self: MoETrainer, split: str) -> dict:
-    "Of a cross-fitted mixture: its scores for every price, and which one is in use."
+    "Of a cross-fitted mixture: the price in use, and its scores (validation: out of fold) for all."
     if self.ensemble is None:
         return {}
     nodes = self.evaluator(split).evaluator
@@ -710,12 +689,14 @@ def gate_in_use(self: MoETrainer) -> Mixture | None:
 def _evaluate(self: MoETrainer, split: str) -> dict:
     "Scores of all methods with intervals, and how the gate uses the experts."
     nodes, names = self.evaluator(split), tuple(self.data.group_names)
-    gate = self.gate_in_use()
+    gate, priced = self.gate_in_use(), self._prices(split)
     table = {
-        name: scores_with_intervals(self._judged(split, population), names)
+        name: priced['prices'][f'{self.settings.price:g}']
+        if isinstance(population, Ensemble)
+        else scores_with_intervals(nodes.record(population), names)
         for name, population in compared(self).items()
     }
-    return self._prices(split) | {
+    return priced | {
         'split': split,
         'nodes': len(nodes.nodes),
         'seed': self.seed,
@@ -791,7 +772,7 @@ def save(
 ) -> str:  # its SHA-256
     "Write the whole mixture in use into one file."
     mixture = self.ensemble or self._current()
-    content = self._checkpoint(mixture, self.stage, self.made_of, {}, {})
+    content = self._checkpoint(mixture, self.stage, self.made_of, {}, {}, self.crossfit)
     return save_checkpoint(path, content)
 
 

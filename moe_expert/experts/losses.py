@@ -33,6 +33,14 @@ def group_sizes(
     return tuple(max(2, 1 + int(s.max())) if len(s) else 2 for s in attributes_of(sens))
 
 # %% ../../nbs/34_losses.ipynb #3218dfe6
+def _members(
+    sens: Tensor,  # [n] or [n, A] groups of each node
+    sizes: Sequence[int],  # groups of each attribute, R in all
+) -> Tensor:  # [R, n] bool
+    number = [torch.arange(k, device=sens.device)[:, None] for k in sizes]
+    return torch.cat([s == g for s, g in zip(attributes_of(sens), number)])
+
+
 def _group_means(
     member: Tensor,  # [2, R, n] bool: in the group; in the group and of class 1
     sizes: Sequence[int],  # groups of each attribute, R in all
@@ -96,8 +104,7 @@ class GroupWeights:
         unknown: bool | None = None,  # may anybody be in no group? None: look
     ) -> 'GroupWeights':
         sizes, columns = sizes or group_sizes(sens), attributes_of(sens)
-        number = [torch.arange(k, device=sens.device)[:, None] for k in sizes]
-        member = torch.cat([s == g for s, g in zip(columns, number)])
+        member = _members(sens, sizes)
         both = torch.stack([member, member & (y == 1)])
         means, compared = _group_means(both, sizes, weight, dtype)
         blocks = list(zip(means.split(sizes, 1), compared.split(sizes, 1)))
@@ -122,9 +129,8 @@ def spread_within_classes(
     sizes: tuple[int, ...] | None = None,  # None: `group_sizes(sens)`
 ) -> Tensor:  # [S, n] in place of `GroupWeights.spread`
     "Return rows whose squares add up to the representation gap of class 0 plus that of class 1."
-    sizes, columns = sizes or group_sizes(sens), attributes_of(sens)
-    member = [s == g for s, k in zip(columns, sizes) for g in range(k)]
-    member, rows = torch.stack(member), []
+    sizes = sizes or group_sizes(sens)
+    member, rows = _members(sens, sizes), []
     for of_class in (y == 0, y == 1):
         means, compared = _group_means((member & of_class)[None], sizes, weight, dtype)
         blocks = zip(means[0].split(sizes), compared[0].split(sizes))

@@ -26,7 +26,7 @@ from moe_expert.experts.trainers import (
     Trainer,
     TrainSettings,
 )
-from ..scores.evaluation import Evaluator, with_final
+from ..scores.evaluation import Evaluator, of_each, with_final
 
 if TYPE_CHECKING:
     from torch_geometric.data import Data
@@ -137,11 +137,6 @@ def stop_behind(self: TrainingRun):
         self.trainer.keep(which)
 
 # %% ../../nbs/39_training.ipynb #d6d9c6e5
-def _rows(scores: dict[str, Tensor]) -> list[dict[str, float]]:
-    "The scores of each model."
-    return [dict(zip(scores, row)) for row in zip(*(s.tolist() for s in scores.values()))]
-
-
 def objectives(
     evaluator: Evaluator,
     population: Population,  # [K] models that clear the floor
@@ -166,7 +161,7 @@ def objectives(
         scores = (sample or evaluator).scores(population.select(undecided))
         if sample:
             scores = with_final(scores | {name: s[undecided] for name, s in cheap.items()})
-        rows = dict(zip(undecided, _rows(scores)))
+        rows = dict(zip(undecided, of_each(scores)))
         for k, row in rows.items():
             values[k] = row[objective]
         explained = {} if sample else rows
@@ -259,10 +254,10 @@ def checkpoint_scores(
     constraints = [()] * len(kept)
     if self.floor:
         constraints = [tuple(c) for c in self.floor.of(kept).constraints(plain).tolist()]
-    rows = [row or made for row, made in zip(known, _rows(plain))]
+    rows = [row or made for row, made in zip(known, of_each(plain))]
     new = [k for k in self._to_explain(plain, constraints) if known[k] is None]
     if new:
-        for k, row in zip(new, _rows(self.evaluator.scores(population.select(new)))):
+        for k, row in zip(new, of_each(self.evaluator.scores(population.select(new)))):
             rows[k] = row
     return rows, constraints
 

@@ -34,8 +34,8 @@ if TYPE_CHECKING:
     from torch_geometric.data import Data
 
 # %% auto #0
-__all__ = ['MUST_MATCH', 'tuning_command', 'read_expert', 'load_experts', 'floor_of', 'mixture_state', 'mixture_of',
-           'load_mixture', 'Known', 'known_people', 'linked_to_known', 'predict_proba']
+__all__ = ['MUST_MATCH', 'tuning_command', 'read_expert', 'load_experts', 'recorded_floor', 'floor_of', 'mixture_state',
+           'mixture_of', 'load_mixture', 'Known', 'known_people', 'linked_to_known', 'predict_proba']
 
 # %% ../../nbs/53_checkpoints.ipynb #ee388065
 class _YourData:
@@ -155,13 +155,19 @@ def _cannot_be_used(files: ExpertFiles, problems: list[str], data: Data, seed, b
     )
 
 # %% ../../nbs/53_checkpoints.ipynb #de5653ec
+def recorded_floor(
+    result: dict,  # record of an expert or of the gate
+) -> Floor:
+    "What a tuned model had to reach, by its result file."
+    names = ('reference_utility', 'reference_auc', 'utility_fraction', 'auc_fraction')
+    return Floor(*(result['floor'][name] for name in names))
+
+
 def floor_of(
     about: dict[str, dict],  # of `load_experts`
 ) -> Floor:  # what the experts had to reach
     "The floor of stage 1, from the recorded results."
-    floor = about['expert1']['result']['floor']
-    names = ('reference_utility', 'reference_auc', 'utility_fraction', 'auc_fraction')
-    return Floor(*(floor[name] for name in names))
+    return recorded_floor(about['expert1']['result'])
 
 # %% ../../nbs/53_checkpoints.ipynb #6f22d9a2
 _PREFIX = 'experts.'  # of the experts' parameters in a checkpoint; the gate's begin with 'gate.'

@@ -32,7 +32,7 @@ from .ensemble import Ensemble
 from .integration import NINE_WAYS, ONE_WAY
 from .teachers import equal_parts
 from ..parameters import DEFAULT_PRICE, PRICES
-from ..scores.evaluation import Evaluator, NodeRecord, join_records
+from ..scores.evaluation import Evaluator, NodeRecord, join_records, of_each
 from ..scores.intervals import scores_with_intervals
 
 if TYPE_CHECKING:
@@ -163,9 +163,8 @@ class Crossfit:
         for row, ways in zip(shares, sets):
             places = self._positions(ways, which).flatten()
             row[places] = 1 / len(places)
-        used = (shares > 0).any(0).nonzero()[:, 0]
-        prices = (DEFAULT_PRICE,) * len(sets)
-        return Ensemble(self.networks.select(used), shares[:, used], prices)
+        whole = Ensemble(self.networks, shares, (DEFAULT_PRICE,) * len(sets))
+        return whole.select(range(len(sets)))
 
     def only(self, ways: Sequence[int]) -> Crossfit:
         "The same without the networks of all other ways."
@@ -173,9 +172,18 @@ class Crossfit:
         return replace(self, networks=self.networks.select(places), ways=tuple(ways))
 
 # %% ../../nbs/56_crossfit.ipynb #345f16c9
+@patch
+def record(
+    self: Crossfit,
+    seed: int,  # that the parts were drawn with
+) -> dict:
+    "What a checkpoint says of the networks' order and of the parts; `restored` reads it."
+    return {'ways': list(self.ways), 'parts': len(self.parts), 'seed': seed}
+
+
 def restored(
     ensemble: Ensemble,  # of a checkpoint
-    about: dict,  # what the checkpoint says of it: {ways, parts, seed}
+    about: dict,  # of `Crossfit.record`
     data: Data,  # on its device
 ) -> Crossfit:
     "The networks of a cross-fitted model with the nodes that they never saw."
@@ -298,8 +306,8 @@ def _way_records(settings, places, scores, floor) -> list[dict]:
     "Of every way what the result file says."
     feasible = best_ways(scores, floor, count=len(places))
     found = {
-        way: {'scores': {n: v[i].item() for n, v in scores.items()}, 'feasible': i in feasible}
-        for i, way in enumerate(places)
+        way: {'scores': own, 'feasible': i in feasible}
+        for i, (way, own) in enumerate(zip(places, of_each(scores)))
     }
     return [
         {'lr': c.lr, 'gaps': c.lambda_fair, 'pull': c.lambda_rep}

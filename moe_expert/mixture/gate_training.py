@@ -39,7 +39,7 @@ from moe_expert.mixture.gate import (
     init_gates,
     mixture_attributions,
 )
-from ..scores.evaluation import Evaluator, Explainable
+from ..scores.evaluation import Evaluator, Explainable, of_each
 from ..scores.metrics import weighted_mean, weights_of
 
 if TYPE_CHECKING:
@@ -364,8 +364,7 @@ class ScoredOnce:
         new = {key: m for m, key in enumerate(keys) if key not in self.known}
         if new:
             scores = self.evaluator.scores(population.select(list(new.values())))
-            each = zip(*(s.tolist() for s in scores.values()))
-            self.known |= {key: dict(zip(scores, values)) for key, values in zip(new, each)}
+            self.known |= dict(zip(new, of_each(scores)))
         names = self.known[keys[0]]
         like = population.gates['gate.out_bias']
         return {name: like.new_tensor([self.known[k][name] for k in keys]) for name in names}

@@ -26,7 +26,7 @@ from ..datasets import canonical_name, load_dataset
 from ..errors import ArtifactError, MoEExpertError
 from ..experts.floor import Floor, simple_models
 from ..experts.specs import EXPERTS, GATE, PARETO
-from .checkpoints import load_mixture
+from .checkpoints import load_mixture, recorded_floor
 from .comparison import compared_methods, gate_usage, read_tests
 from moe_expert.mixture.crossfit import (
     Crossfit,
@@ -49,7 +49,7 @@ __all__ = ['logger', 'VERIFIED', 'DIFFERS', 'NOT_CHECKED', 'SAME_ARITHMETIC', 'E
 
 # %% ../../nbs/61_verify.ipynb #8f6e6cf0
 from ..data.files import write_bytes
-from ..scores.evaluation import Evaluator
+from ..scores.evaluation import Evaluator, of_each
 from ..scores.intervals import INTERVALS, scores_with_intervals
 from ..tune_experts import SUMMARISED
 from ..tuning.artifacts import SEAL, sha256_file, versions
@@ -282,18 +282,13 @@ def _of_trial(result: dict, trial: dict) -> list[str]:
     return unequal({k: result[k] for k in pairs}, pairs)
 
 
-def _floor(result: dict) -> Floor:
-    four = ('reference_utility', 'reference_auc', 'utility_fraction', 'auc_fraction')
-    return Floor(*(result['floor'][name] for name in four))
-
-
 def _of_itself(result: dict) -> list[str]:
     "What a result says twice."
     trials = result['trials']
     should = {'n_trials': len(trials), 'n_feasible': sum(t['feasible'] for t in trials)}
     if result.get('objective') in result['best_metrics']:
         should['best_score'] = result['best_metrics'][result['objective']]
-    should['floor'] = floor_record(_floor(result))
+    should['floor'] = floor_record(recorded_floor(result))
     if 'n_front' in result:
         should['n_front'] = sum(t.get('on_front', False) for t in trials)
     lines = unequal({k: result.get(k) for k in should}, should)
@@ -568,7 +563,7 @@ _NESTED = (
 def check_cross_fitted(self: Audit, path: Path, tuned: dict, ensemble: Ensemble, payload: dict):
     "Check the record and the checkpoint of cross-fitted integration."
     with self.about(path):
-        floor = _floor(self.records[self.files.gate_results])
+        floor = recorded_floor(self.records[self.files.gate_results])
         self.differs(path, *_of_cross_fitting(tuned, payload, floor, self.settings['seed']))
     if self.data is None:
         return self.unchecked(path, f'out-of-fold scores not computed again: {self.no_data}')
@@ -587,13 +582,12 @@ def out_of_fold(self: Audit, tuned: dict, crossfit: Crossfit, ensemble: Ensemble
     "What differs where a cross-fitted mixture is judged out of fold again."
     nodes, near = self.evaluator(), tolerance(tuned)
     records = crossfit.by_price(ensemble, nodes, out_of_fold=True)
-    plain = lambda scores, i: {name: value[i].item() for name, value in scores.items()}
-    metrics = plain(records[DEFAULT_PRICE].scores(), 0)
+    (metrics,) = of_each(records[DEFAULT_PRICE].scores())
     told = {p: entry['scores'] for p, entry in tuned['prices'].items()}
     prices = scores_by_price(records, self.data.group_names)
     judge = OutOfFold(crossfit, nodes)
     scores = judge.everywhere([[way] for way in crossfit.ways], sampled=True).scores()
-    ways = {str(way): plain(scores, i) for i, way in enumerate(crossfit.ways)}
+    ways = dict(zip(map(str, crossfit.ways), of_each(scores)))
     lines = unequal(tuned['metrics'], metrics, near, 'metrics')
     lines += _unequal_scores(told, prices, tuned, 'prices')
     return lines + unequal({k: tuned['ways'][int(k)]['scores'] for k in ways}, ways, near, 'ways')
@@ -669,11 +663,13 @@ def check_test(self: Audit, path: Path):
         if gate is not None and self.is_last(record):
             should['roles'] = who_did_what(gate['teachers'], crossed)
         usage = gate_usage(methods['moe'] if crossed else final, self.data, nodes.nodes)
+        prices = self.tested_prices(record, nodes) if crossed else {}
         table = {
-            name: scores_with_intervals(nodes.record(population), names)
+            name: prices[f'{record["price"]:g}']
+            if isinstance(population, Ensemble)
+            else scores_with_intervals(nodes.record(population), names)
             for name, population in methods.items()
         }
-        prices = self.tested_prices(record, nodes) if crossed else {}
         lines = unequal({k: record[k] for k in should}, should)
         lines += unequal(record['gate_usage'], usage, near, 'gate_usage')
         lines += _unequal_scores(record['methods'], table, record, 'methods')
