@@ -37,6 +37,7 @@ setup(
     extras_require={
         'dev': cfg['dev_requirements'].split(),
         'excel': cfg['excel_requirements'].split(),
+        'fairlearn': cfg['fairlearn_requirements'].split(),
         'parquet': cfg['parquet_requirements'].split(),
         'postgres': cfg['postgres_requirements'].split(),
     },

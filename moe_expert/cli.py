@@ -103,7 +103,7 @@ def run(
     trainer, done, cached = stages.trained(options)
     experts = {expert: about['result'] for expert, about in trainer.about.items()}
     print(script.closing_words(trainer, experts, cached), end='\n\n')
-    print(stages.closing_words(trainer, done))
+    print(stages.closing_words(trainer, done, options))
     tuning = make_report(given, given.dataset, 'all')
     print('Report of the experts:', tuning.with_suffix('.html'), flush=True)
     mixture = make_report(given, given.dataset, 'mixture', fine_tune=given.fine_tune)

@@ -23,13 +23,13 @@ from .errors import ParameterError, did_you_mean, unknown_name
 
 # %% auto #0
 __all__ = ['STORAGE_VARIABLE', 'COMMANDS', 'NOTEBOOKS', 'CALLS', 'DOORS', 'PARAMETERS', 'EXPERT_NAMES', 'BACKBONES', 'EDITIONS',
-           'TEACHERS', 'WAY_NAMES', 'PRICES', 'DEFAULT_PRICE', 'PHASE_NAMES', 'GROUPED', 'SMALL_GROUPS',
-           'MISSING_GROUPS', 'STAGE1', 'MIXTURE', 'RUNS', 'READERS', 'LOADERS', 'NOT_READING', 'WORKING', 'Kind',
-           'Whole', 'Number', 'Flag', 'Choice', 'Listed', 'Text', 'Names', 'Columns', 'Several', 'Values',
-           'environment_storage', 'StorageURL', 'Door', 'Parameter', 'define', 'options', 'names', 'defaults', 'Given',
-           'check', 'unknown', 'spelled', 'without_effect', 'card_entries', 'Parser', 'add_option', 'default_text',
-           'hinted', 'parser', 'command', 'call', 'collect', 'injected', 'door_signature', 'takes', 'documented',
-           'markdown_table', 'shown_default', 'parameters_cell']
+           'TEACHERS', 'WAY_NAMES', 'PARITIES', 'TOLERANCE', 'PRICES', 'DEFAULT_PRICE', 'PHASE_NAMES', 'GROUPED',
+           'SMALL_GROUPS', 'MISSING_GROUPS', 'STAGE1', 'MIXTURE', 'RUNS', 'READERS', 'LOADERS', 'NOT_READING',
+           'WORKING', 'Kind', 'Whole', 'Number', 'Flag', 'Choice', 'Listed', 'Text', 'Names', 'Columns', 'Several',
+           'Values', 'environment_storage', 'StorageURL', 'Door', 'Parameter', 'define', 'options', 'names', 'defaults',
+           'Given', 'check', 'unknown', 'spelled', 'without_effect', 'card_entries', 'Parser', 'add_option',
+           'default_text', 'hinted', 'parser', 'command', 'call', 'collect', 'injected', 'door_signature', 'takes',
+           'documented', 'markdown_table', 'shown_default', 'parameters_cell']
 
 # %% ../nbs/01_parameters.ipynb #7d8b201a
 class Kind:
@@ -432,6 +432,11 @@ BACKBONES = ('mlp', 'gcn', 'sage', 'gin', 'gat')
 EDITIONS = ('auto', 'full', 'offline')
 TEACHERS = ('train', 'crossfit', 'val_half')
 WAY_NAMES = ('one', 'nine', 'crossfit')
+PARITIES = {  # score → what Fairlearn calls its being alike
+    'dp': 'demographic_parity',
+    'eo': 'true_positive_rate_parity',
+}
+TOLERANCE = 0.02  # how far apart the groups may be
 PRICES = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0)  # of a unit of unfairness, in units of utility
 DEFAULT_PRICE = 1.0  # that of `final_score`
 PHASE_NAMES = ('development', 'confirmatory')
@@ -673,6 +678,27 @@ define(
             unless=('read_only', True),
         ),
     },
+)
+
+# %% ../nbs/01_parameters.ipynb #ff41377f
+_OF_CROSSFIT = dict.fromkeys(('train', 'run'), dict(needs=('ways', 'crossfit')))
+define(
+    'thresholds',
+    Choice(*PARITIES),
+    None,
+    'beside the test, the scores of a threshold for each group, chosen out of fold: with alike '
+    'shares of decisions 1 (`dp`) or alike true positive rates (`eo`); whoever is judged has to '
+    'tell the group. Needs `ways` `crossfit` and Fairlearn',
+    ('train', 'run', 'report', 'moe.ipynb'),
+    _OF_CROSSFIT | {'moe.ipynb': dict(needs=('ways', 'crossfit'), unless=('read_only', True))},
+)
+define(
+    'tolerance',
+    Number(0, 1),
+    TOLERANCE,
+    'how far apart `thresholds` may leave the groups, on the people that they are chosen on',
+    ('train', 'run', 'report', 'moe.ipynb'),
+    dict.fromkeys(('train', 'run', 'report', 'moe.ipynb'), dict(needs=('thresholds', ...))),
 )
 
 # %% ../nbs/01_parameters.ipynb #f6153b83

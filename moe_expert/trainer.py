@@ -64,9 +64,10 @@ from moe_expert.mixture.gate_training import (
 )
 from .mixture.integration import FineTuneSettings, best_way, fine_tuned
 from .mixture.teachers import TEACHERS, crossfit_lesson, halves, who_did_what
+from .mixture.thresholds import tested_thresholds
 
 # %% ../nbs/58_trainer.ipynb #25aa4d22
-from .parameters import DEFAULT_PRICE, PRICES, takes
+from .parameters import DEFAULT_PRICE, PRICES, TOLERANCE, takes
 from .scores.evaluation import Evaluator, of_each
 from .scores.intervals import INTERVALS, scores_with_intervals
 from .tune_experts import ExpertTuner
@@ -742,6 +743,25 @@ def run(
     gate = self.tune_gate(n_trials)
     tuned = self.fine_tune() if fine_tune else None
     return {'gate': gate, 'fine_tuning': tuned, 'test': self.evaluate('test')}
+
+# %% ../nbs/58_trainer.ipynb #abe1c3b0
+@patch
+def test_thresholds(
+    self: MoETrainer,
+    parity: str = 'dp',  # one of `PARITIES`: what is to be alike
+    tolerance: float = TOLERANCE,  # how far apart the groups may be out of fold
+) -> dict[str, dict]:  # one threshold, a threshold for each group → score → value, low, high
+    """The test scores of decisions by a threshold for each group, beside those by ½.
+
+    `MoEExpertError` for a mixture that is not cross-fitted, and as of `thresholds_by_group`.
+    """
+    if self.ensemble is None:
+        raise MoEExpertError(
+            'thresholds by group are chosen out of fold, and this mixture is not cross-fitted: '
+            'fine_tune with crossfit'
+        )
+    own = self.crossfit, self.ensemble, self.settings.price, self.data, self.seed
+    return tested_thresholds(*own, parity, tolerance)
 
 # %% ../nbs/58_trainer.ipynb #dc5d1a33
 @patch

@@ -59,7 +59,6 @@ FOREIGN_PRIVATE = {
     '_version': (('experts.populations',), 'torch: whether a parameter changed in place'),
     '_C': (('experts.populations',), 'torch: is the tensor inside vmap?'),
     '_functorch': (('experts.populations',), 'torch: is the tensor inside vmap?'),
-    '_pmf_predict': (('study.methods',), 'Fairlearn: probabilities of a randomised classifier'),
 }
 
 

@@ -45,7 +45,7 @@ def with_needs(door, name):
     given = {name: other(p)}
     for needed, value in p.all_needs():
         if value is ...:
-            given[needed] = 'bail'
+            given = with_needs(door, needed) | given
         elif parameters.options(door)[needed].default != value:
             given = with_needs(door, needed) | given | {needed: value}
     return given
@@ -202,8 +202,9 @@ class Passed:
         ):
             monkeypatch.setattr(module, name, self.noting(name))
         monkeypatch.setattr(audit_predictions, 'terminal_tables', lambda _: [])
-        for module in (run_expert_tuning, run_moe):
-            monkeypatch.setattr(module, 'closing_words', lambda *_: '')
+        monkeypatch.setattr(run_expert_tuning, 'closing_words', lambda *_: '')
+        told = lambda *given: self.note('told', given[2].thresholds, given[2].tolerance) or ''
+        monkeypatch.setattr(run_moe, 'closing_words', told)
         monkeypatch.setattr(
             run_expert_tuning,
             'progress_display',
@@ -298,15 +299,18 @@ def test_each_option_of_a_command_reaches_what_does_the_work(
     if door == 'report' and name not in ('dataset', 'expert', 'quiet', 'verbose'):
         changed = {a.split(',')[0] for a, b in zip(*calls) if a != b}
         both = {"('run_report'", "('run_moe_report'"}
-        assert changed >= (both if name != 'price' else {"('run_moe_report'"})
+        of_mixture = name in ('price', 'thresholds', 'tolerance')
+        assert changed >= ({"('run_moe_report'"} if of_mixture else both)
 
 
 @pytest.mark.parametrize('notebook', ['tune.ipynb', 'moe.ipynb'])
 def test_a_notebook_that_only_reads_refuses_what_it_finds_in_the_files(notebook):
     reading = {'dataset', 'expert', 'data_dir', 'groups', 'cache_dir', 'read_only'}
-    reading |= {'device', 'fine_tune', 'price'} if notebook == 'moe.ipynb' else set()
+    of_mixture = {'device', 'fine_tune', 'price', 'thresholds', 'tolerance'}
+    reading |= of_mixture if notebook == 'moe.ipynb' else set()
     for name in parameters.names(notebook):
         given = {name: other(parameters.options(notebook)[name]), 'read_only': True}
+        given |= {'thresholds': 'eo'} if name == 'tolerance' else {}
         if name in reading:
             assert parameters.check(notebook, given, strict=True)[name] == given[name]
             continue

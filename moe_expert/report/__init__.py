@@ -66,6 +66,7 @@ ROOMS |= {
         'plot_usage',
         'prices_shown',
         'prices_table',
+        'thresholds_shown',
         'routes_table',
         'test_table',
         'usage_table',

@@ -15,10 +15,12 @@ from torch import Tensor
 
 from ..data.assembly import group_masks
 from ..experts.specs import EXPERTS
+from ..mixture.checkpoints import load_mixture
 from ..mixture.comparison import METHODS, floor_last, tested_words
-from ..mixture.crossfit import is_cross_fitted
+from ..mixture.crossfit import is_cross_fitted, restored
 from ..mixture.gate import Mixture, gate_state
 from ..mixture.reading import AtHand, MixtureAtHand
+from ..mixture.thresholds import SHOWN, tested_thresholds
 from moe_expert.report.look import (
     BLACK,
     BLUE,
@@ -41,7 +43,7 @@ from moe_expert.report.look import (
 __all__ = ['ON_TEST', 'AIMS_FIRST', 'EXPERT_BARS', 'SHOWN_GROUPS', 'WAY_SCORES', 'test_table', 'looks', 'mixture_notices',
            'plot_plane', 'plot_usage', 'usage_table', 'gate_inputs', 'weights_from_inputs', 'gate_path',
            'gate_attributions', 'plot_gate_reasons', 'routes_table', 'finetuning_table', 'crossfit_words', 'gate_words',
-           'plot_prices', 'prices_table', 'prices_shown', 'mixture_winner']
+           'plot_prices', 'prices_table', 'prices_shown', 'thresholds_shown', 'mixture_winner']
 
 # %% ../../nbs/67_mixture_report.ipynb #bc3ad57d
 from .search import GAPS
@@ -564,6 +566,31 @@ def prices_shown(
         return []
     records = seen.about.fine_tuning, seen.test
     return [plot_prices(*records), prices_table(*records)]
+
+# %% ../../nbs/67_mixture_report.ipynb #b2d68c7f
+def thresholds_shown(
+    seen: MixtureAtHand,
+    parity: str | None,  # one of `PARITIES`; None: not asked for
+    tolerance: float,  # as of `tested_thresholds`
+) -> list:  # a table; empty where nothing was asked for
+    "Decisions by a threshold for each group, apart from the methods of the test."
+    if parity is None:
+        return []
+    if seen.price is None:
+        return [Sentences(['No thresholds by group: the mixture is not cross-fitted.'])]
+    ensemble, payload = load_mixture(seen.files.finetuned_checkpoint, seen.about.sha256)
+    ensemble = ensemble.to(seen.data.x.device)
+    crossfit = restored(ensemble, payload['cross_fitting'], seen.data)
+    own = crossfit, ensemble, seen.price, seen.data, seen.seed
+    rows = [
+        {'decided by': title} | {name: interval_text(**scores[name]) for name in SHOWN}
+        for title, scores in tested_thresholds(*own, parity, tolerance).items()
+    ]
+    caption = (
+        f'Test nodes; thresholds with {parity} at most {tolerance:g} out of fold; whoever is '
+        'judged has to tell the group; brackets: 95 % intervals'
+    )
+    return [table(rows, caption).set_index('decided by')]
 
 # %% ../../nbs/67_mixture_report.ipynb #d2b949b8
 def mixture_winner(

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['SINGLE_NETWORK', 'REWEIGHING', 'CFA', 'FOLDS', 'THRESHOLDS', 'tune_network', 'single_network', 'reweighing',
            'ReweighedTrainer', 'reweighed_network', 'sliced_distance', 'class_distance', 'CFATrainer', 'cfa_network',
-           'plain_logistic_regression', 'random_forest', 'require_fairlearn', 'weighted_vote', 'expgrad_dp',
-           'threshold_optimizer', 'released_mixture', 'crossfit_mixture', 'crossfit_single', 'crossfit_cfa', 'shifted',
-           'best_threshold', 'regression_refit', 'forest_refit', 'expgrad_refit', 'threshold_refit']
+           'plain_logistic_regression', 'random_forest', 'weighted_vote', 'expgrad_dp', 'threshold_optimizer',
+           'released_mixture', 'crossfit_mixture', 'crossfit_single', 'crossfit_cfa', 'shifted', 'best_threshold',
+           'regression_refit', 'forest_refit', 'expgrad_refit', 'threshold_refit']
 
 # %% ../../nbs/83_study_methods.ipynb #b742ee0a
 import hashlib
@@ -20,7 +20,6 @@ from dataclasses import asdict, replace
 import numpy as np
 import torch
 from fastcore.basics import patch
-from sklearn.base import BaseEstimator, ClassifierMixin
 from torch import Tensor
 from torch.nn.functional import softplus
 from torch_geometric.data import Data
@@ -38,6 +37,7 @@ from ..experts.training import TrainedModel, run_training
 # %% ../../nbs/83_study_methods.ipynb #873a9691
 from ..mixture.crossfit import CrossfitSettings, crossfitted
 from ..mixture.teachers import equal_parts
+from ..mixture.thresholds import choose_thresholds, require_fairlearn
 from ..parameters import DEFAULT_PRICE
 from ..scores.evaluation import Evaluator, plain_scores
 from ..scores.metrics import attributes_of, groups_of
@@ -296,19 +296,6 @@ def random_forest(shared: SharedConditions) -> dict[str, Predictor]:
     predict = lambda rows, groups: p1(rows)
     return {'random_forest': Predictor(predict, shared.data.sens, seed=shared.seed)}
 
-# %% ../../nbs/83_study_methods.ipynb #ead78958
-def require_fairlearn() -> tuple:  # its modules reductions, postprocessing
-    "Import Fairlearn, a dependency of development only. Raises `MoEExpertError` without it."
-    try:
-        from fairlearn import postprocessing, reductions
-    except ImportError as err:
-        raise MoEExpertError(
-            'the study compares with Fairlearn, which is not installed: '
-            'pip install "fairlearn>=0.11,<1", or leave out '
-            'its methods (expgrad_*, threshold_*)'
-        ) from err
-    return reductions, postprocessing
-
 # %% ../../nbs/83_study_methods.ipynb #1a30d4df
 def weighted_vote(
     weights: Sequence[float],  # [k] > 0, with sum 1
@@ -346,36 +333,14 @@ def expgrad_dp(shared: SharedConditions) -> dict[str, Predictor]:
     return {'expgrad_dp': Predictor(lambda rows, groups: p1(rows), shared.data.sens)}
 
 # %% ../../nbs/83_study_methods.ipynb #d0b5fea1
-class _Given(ClassifierMixin, BaseEstimator):
-    "A fitted estimator whose only feature is the probability itself."
-
-    def fit(self, x, y):
-        return self
-
-    def __sklearn_is_fitted__(self) -> bool:
-        return True
-
-    def predict_proba(self, x) -> np.ndarray:  # [n, 2]
-        p1 = np.asarray(x)[:, 0]
-        return np.stack([1 - p1, p1], axis=1)
-
-
 def _thresholds(
     p1: np.ndarray,  # [n] probabilities of people who were not learned from
     y: np.ndarray,  # [n] their labels
     groups: np.ndarray,  # [n]
 ) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:  # ([m] probabilities, [m] groups) → [m]
     "Thresholds of the groups under demographic parity: how likely the decision is 1."
-    _, postprocessing = require_fairlearn()
-    optimizer = postprocessing.ThresholdOptimizer(
-        estimator=_Given(),
-        constraints='demographic_parity',
-        prefit=True,
-        predict_method='predict_proba',
-    )
-    optimizer.fit(p1[:, None], y, sensitive_features=groups)
-    # `predict` draws decisions at random; only this method says how likely they are
-    return lambda p1, groups: optimizer._pmf_predict(p1[:, None], sensitive_features=groups)[:, 1]
+    rule = choose_thresholds(*map(torch.as_tensor, (p1, y, groups)), 'dp', tolerance=0.0)
+    return lambda p1, groups: rule.chance(*map(torch.as_tensor, (p1, groups))).numpy()
 
 
 def threshold_optimizer(shared: SharedConditions) -> dict[str, Predictor]:

@@ -20,6 +20,7 @@ from fastcore.basics import patch
 import moe_expert
 from ..errors import ArgumentError, unknown_name
 from ..experts.specs import EXPERTS
+from ..mixture.thresholds import require_fairlearn
 from ..parameters import defaults, takes
 from .conditions import SharedConditions
 from .ledger import Ledger, current_commit, source_digest
@@ -37,7 +38,6 @@ from moe_expert.study.methods import (
     random_forest,
     regression_refit,
     released_mixture,
-    require_fairlearn,
     reweighed_network,
     single_network,
     threshold_optimizer,
