@@ -33,6 +33,7 @@ PAGES = {  # title in the navigation -> page
     'Options': 'docs/options.md',
     'When something goes wrong': 'docs/when_something_goes_wrong.md',
     'The study': 'docs/study.md',
+    'The study: all tables': 'docs/study_appendix.md',
     'The first study': 'docs/study_first.md',
     'Templates': {'Model card': 'docs/model_card.md', 'Data card': 'docs/data_card.md'},
     'Contributing': 'CONTRIBUTING.md',

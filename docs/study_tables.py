@@ -1,7 +1,8 @@
 """Write what the study's pages say about its rows: `python docs/study_tables.py`.
 
 With --check the pages are only compared. Everything between two marks is made from the plan and
-from docs/study/runs.csv. The text around them is written by hand and compares no methods.
+from docs/study/runs.csv. The text around them is written by hand and compares no methods. Before
+the last row is there, the pages only say how many there are.
 """
 
 import re
@@ -15,12 +16,14 @@ sys.path.insert(0, str(DOCS.parent))
 
 import pandas as pd  # noqa: E402
 
+from moe_expert.report.look import Picture  # noqa: E402
 from moe_expert.study import statistics, tables  # noqa: E402
 from moe_expert.study.ledger import Ledger  # noqa: E402
 from moe_expert.study.plan import ANALYSES, CLAIMS, MAIN_METHOD, STUDY_SETS  # noqa: E402
+from moe_expert.study.runs import planned_runs  # noqa: E402
 
-PAGE, README = DOCS / 'study.md', DOCS.parent / 'README.md'
-NONE_YET = 'The confirmatory rows are not there yet: nothing has been found.'
+STUDY, TRIALS = DOCS / 'study', 10  # trials per expert of the confirmatory run
+PAGE, APPENDIX, README = DOCS / 'study.md', DOCS / 'study_appendix.md', DOCS.parent / 'README.md'
 RULES = {
     'all': 'holds if it is better than each',
     'holm': "each by itself, with Holm's correction",
@@ -80,8 +83,6 @@ def claims() -> str:
 
 def outcomes(rows: pd.DataFrame) -> str:
     "What became of the claims."
-    if MAIN_METHOD not in set(rows.method):
-        return NONE_YET
     found = statistics.claim_table(rows)
     made = [f'Claim A, as a whole: **{statistics.claim_outcome(found)}**.']
     for claim, some in found.groupby('claim', sort=False):
@@ -95,8 +96,6 @@ def outcomes(rows: pd.DataFrame) -> str:
 
 def short(rows: pd.DataFrame) -> str:
     "Claim A and the control of claim B, as in the README."
-    if MAIN_METHOD not in set(rows.method):
-        return NONE_YET
     found = statistics.claim_table(rows)
     control = found[found.other == 'single_crossfit'].iloc[0]
     return bullets(
@@ -148,19 +147,51 @@ def filled(page: Path, **made: str) -> str:
     return text
 
 
-def pages() -> dict[Path, str]:
-    "Both pages with everything made anew."
-    every = Ledger(DOCS / 'study').rows()
-    every = every[every.phase == 'confirmatory']
-    main = statistics.analysis_rows(every)
-    all_tables = [f'### {heading}\n\n{markdown(t)}' for heading, t in sections(every) if len(t)]
-    parts = dict(families=families(), claims=claims(), outcomes=outcomes(main))
-    parts['tables'] = '\n\n'.join(all_tables) or NONE_YET
-    return {PAGE: filled(PAGE, **parts), README: filled(README, short=short(main))}
+def waiting(ledger: Ledger) -> str:
+    "How many rows there are, while some are missing; '' when all are there."
+    planned = planned_runs('confirmatory', n_trials=TRIALS)
+    done = len(planned) - len(ledger.missing(planned))
+    if done == len(planned):
+        return ''
+    return wrapped(
+        f'The confirmatory run is under way: {done:,} of {len(planned):,} rows are there. What '
+        'became of the claims is said when all are.'
+    )
+
+
+def pictures(rows: pd.DataFrame) -> dict[str, Picture]:
+    "The three pictures of the page, by file name."
+    return {
+        'gains.png': tables.plot_gains(rows),
+        'plane.png': tables.plot_plane(rows),
+        'steps.png': tables.plot_steps(statistics.step_table(rows)),
+    }
+
+
+def pages() -> tuple[dict[Path, str], pd.DataFrame | None]:
+    "All pages with everything made anew; the main rows, None while some are missing."
+    ledger, parts = Ledger(STUDY), dict(families=families(), claims=claims())
+    if wait := waiting(ledger):
+        made = dict.fromkeys(('outcomes', 'short', 'tables'), wait) | {'pictures': ''}
+        main = None
+    else:
+        every = ledger.rows()
+        every = every[every.phase == 'confirmatory']
+        main = statistics.analysis_rows(every)
+        texts = [f'## {heading}\n\n{markdown(t)}' for heading, t in sections(every) if len(t)]
+        made = dict(outcomes=outcomes(main), short=short(main), tables='\n\n'.join(texts))
+        shown = [f'![{figure.alt}](study/{name})' for name, figure in pictures(main).items()]
+        made['pictures'] = '\n\n'.join(shown)
+    parts |= {name: made[name] for name in ('outcomes', 'pictures')}
+    return {
+        PAGE: filled(PAGE, **parts),
+        APPENDIX: filled(APPENDIX, tables=made['tables']),
+        README: filled(README, short=made['short']),
+    }, main
 
 
 if __name__ == '__main__':
-    made = pages()
+    made, main = pages()
     if sys.argv[1:] == ['--check']:
         differ = [p.name for p, text in made.items() if text != p.read_text(encoding='utf-8')]
         if differ:
@@ -168,4 +199,6 @@ if __name__ == '__main__':
         sys.exit()
     for page, text in made.items():
         page.write_text(text, encoding='utf-8')
-    print(f'{PAGE}: {made[PAGE].count("### ")} sections')
+    for name, figure in ({} if main is None else pictures(main)).items():
+        figure.savefig(STUDY / name, dpi=150)
+    print(f'{APPENDIX}: {made[APPENDIX].count("## ")} tables')

@@ -4,6 +4,7 @@ Substitutes and statistics are checked against a second way to compute them.
 """
 
 import dataclasses
+import importlib.util
 import itertools
 import json
 import sys
@@ -669,3 +670,35 @@ def test_labels_100_takes_the_main_rows_of_sets_with_no_more():
     found = study_statistics.analysis_rows(pd.concat([rows, again]), 'labels-100')
     assert set(found.dataset) == {'bail', 'german', 'ricci', 'nba'}
     assert (found[found.dataset == 'nba'].analysis == 'labels-100').all()
+
+
+@pytest.fixture
+def pages(repo_root, monkeypatch, tmp_path):
+    "docs/study_tables.py, for rows in another folder."
+    path = repo_root / 'docs/study_tables.py'
+    spec = importlib.util.spec_from_file_location('study_tables_page', path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    monkeypatch.setattr(module, 'STUDY', tmp_path)
+    return module
+
+
+def test_the_page_says_nothing_of_claims_before_the_last_row(pages, tmp_path):
+    "Nobody can stop the study, or change it, by what its first rows seem to say."
+    ledger = Ledger(tmp_path)
+    planned = pages.planned_runs('confirmatory', n_trials=pages.TRIALS)
+    assert len(planned) == len({r.name for r in planned}) == 7200
+    rows = [
+        dataclasses.asdict(r) | {'name': r.name, 'version': moe_expert.__version__} for r in planned
+    ]
+    pd.DataFrame(rows[:-1]).to_csv(ledger.csv, index=False)
+    texts, main = pages.pages()
+    assert main is None and '7,199 of 7,200 rows' in texts[pages.PAGE]
+    for words in ('**met**', '**not met**', '**better**', '**undecided**', '!['):
+        assert all(words not in texts[p] for p in (pages.PAGE, pages.APPENDIX))
+    pd.DataFrame(rows).to_csv(ledger.csv, index=False)
+    assert pages.waiting(ledger) == ''
+
+
+def test_the_page_is_short(repo_root):
+    assert len((repo_root / 'docs/study.md').read_text(encoding='utf-8').split()) <= 1500
