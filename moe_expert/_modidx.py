@@ -3028,6 +3028,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                 'moe_expert/study/methods.py'),
                                           'moe_expert.study.methods._forest': ('study_methods.html#_forest', 'moe_expert/study/methods.py'),
                                           'moe_expert.study.methods._judge': ('study_methods.html#_judge', 'moe_expert/study/methods.py'),
+                                          'moe_expert.study.methods._order': ('study_methods.html#_order', 'moe_expert/study/methods.py'),
                                           'moe_expert.study.methods._out_of_fold': ( 'study_methods.html#_out_of_fold',
                                                                                      'moe_expert/study/methods.py'),
                                           'moe_expert.study.methods._picked_by_validation': ( 'study_methods.html#_picked_by_validation',

@@ -166,15 +166,25 @@ def reweighed_network(shared: SharedConditions) -> dict[str, Population]:
     return {'reweighing': tuned}
 
 # %% ../../nbs/83_study_methods.ipynb #f53ac5c2
+def _order(values: Tensor) -> Tensor:  # [M, n, L] positions along the nodes
+    "What sorts the nodes. On a CPU NumPy needs a quarter of the time of PyTorch."
+    if values.device.type != 'cpu':
+        return values.argsort(1)
+    across = np.ascontiguousarray(values.transpose(1, 2).numpy())
+    return torch.from_numpy(across.argsort(-1)).transpose(1, 2)
+
+
 def _quantiles(
     values: Tensor,  # [M, n, L]
     q: Tensor,  # [Q] in (0, 1)
 ) -> Tensor:  # [M, Q, L]
     "Quantiles along the nodes, linear between them."
-    values, at = values.sort(1).values, q * (values.shape[1] - 1)
+    at = q * (values.shape[1] - 1)
     low = at.long()
     high = (low + 1).clamp(max=values.shape[1] - 1)
-    return torch.lerp(values[:, low], values[:, high], (at - low)[None, :, None])
+    order = _order(values.detach())
+    below, above = (values.gather(1, order[:, place]) for place in (low, high))
+    return torch.lerp(below, above, (at - low)[None, :, None])
 
 # %% ../../nbs/83_study_methods.ipynb #defbd57e
 def sliced_distance(
