@@ -66,13 +66,11 @@ def paired_differences(
     score: str = 'final_score',
 ) -> pd.Series:  # by data set, split and seed
     "`method` − `other` for every pair; a dataset without both is left out."
-    parts = [pd.Series(index=pd.MultiIndex.from_arrays([[]] * 6, names=PAIR_COLUMNS), dtype=float)]
-    for dataset, group in rows.groupby('dataset'):
-        name = other.get(dataset) if isinstance(other, dict) else other
-        wide = group.pivot_table(index=PAIR_COLUMNS, columns='method', values=score)
-        if {method, name} <= set(wide.columns):
-            parts.append((wide[method] - wide[name]).dropna())
-    together = pd.concat(parts[1:] or parts)
+    theirs = rows.dataset.map(other) if isinstance(other, dict) else other
+    ours, others = (
+        rows[rows.method == name].groupby(PAIR_COLUMNS)[score].mean() for name in (method, theirs)
+    )
+    together = (ours - others).dropna().sort_index()
     return together.reset_index(['analysis', 'n_trials', 'epochs'], drop=True).rename('difference')
 
 # %% ../../nbs/85_study_statistics.ipynb #fc67cbb6
@@ -216,9 +214,14 @@ def best_single_expert(
     return {v: means[v].idxmax() for v in means.index.unique(0)}
 
 # %% ../../nbs/85_study_statistics.ipynb #f46e7714
-def _opponents(rows: pd.DataFrame, method: str) -> dict[str, str | dict[str, str]]:
-    others = {m: m for m in sorted(rows.method.unique()) if m != method}
-    return others | ({HINDSIGHT: best} if (best := best_single_expert(rows)) else {})
+def _opponents(
+    rows: pd.DataFrame,
+    method: str,
+    wanted: Sequence[str] | None,  # None: all
+) -> dict[str, str | dict[str, str]]:
+    found = {m: m for m in sorted(rows.method.unique()) if m != method}
+    found |= {HINDSIGHT: best} if (best := best_single_expert(rows)) else {}
+    return {name: m for name, m in found.items() if wanted is None or name in wanted}
 
 
 def _ratios(rows: pd.DataFrame, method: str, other: str | dict[str, str]) -> dict[str, float]:
@@ -233,10 +236,11 @@ def data_set_verdicts(
     rows: pd.DataFrame,  # of `analysis_rows`
     method: str = MAIN_METHOD,
     score: str = 'final_score',  # one of `SCORES`
+    others: Sequence[str] | None = None,  # that it is compared with; None: all
 ) -> pd.DataFrame:  # per data set and other method, smallest mean first
     "`method` − other on each data set, over its splits."
     rows, lines = with_scores(rows), []
-    for name, other in _opponents(rows, method).items():
+    for name, other in _opponents(rows, method, others).items():
         ratios = _ratios(rows, method, other)
         for dataset, d in paired_differences(rows, method, other, score).groupby('dataset'):
             found = data_set_verdict(d, ratios[dataset], _margin(score, MARGIN_DATA_SET))
@@ -272,9 +276,7 @@ def family_verdicts(
 ) -> pd.DataFrame:  # per other method, smallest mean first
     "`method` − other over families, with the signed-rank p and the hierarchical model beside it."
     rows, lines = with_scores(rows), []
-    for name, other in _opponents(rows, method).items():
-        if others is not None and name not in others:
-            continue
+    for name, other in _opponents(rows, method, others).items():
         differences = paired_differences(rows, method, other, score)
         if len(differences):
             found = _over_families(differences, _ratios(rows, method, other), score)

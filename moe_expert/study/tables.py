@@ -243,8 +243,7 @@ def _plain(ax):
 # %% ../../nbs/86_study_tables.ipynb #b52ffcbb
 def _gain_lines(rows: pd.DataFrame, other: str) -> pd.DataFrame:  # name, mean, low, high
     "All families together, then every data set."
-    over, each = family_verdicts(rows), data_set_verdicts(rows)
-    over, each = over[over.other == other], each[each.other == other]
+    over, each = (f(rows, others=[other]) for f in (family_verdicts, data_set_verdicts))
     each = each.assign(name=each.dataset, family=each.dataset.map(data_family))
     over = over.assign(name=[f'{n} families' for n in over.families], family='')
     lines = pd.concat([over, each.sort_values(['family', 'name'])], ignore_index=True)
