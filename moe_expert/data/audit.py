@@ -28,6 +28,7 @@ from moe_expert.data.assembly import (
 )
 from .catalogue import DATASETS
 from .reading import card_text
+from .shown import as_html, inert
 
 if TYPE_CHECKING:
     from torch_geometric.data import Data
@@ -61,14 +62,12 @@ class DataCard(pd.DataFrame):
         return pd.DataFrame
 
     def _repr_html_(self) -> str:
-        from html import escape
-
         facts = {k: v for k, v in self.attrs.items() if k != 'notes'} | self.attrs.get('notes', {})
-        lines = [f'{escape(k.replace("_", " "))}: {escape(str(v))}' for k, v in facts.items()]
+        lines = [f'{as_html(k.replace("_", " "))}: {as_html(v)}' for k, v in facts.items()]
         items = ''.join(f'<li>{line}</li>' for line in lines)
         columns = getattr(self, 'columns_table', None)
-        below = '' if columns is None else folded(columns.to_html(border=0), len(columns))
-        return f'<ul>{items}</ul>{super()._repr_html_()}{below}'
+        below = '' if columns is None else folded(inert(columns.to_html(border=0)), len(columns))
+        return f'<ul>{items}</ul>{inert(super()._repr_html_())}{below}'
 
 # %% ../../nbs/16_audit.ipynb #ab204365
 _FACTS = (
