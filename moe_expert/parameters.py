@@ -1131,8 +1131,10 @@ class Given(Mapping):
         return self._values[name]
 
     def __repr__(self):
-        values = ', '.join(f'{k}={v!r}' for k, v in self.items())
-        return without_passwords(f'Given({self._door!r}: {values})')
+        hidden = '***' if self._values.get('storage') else None  # it may hold a password
+        shown = self._values | ({'storage': hidden} if hidden else {})
+        values = ', '.join(f'{k}={v!r}' for k, v in shown.items())
+        return f'Given({self._door!r}: {values})'
 
     @property
     def door(self) -> str:  # one of `DOORS`

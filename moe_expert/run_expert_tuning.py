@@ -147,6 +147,7 @@ def progress_display(
 def aligned(
     rows: list[tuple[str, ...]],  # the heading first
 ) -> str:  # one line each, columns flush left
+    rows = [tuple(map(visible, row)) for row in rows]  # before widths are measured
     widths = [max(map(len, column)) for column in zip(*rows)]
     return '\n'.join(
         '  '.join(f'{cell:<{w}}' for cell, w in zip(row, widths)).rstrip() for row in rows

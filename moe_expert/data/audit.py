@@ -29,6 +29,7 @@ from moe_expert.data.assembly import (
 from .catalogue import DATASETS
 from .reading import card_text
 from .shown import as_html, inert
+from ..errors import visible
 
 if TYPE_CHECKING:
     from torch_geometric.data import Data
@@ -143,7 +144,7 @@ def columns_text(
 ) -> str:
     "The table of columns as text, no line wider than `width`."
     shown = table.iloc[:most].reset_index()
-    counts = shown.drop(columns=['rule', 'changed']).astype(str)
+    counts = shown.drop(columns=['rule', 'changed']).map(visible)
     heads = [*counts.columns, 'rule; changed']
     fixed = [min(24, max(map(len, [h, *counts[h]]))) for h in counts]
     rest = max(20, width - sum(fixed) - 2 * len(fixed))

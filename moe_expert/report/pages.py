@@ -274,7 +274,7 @@ class HarmlessPage(HTMLParser):
 
     def handle_starttag(self, tag, attrs, end: str = ''):
         self.inside = tag if tag in ('script', 'style') and not end else ''
-        if tag in REMOVED:
+        if tag in REMOVED or (tag == 'meta' and 'http-equiv' in dict(attrs)):
             return
         kept = [(n, v) for n, v in attrs if harmless(tag, n, v)]
         words = [n if v is None else f'{n}="{as_attribute(v)}"' for n, v in kept]
