@@ -21,14 +21,14 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
 
+import moe_expert.errors as errors
 import moe_expert.parameters as parameters
-from .errors import visible, without_passwords
 
 # %% ../nbs/73_run_expert_tuning.ipynb #0086308b
 def one_line(
     message,  # an exception or a warning
 ) -> str:
-    return visible(without_passwords(' '.join(str(message).split())))
+    return errors.visible(errors.without_passwords(' '.join(str(message).split())))
 
 # %% ../nbs/73_run_expert_tuning.ipynb #b02fe47d
 def show_warning(message, category, filename, lineno, file=None, line=None) -> None:
@@ -43,7 +43,7 @@ class VisibleStream:
         self.stream = stream
 
     def write(self, text: str) -> int:
-        return self.stream.write(visible(text))
+        return self.stream.write(errors.visible(text))
 
     def __getattr__(self, name):
         return getattr(self.stream, name)
@@ -53,7 +53,7 @@ class VisibleFormatter(logging.Formatter):
     "Formats a message of the log likewise, without passwords."
 
     def format(self, record: logging.LogRecord) -> str:
-        return visible(without_passwords(super().format(record)))
+        return errors.visible(errors.without_passwords(super().format(record)))
 
 # %% ../nbs/73_run_expert_tuning.ipynb #96ddf2d5
 @contextmanager
@@ -126,7 +126,9 @@ def continues(
     given: parameters.Given,  # of an interrupted command
 ) -> str:
     place = f' in {given.cache_dir}' if 'cache_dir' in given else ''
-    return f'finished trials are kept{visible(place)}. The same command continues from there.'
+    return (
+        f'finished trials are kept{errors.visible(place)}. The same command continues from there.'
+    )
 
 # %% ../nbs/73_run_expert_tuning.ipynb #6bccec8f
 class NoStream(io.TextIOBase):
@@ -147,7 +149,7 @@ def progress_display(
 def aligned(
     rows: list[tuple[str, ...]],  # the heading first
 ) -> str:  # one line each, columns flush left
-    rows = [tuple(map(visible, row)) for row in rows]  # before widths are measured
+    rows = [tuple(map(errors.visible, row)) for row in rows]  # before widths are measured
     widths = [max(map(len, column)) for column in zip(*rows)]
     return '\n'.join(
         '  '.join(f'{cell:<{w}}' for cell, w in zip(row, widths)).rstrip() for row in rows

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import hashlib
+import shlex
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -546,7 +547,7 @@ def _and(names: Sequence[str]) -> str:
 # %% ../../nbs/16_audit.ipynb #72d13ccd
 def _cure(data: Data, columns: Sequence[str], kind: str | None = None) -> str:
     "How to leave columns out: on the card of own data, on request for others."
-    on_request = f'drop={list(columns)} (--drop {",".join(columns)})'
+    on_request = f'drop={list(columns)} (--drop {shlex.quote(",".join(columns))})'
     it = 'it' if len(columns) == 1 else 'them'
     ending = f'leaves {it} out'
     if data.edition != 'own' and data.name not in DATASETS:  # made, or a shipped card
