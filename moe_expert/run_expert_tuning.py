@@ -125,10 +125,8 @@ def known_dataset(
 def continues(
     given: parameters.Given,  # of an interrupted command
 ) -> str:
-    place = f' in {given.cache_dir}' if 'cache_dir' in given else ''
-    return (
-        f'finished trials are kept{errors.visible(place)}. The same command continues from there.'
-    )
+    place = errors.visible(f' in {given.cache_dir}') if 'cache_dir' in given else ''
+    return f'finished trials are kept{place}. The same command continues from there.'
 
 # %% ../nbs/73_run_expert_tuning.ipynb #6bccec8f
 class NoStream(io.TextIOBase):

