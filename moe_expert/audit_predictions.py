@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import base64
-import html
 import io
 import json
 import os
@@ -19,6 +18,7 @@ import pandas as pd
 
 from .data.files import write_named
 from .data.reading import is_table, table_suffix
+from .data.shown import POLICY, as_attribute, as_html
 from .data.tables import check_unique, read_csv
 from .errors import DataError, unknown_name
 from moe_expert.scores.cells import (
@@ -256,31 +256,32 @@ def _image(audit: Audit) -> str:
     figure.savefig(buffer, format='png', dpi=100)
     data, alt = base64.b64encode(buffer.getvalue()).decode(), picture_alt(audit.table)
     style = 'max-width:100%'
-    return f'<img src="data:image/png;base64,{data}" alt="{html.escape(alt)}" style="{style}">'
+    return f'<img src="data:image/png;base64,{data}" alt="{as_attribute(alt)}" style="{style}">'
 
 # %% ../nbs/29_audit_predictions.ipynb #2e437e7c
 def audit_page(
     audit: Audit,
 ) -> str:  # HTML that loads nothing
     "The audit as a page of its own: words, picture, table, and what the numbers mean."
-    title = html.escape(f'Predictions by group: {audit.about["file"]}')
-    words = ''.join(f'<li>{html.escape(s)}</li>' for s in audit.words)
+    title = f'Predictions by group: {audit.about["file"]}'
+    words = ''.join(f'<li>{as_html(s)}</li>' for s in audit.words)
     shown = cells_text(audit.table).reset_index()
     rows = [[_cell(v) for v in row] for row in shown.itertuples(index=False)]
-    facts = [[html.escape(n), html.escape(_fact(v))] for n, v in audit.about.items()]
+    facts = [[as_html(n), as_html(_fact(v))] for n, v in audit.about.items()]
     return (
-        '<!DOCTYPE html><html lang="en"><head><meta charset="utf-8">'
-        f'<title>{title}</title><style>{STATIC_STYLE}</style></head><body><h1>{title}</h1>'
+        f'<!DOCTYPE html><html lang="en"><head><meta charset="utf-8">{POLICY}'
+        f'<title>{as_attribute(title)}</title><style>{STATIC_STYLE}</style></head>'
+        f'<body><h1>{as_html(title)}</h1>'
         f'<h2>In words</h2><ul>{words}</ul><h2>Picture</h2>{_image(audit)}'
-        f'<h2>Table</h2>{html_table(map(html.escape, shown.columns), rows)}'
-        f'<p>{html.escape(READING)}</p>'
+        f'<h2>Table</h2>{html_table(map(as_html, shown.columns), rows)}'
+        f'<p>{as_html(READING)}</p>'
         f'<h2>What was read</h2>{html_table(("fact", "value"), facts)}</body></html>\n'
     )
 
 
 def _cell(text: str) -> str:
     "A cell that stays on one line if it holds a number."
-    escaped = html.escape(text)
+    escaped = as_html(text)
     return f'<span class="n">{escaped}</span>' if text[:1].isdigit() or '[' in text else escaped
 
 

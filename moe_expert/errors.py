@@ -5,17 +5,59 @@
 # %% ../nbs/00_errors.ipynb #f34edd2f
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 # %% auto #0
-__all__ = ['MoEExpertError', 'ArgumentError', 'ParameterError', 'DataError', 'DataWarning', 'OfflineEditionWarning',
-           'ScoreInputError', 'UndefinedScoreError', 'ConvergenceError', 'ArtifactError', 'ReportError',
-           'FairnessWarning', 'UsefulnessWarning', 'did_you_mean', 'unknown_name', 'refused']
+__all__ = ['visible', 'without_passwords', 'MoEExpertError', 'ArgumentError', 'ParameterError', 'DataError', 'DataWarning',
+           'OfflineEditionWarning', 'ScoreInputError', 'UndefinedScoreError', 'ConvergenceError', 'ArtifactError',
+           'ReportError', 'FairnessWarning', 'UsefulnessWarning', 'did_you_mean', 'unknown_name', 'refused']
+
+# %% ../nbs/00_errors.ipynb #c86f89f4
+# control characters; marks, embeddings and isolates of direction; what has no width; separators of
+# lines and paragraphs; halves of surrogate pairs
+_OBEYED = re.compile(
+    r'[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u2069\ufeff'
+    r'\ud800-\udfff]|\r(?!\n)'
+)
+
+
+def visible(
+    text: object,  # anything; `str` is taken of it
+) -> str:
+    r"""The text with control and bidirectional characters escaped.
+
+    >>> print(visible('red \x1b[31m, \u202egnp.exe'))
+    red \x1b[31m, \u202egnp.exe
+    """
+    return _OBEYED.sub(lambda m: m[0].encode('unicode_escape').decode(), str(text))
+
+# %% ../nbs/00_errors.ipynb #3d5c3207
+# to the last @ of the word; a password with blanks: to the next @, unless this is the port of a
+# machine
+_CREDENTIALS = re.compile(
+    r'(\w[\w+.-]*://[^\s:/@]*):(?:\S*@|(?!\d+(?:[/\s]|$))[^\n@]*@)'  # ://user:password@
+)
+_SECRET = re.compile(r'([?&;]\w*(?:pass|pwd|secret|token)\w*=)[^&\s]*', re.IGNORECASE)
+
+
+def without_passwords(
+    text: str,
+) -> str:
+    """The text with the passwords of all addresses in it hidden.
+
+    >>> without_passwords('no answer from postgresql://me:my@secret@host/moe?sslpassword=x')
+    'no answer from postgresql://me:***@host/moe?sslpassword=***'
+    """
+    return _SECRET.sub(r'\1***', _CREDENTIALS.sub(r'\1:***@', text))
 
 # %% ../nbs/00_errors.ipynb #3de1a639
 class MoEExpertError(Exception):
     "Base class of all errors that this package raises on purpose."
+
+    def __str__(self) -> str:
+        return visible(without_passwords(super().__str__()))
 
 # %% ../nbs/00_errors.ipynb #81378333
 class ArgumentError(MoEExpertError, ValueError):
@@ -114,8 +156,6 @@ def refused(
     ...     raise DataError('loans.csv: two columns have the same name: age')
     DataError: loans.csv: two columns have the same name: age
     """
-    import re
-
     errors = errors or (MoEExpertError,)
     try:
         yield

@@ -9,6 +9,9 @@ import math
 import os
 import subprocess
 import sys
+import tempfile
+import traceback
+from types import SimpleNamespace
 
 import optuna
 import pytest
@@ -22,9 +25,12 @@ from optuna.trial import TrialState
 
 from moe_expert.errors import ArtifactError, MoEExpertError
 from moe_expert.experts.specs import Range
+from moe_expert.mixture.verify import studies_of
+from moe_expert.parameters import check
 from moe_expert.tuning import storage as tuning_storage
 from moe_expert.tuning import studies as tuning_studies
 from moe_expert.tuning import trials as tuning_trials
+from moe_expert.tuning.folder import ExpertFiles
 from moe_expert.tuning.storage import open_storage, open_study, pack, unpack
 from moe_expert.tuning.studies import (
     Draws,
@@ -464,14 +470,70 @@ def test_addresses_that_cannot_be_a_storage(url):
         open_storage(url, None)
 
 
-def test_passwords_are_not_shown(monkeypatch):
-    for url in (
-        'postgresql+psycopg://me:secret@127.0.0.1:1/none',
-        'nonsense://me:secret@host/none',
-    ):
-        with pytest.raises(ArtifactError) as error:
-            open_storage(url, None)
-        assert 'secret' not in str(error.value)
+@pytest.mark.parametrize(
+    'address',
+    [
+        'postgresql+psycopg://me:{}@127.0.0.1:1/none',
+        'postgres://:{}@127.0.0.1:1/none',
+        'nonsense://me:{}@host/none',
+        'postgresql://127.0.0.1:1/none?user=me&password={}',
+        'postgresql://me@127.0.0.1:1/none?sslmode=prefer&sslpassword={}',
+        'me:{}@host/none',
+        '{}',
+    ],
+)
+@pytest.mark.parametrize('password', ['secret', 'my@secret', 'a:b/secret', 'my secret', '%73ecret'])
+def test_passwords_are_not_shown(address, password):
+    with pytest.raises(ArtifactError) as error:
+        open_storage(address.replace('{}', password), None)
+    told = ''.join(traceback.format_exception(error.value))
+    told += repr(check('tune', dict(storage=address.replace('{}', password))))
+    assert 'secret' not in told and 'my s' not in told and 'my@' not in told
+
+
+def test_a_storage_that_answers_hides_its_password_too():
+    "Even where a driver repeats the address when a query fails."
+    url = sqlalchemy.engine.make_url('postgresql://me:secret@host/none?sslpassword=hidden')
+    engine = SimpleNamespace(url=url)
+    with pytest.raises(ArtifactError) as error:
+        with tuning_storage.storage_errors('people', SimpleNamespace(engine=engine)):
+            raise StorageInternalError('lost postgresql://me:secret@host/none?sslpassword=hidden')
+    assert 'secret' not in str(error.value) and 'hidden' not in str(error.value)
+    assert '//me:***@host/none?sslpassword=***' in str(error.value)
+
+
+@pytest.mark.parametrize(
+    'address, installed, missing',
+    [
+        ('postgresql+pg8000://me@host/none', (), r'pg8000 is missing \(pip install pg8000\)'),
+        ('postgresql+psycopg2://me@h/none', ('psycopg',), r'psycopg2 .* install psycopg2-binary\)'),
+        ('postgresql://me@host/none', (), r'psycopg .* install "moe_expert\[postgres\]"\)'),
+    ],
+)
+def test_the_driver_that_is_missing_is_named(monkeypatch, address, installed, missing):
+    for name in {'pg8000', 'psycopg', 'psycopg2'} - set(installed):
+        for module in [m for m in sys.modules if m.split('.')[0] == name]:
+            monkeypatch.delitem(sys.modules, module)
+        monkeypatch.setitem(sys.modules, name, None)
+    spec = lambda name: object() if name in installed else None
+    monkeypatch.setattr(tuning_storage, 'find_spec', spec)
+    with pytest.raises(ArtifactError, match=f'its driver {missing}'):
+        open_storage(address, None)
+
+
+@pytest.mark.parametrize('name', ['what?', '{data}', '50%41', 'a#b@c:d', '?mode=memory&uri=true'])
+def test_names_of_folders(tmp_path, monkeypatch, name):
+    "The oldest SQLAlchemy cut a file's name at the ?, and Optuna fills what stands in braces."
+    folder = tmp_path / name
+    folder.mkdir()
+    files = ExpertFiles(folder, 'people')
+    storage = open_storage(None, files)
+    open_study(storage, 'people-example', True)
+    storage.engine.dispose()
+    assert files.studies.is_file() and list(tmp_path.iterdir()) == [folder]
+    monkeypatch.setattr(tempfile, 'tempdir', str(folder))  # `verify` reads a copy there
+    with studies_of(files) as study:
+        assert study('people-example').study_name == 'people-example'
 
 
 def test_a_file_that_is_no_database_is_named_and_left_alone(tmp_path):

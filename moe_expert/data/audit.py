@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import hashlib
+import shlex
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,6 +29,8 @@ from moe_expert.data.assembly import (
 )
 from .catalogue import DATASETS
 from .reading import card_text
+from .shown import as_html, inert
+from ..errors import visible
 
 if TYPE_CHECKING:
     from torch_geometric.data import Data
@@ -61,14 +64,12 @@ class DataCard(pd.DataFrame):
         return pd.DataFrame
 
     def _repr_html_(self) -> str:
-        from html import escape
-
         facts = {k: v for k, v in self.attrs.items() if k != 'notes'} | self.attrs.get('notes', {})
-        lines = [f'{escape(k.replace("_", " "))}: {escape(str(v))}' for k, v in facts.items()]
+        lines = [f'{as_html(k.replace("_", " "))}: {as_html(v)}' for k, v in facts.items()]
         items = ''.join(f'<li>{line}</li>' for line in lines)
         columns = getattr(self, 'columns_table', None)
-        below = '' if columns is None else folded(columns.to_html(border=0), len(columns))
-        return f'<ul>{items}</ul>{super()._repr_html_()}{below}'
+        below = '' if columns is None else folded(inert(columns.to_html(border=0)), len(columns))
+        return f'<ul>{items}</ul>{inert(super()._repr_html_())}{below}'
 
 # %% ../../nbs/16_audit.ipynb #ab204365
 _FACTS = (
@@ -144,7 +145,7 @@ def columns_text(
 ) -> str:
     "The table of columns as text, no line wider than `width`."
     shown = table.iloc[:most].reset_index()
-    counts = shown.drop(columns=['rule', 'changed']).astype(str)
+    counts = shown.drop(columns=['rule', 'changed']).map(visible)
     heads = [*counts.columns, 'rule; changed']
     fixed = [min(24, max(map(len, [h, *counts[h]]))) for h in counts]
     rest = max(20, width - sum(fixed) - 2 * len(fixed))
@@ -546,7 +547,7 @@ def _and(names: Sequence[str]) -> str:
 # %% ../../nbs/16_audit.ipynb #72d13ccd
 def _cure(data: Data, columns: Sequence[str], kind: str | None = None) -> str:
     "How to leave columns out: on the card of own data, on request for others."
-    on_request = f'drop={list(columns)} (--drop {",".join(columns)})'
+    on_request = f'drop={list(columns)} (--drop {shlex.quote(",".join(columns))})'
     it = 'it' if len(columns) == 1 else 'them'
     ending = f'leaves {it} out'
     if data.edition != 'own' and data.name not in DATASETS:  # made, or a shipped card

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..data.assembly import group_masks
 from ..data.files import write_bytes
+from ..data.shown import as_html, inert
 from ..errors import ArtifactError
 from ..experts.floor import BASELINES
 from ..experts.populations import Population
@@ -361,7 +362,8 @@ class Comparison(dict):
         return f'{self.title()}\n{ruled(self._marked().to_string())}'
 
     def _repr_html_(self) -> str:
-        return f'<p><b>{self.title()}</b></p>{grey_rows(self._marked().to_html(border=0))}'
+        shown = inert(grey_rows(self._marked().to_html(border=0)))
+        return f'<p><b>{as_html(self.title())}</b></p>{shown}'
 
 # %% ../../nbs/57_comparison.ipynb #35d011a7
 @dataclass(frozen=True)

@@ -135,12 +135,14 @@ def unequal(
     return [] if equal else [f'{where or "the value"} is {recorded!r}, should be {computed!r}']
 
 # %% ../../nbs/61_verify.ipynb #fbb5680d
-def _copied(studies: Path, folder: str) -> str:  # the address of the copy
+def _copied(studies: Path, folder: str):  # the `URL` of the copy
+    from sqlalchemy.engine import URL  # slow to import
+
     for end in ('', '-wal'):  # the second one holds what is not yet in the first
         path = Path(f'{studies}{end}')
         if path.exists():
             shutil.copyfile(path, Path(folder, f'copy.db{end}'))
-    return f'sqlite:///{folder}/copy.db'
+    return URL.create('sqlite', database=f'{folder}/copy.db')
 
 
 @contextmanager

@@ -6,13 +6,13 @@
 __all__ = ['INDEX_NOTE', 'saved_files', 'published_scores', 'report_names', 'index_rows', 'write_index']
 
 # %% ../../nbs/70_index.ipynb #bee2d079
-import html
 from collections.abc import Iterable
 from pathlib import Path
 from urllib.parse import quote
 
 from ..audit_predictions import STATIC_STYLE, html_table
 from ..data.files import write_bytes
+from ..data.shown import POLICY, as_attribute, as_html
 from ..errors import ArtifactError
 from ..experts.specs import EXPERTS
 from moe_expert.mixture.comparison import (
@@ -143,7 +143,8 @@ def _expert_row(r: dict, published: list[dict]) -> dict:
 # %% ../../nbs/70_index.ipynb #79798edd
 def _number(text: str, bold: bool = False) -> str:
     "A cell with a number that stays on one line."
-    return f'<span class="n">{f"<b>{text}</b>" if bold else text}</span>'
+    shown = as_html(text)
+    return f'<span class="n">{f"<b>{shown}</b>" if bold else shown}</span>'
 
 # %% ../../nbs/70_index.ipynb #afd02d84
 def _warning(text: str) -> str:  # `text` as HTML
@@ -151,7 +152,7 @@ def _warning(text: str) -> str:  # `text` as HTML
 
 # %% ../../nbs/70_index.ipynb #223bfa97
 def _link(target: str, text: str) -> str:
-    return f'<a href="{html.escape(quote(target))}">{html.escape(text)}</a>'
+    return f'<a href="{as_attribute(quote(target))}">{as_html(text)}</a>'
 
 # %% ../../nbs/70_index.ipynb #c310ff84
 def _links(subject: str, notebook: Path) -> str:
@@ -165,11 +166,11 @@ def _cells(row: dict) -> list[str]:
     "The cells of one expert; its objective is bold."
     links = [_links(subject, path) for subject, path in row['reports'].items()]
     if row['state']:
-        links.append(f'<i>{html.escape(row["state"])}</i>')
+        links.append(f'<i>{as_html(row["state"])}</i>')
     numbers = [
         _number(interval_text(*row['scores'][n]), bold=n == row['objective']) for n in COMPOSITES
     ]
-    return [html.escape(row['expert']), *numbers, row['feasible'], '<br>'.join(links)]
+    return [as_html(row['expert']), *numbers, as_html(row['feasible']), '<br>'.join(links)]
 
 # %% ../../nbs/70_index.ipynb #8c3aee77
 def _test_at_hand(files: ExpertFiles, tests: PastTests) -> tuple[dict | None, str]:
@@ -177,7 +178,7 @@ def _test_at_hand(files: ExpertFiles, tests: PastTests) -> tuple[dict | None, st
     try:
         last = at_hand(files).sha256 if files.gate_results.exists() else None
     except ArtifactError as err:
-        return (tests.records or (None,))[-1], _warning(html.escape(str(err)))
+        return (tests.records or (None,))[-1], _warning(as_html(str(err)))
     if test := tests.of(last):
         return test, ''
     if tests.unreadable:  # one of them may be its test
@@ -192,12 +193,12 @@ def _mixture_section(files: ExpertFiles, tests: PastTests, test: dict | None, st
     "The final test, if there was one: a row per method, and how often the nodes were looked at."
     report = report_names(files).get('mixture')
     link = f'<p>{_links("Report of the mixture", report)}</p>' if report else ''
-    looks = ''.join(f'<p>{html.escape(s)}</p>' for s in tested_words(tests, test))
+    looks = ''.join(f'<p>{as_html(s)}</p>' for s in tested_words(tests, test))
     if test is None:
         return state + looks + link
     rows = []
     for method, scores in floor_last(test['methods']).items():
-        name = html.escape(row_name(method))
+        name = as_html(row_name(method))
         numbers = [_number(interval_text(**scores[n])) for n in COMPOSITES]
         rows.append([f'<b>{name}</b>' if method.startswith('moe') else name, *numbers])
     note = (
@@ -205,7 +206,7 @@ def _mixture_section(files: ExpertFiles, tests: PastTests, test: dict | None, st
         'part, none of whom chose it:'
     )
     shown = grey_rows(html_table(['method', *COMPOSITES], rows))
-    return f'{state}<p>{note}</p>{shown}{looks}{link}'
+    return f'{state}<p>{as_html(note)}</p>{shown}{looks}{link}'
 
 # %% ../../nbs/70_index.ipynb #ab65e3fc
 def _doubts_section(files: ExpertFiles, test: dict | None) -> str:
@@ -219,20 +220,20 @@ def _doubts_section(files: ExpertFiles, test: dict | None) -> str:
         except ArtifactError as err:
             sentences.append(str(err))
     sentences += [s for found in doubts(read, test).values() for s in found]
-    items = ''.join(f'<li>{html.escape(s)}</li>' for s in sentences)
+    items = ''.join(f'<li>{as_html(s)}</li>' for s in sentences)
     return f'<div class="warn">⚠ Before you use this:<ul>{items}</ul></div>' if items else ''
 
 # %% ../../nbs/70_index.ipynb #1c2070a4
 def _section(files: ExpertFiles) -> str:
     "One data set. A file that cannot be read is named and does not hide the others."
-    head = f'<h2>{html.escape(files.dataset)}</h2>'
+    head = f'<h2>{as_html(files.dataset)}</h2>'
     try:
         settings, rows = owner(files.cache_dir, files.dataset), index_rows(files)
         tests = read_tests(files)
         test, state = _test_at_hand(files, tests)
         doubted = _doubts_section(files, test)
     except ArtifactError as err:
-        return head + _warning(html.escape(str(err)))
+        return head + _warning(as_html(str(err)))
     about = (
         f'{settings["edition"]} edition, seed {settings["seed"]}, split {settings["split_seed"]}, '
         f'columns left out: {", ".join(settings["drop"]) or "none"}'
@@ -242,7 +243,7 @@ def _section(files: ExpertFiles) -> str:
     header = ['expert', *COMPOSITES, 'feasible trials', 'reports']
     experts = html_table(header, map(_cells, rows))
     mixture = _mixture_section(files, tests, test, state)
-    return f'{head}<p>{html.escape(about)}</p>{failed}{doubted}{experts}{mixture}'
+    return f'{head}<p>{as_html(about)}</p>{failed}{doubted}{experts}{mixture}'
 
 # %% ../../nbs/70_index.ipynb #81074b42
 INDEX_NOTE = (
@@ -263,11 +264,11 @@ def write_index(
     names = [p.name.removesuffix('_settings.json') for p in settings]
     sections = ''.join(_section(ExpertFiles(cache_dir, name)) for name in names)
     meanings = ''.join(
-        f'<li><b>{n}</b> ({f.better} is better): {html.escape(f.meaning)}</li>'
+        f'<li><b>{n}</b> ({f.better} is better): {as_html(f.meaning)}</li>'
         for n, f in FACTS.items()
     )
     text = (
-        '<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>Reports</title>'
+        f'<!DOCTYPE html><html lang="en"><head><meta charset="utf-8">{POLICY}<title>Reports</title>'
         f'<style>{STATIC_STYLE}</style></head><body><h1>Reports</h1><p>{INDEX_NOTE}</p>'
         f'{sections or "<p>There are no tuned experts here yet.</p>"}'
         f'<h2>What the scores mean</h2><ul>{meanings}</ul></body></html>'

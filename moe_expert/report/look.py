@@ -7,7 +7,6 @@ __all__ = ['PUBLISHED', 'FRAME', 'BLUE', 'ORANGE', 'GREEN', 'VERMILION', 'BLACK'
            'Notice', 'Notices', 'Sentences', 'Picture', 'picture', 'legend_below', 'expert_title', 'panels']
 
 # %% ../../nbs/62_look.ipynb #613393fa
-import html
 import io
 import re
 from collections.abc import Iterable
@@ -17,6 +16,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from ..data.shown import as_html, in_figure, inert
+from ..errors import visible
 from ..mixture.comparison import grey_rows
 from ..scores.facts import FACTS
 
@@ -37,12 +38,15 @@ class Table(pd.DataFrame):
         published = getattr(self, 'published', None)
         return {PUBLISHED: published} if published else {}
 
+    def __repr__(self) -> str:
+        return visible(super().__repr__())
+
     def _repr_html_(self) -> str:
         with pd.option_context('display.max_colwidth', None):
             text = self.to_html(float_format='{:.3g}'.format, na_rep='–', border=0, justify='left')
-        text = grey_rows(re.sub(r'<(t[dh])>([^<]*)</t[dh]>', _aligned, text))
+        text = inert(grey_rows(re.sub(r'<(t[dh])>([^<]*)</t[dh]>', _aligned, text)))
         caption = getattr(self, 'caption', None)
-        return f'<p><b>{html.escape(caption)}</b></p>{text}' if caption else text
+        return f'<p><b>{as_html(caption)}</b></p>{text}' if caption else text
 
 # %% ../../nbs/62_look.ipynb #a02da4c0
 def _aligned(cell: re.Match) -> str:
@@ -94,17 +98,17 @@ class Notices(list):
 
     def __repr__(self) -> str:
         shown = (f'!! {n.title.upper()}: ' + n.text.replace('\n', '\n   ') for n in self)
-        return '\n'.join(shown) or 'Nothing to flag here.'
+        return visible('\n'.join(shown)) or 'Nothing to flag here.'
 
     def _repr_html_(self) -> str:
-        texts = [f'<b>⚠ {html.escape(n.title)}</b><br>{_lines(n.text)}' for n in self]
+        texts = [f'<b>⚠ {as_html(n.title)}</b><br>{_lines(n.text)}' for n in self]
         frames = [f'<div role="alert" style="{FRAME}">{text}</div>' for text in texts]
         return ''.join(frames) or '<p>Nothing to flag here.</p>'
 
 # %% ../../nbs/62_look.ipynb #8fdd86b9
 def _lines(text: str) -> str:
     "Escaped text; if it has several lines, each is a bullet point."
-    lines = [html.escape(line) for line in text.splitlines()]
+    lines = [as_html(line) for line in text.splitlines()]
     return lines[0] if len(lines) == 1 else f'<ul>{"".join(f"<li>{x}</li>" for x in lines)}</ul>'
 
 # %% ../../nbs/62_look.ipynb #cccba323
@@ -112,10 +116,10 @@ class Sentences(list):
     "A list of sentences that a notebook shows as bullet points."
 
     def __repr__(self) -> str:
-        return '\n'.join(self)
+        return visible('\n'.join(self))
 
     def _repr_html_(self) -> str:
-        return '<ul>' + ''.join(f'<li>{html.escape(s)}</li>' for s in self) + '</ul>'
+        return '<ul>' + ''.join(f'<li>{as_html(s)}</li>' for s in self) + '</ul>'
 
 # %% ../../nbs/62_look.ipynb #ed1bce75
 BLUE, ORANGE, GREEN = '#0072B2', '#E69F00', '#009E73'
@@ -193,5 +197,5 @@ def panels(
     figure, axes = picture(rows, len(results), size=size, alt=alt, **kwargs)
     figure.get_layout_engine().set(w_pad=0.08)
     for ax, (expert, r) in zip(axes[0], results.items()):
-        ax.set_title(expert_title(expert, r['title']), fontsize=10)
+        ax.set_title(in_figure(expert_title(expert, r['title'])), fontsize=10)
     return figure, axes

@@ -13,6 +13,7 @@ from importlib import resources
 from pathlib import Path
 
 from ..data.files import write_bytes
+from ..data.shown import in_markdown
 from ..datasets import canonical_name
 from ..errors import ReportError
 from ..experts.specs import EXPERTS
@@ -68,17 +69,22 @@ def _people(given: Given) -> str:
     "The data, where they come from, and the seed."
     columns, source = 'no column is left out', 'looked for where `load_dataset` says'
     if given.drop:
-        dropped = ', '.join(given.drop)
+        dropped = in_markdown(', '.join(given.drop))
         columns = f'without the columns {dropped}; the graph is rebuilt without them'
     if given.sensitive:
         how = f' ({given.combine or "crossed"})' if len(given.sensitive) > 1 else ''
-        columns += f'; the groups are those of {", ".join(given.sensitive)}{how}'
+        columns += f'; the groups are those of {in_markdown(", ".join(given.sensitive))}{how}'
     if given.data_dir is not None:
-        source = f'taken from `{given.data_dir}`'
+        source = f'taken from {_path(given.data_dir)}'
+    name = in_markdown(canonical_name(given.dataset))
     return (
-        f'This report is about **{canonical_name(given.dataset)}** (edition: {given.edition}; '
-        f'{columns}), with seed {given.seed}. The data are {source}.'
+        f'This report is about **{name}** (edition: {given.edition}; {columns}), with '
+        f'seed {given.seed}. The data are {source}.'
     )
+
+
+def _path(path: str) -> str:
+    return f'<code>{in_markdown(path)}</code>'
 
 
 def _setting(given: Given) -> str:
@@ -86,7 +92,8 @@ def _setting(given: Given) -> str:
     earlier = 'files of other settings there are an error'
     if given.overwrite:
         earlier = 'all files of this data set there are **removed first**'
-    return f'The device is {given.device}. Everything is kept in `{given.cache_dir}`; {earlier}.'
+    folder = _path(given.cache_dir)
+    return f'The device is {given.device}. Everything is kept in {folder}; {earlier}.'
 
 # %% ../../nbs/71_run.ipynb #31c1149b
 def _tuning_work(given: Given) -> str:
@@ -103,10 +110,10 @@ def _reading(given: Given) -> str:
     "What a report that only reads has not done."
     files = ExpertFiles(given.cache_dir, canonical_name(given.dataset))
     return (
-        f'It **only reads** what is in `{given.cache_dir}`: nothing was trained, chosen, tested '
-        f'or removed for it. The settings are those of `{files.settings.name}`; the experts have '
-        f'backbone {given.backbone} and were trained for at most {given.epochs} epochs. The '
-        'numbers of trials are in the tables below.'
+        f'It **only reads** what is in {_path(given.cache_dir)}: nothing was trained, chosen, '
+        f'tested or removed for it. The settings are those of {_path(files.settings.name)}; the '
+        f'experts have backbone {given.backbone} and were trained for at most {given.epochs} '
+        'epochs. The numbers of trials are in the tables below.'
     )
 
 # %% ../../nbs/71_run.ipynb #f0836008

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 import optuna
 import pandas as pd
 
+from ..data.shown import in_figure
 from ..mixture.comparison import doubts
 from moe_expert.report.look import (
     BLACK,
@@ -201,7 +202,7 @@ def plot_importance(
     figure, axes = panels(results, height=2.6, alt=alt)
     for ax, r in zip(axes[0], results.values()):
         importance = parameter_importance(r)[::-1]
-        ax.barh(list(importance.index), importance, color=BLUE, height=0.6)
+        ax.barh([in_figure(n) for n in importance.index], importance, color=BLUE, height=0.6)
         ax.set_xlim(0, 1)
         ax.set_xlabel(f'importance (no unit)\n{importance.attrs["method"]}', fontsize=9)
         if importance.empty:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..data.assembly import group_masks
 from ..data.audit import leakage_audit
+from ..data.shown import in_figure
 from moe_expert.report.look import (
     BLACK,
     BLUE,
@@ -128,7 +129,7 @@ def _draw_intervals(ax, heights: np.ndarray, expert: str, winner: Winner, color:
     numbers = np.array([text_record(winner)[n] for n in FACTS], dtype=float).T
     value, low, high, debiased, by_chance = numbers
     ax.hlines(heights, low, high, color=color, lw=1.6)
-    label = expert_title(expert, winner.result['title'])
+    label = in_figure(expert_title(expert, winner.result['title']))
     ax.plot(value, heights, marker, color=color, ms=5, label=label)
     ax.plot(debiased, heights, '|', color=color, ms=9)
     ax.plot(by_chance, heights, 'x', color=GREY, ms=4)
@@ -202,7 +203,7 @@ def plot_attributions(
     if not two:
         axes[0, 0].set_xlim(left=0)
     flagged = set(leakage_audit(data).query('flagged').index)
-    labels = [f'⚠ {n}' if n in flagged else n for n in names]
+    labels = [in_figure(f'⚠ {n}' if n in flagged else n) for n in names]
     axes[0, 0].set_yticks(np.arange(len(names)), labels)
     legend_below(figure, 2 if two else 3)
     return figure
@@ -224,7 +225,7 @@ def _draw_attributions(
         return _draw_marks(ax, attribute, shares, half, named)
     styles = (0.2, dict(color=BLUE)), (-0.2, dict(color=ORANGE, hatch='///'))
     for group, (offset, style) in zip(shares, styles):
-        style |= dict(height=0.38, edgecolor='white', label=f'{attribute}{group}')
+        style |= dict(height=0.38, edgecolor='white', label=in_figure(f'{attribute}{group}'))
         whisker = dict(xerr=half[group], error_kw=dict(lw=0.9, ecolor=BLACK))
         ax.barh(heights + offset, shares[group], **whisker, **style)
 
@@ -256,5 +257,5 @@ def _draw_marks(ax, attribute: str, shares: pd.DataFrame, half: pd.DataFrame, na
         ax.plot(shares[group], heights, '|', color=GREY, ms=8, label=label)
     for group, (color, marker), offset in zip(named, MARKS, np.linspace(0.26, -0.26, len(named))):
         style = dict(color=color, marker=marker, ms=4, ls='', lw=0, elinewidth=0.9)
-        label = f'{attribute}{group}'
+        label = in_figure(f'{attribute}{group}')
         ax.errorbar(shares[group], heights + offset, xerr=half[group], label=label, **style)

@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 
 from ..data.kinds import is_missing, normal_text
+from ..data.shown import in_figure
 from ..errors import ScoreInputError
 
 # %% auto #0
@@ -666,9 +667,9 @@ def _draw_block(ax, block: pd.DataFrame) -> None:
     if (most := block['four fifths'] == MOST).any():
         ax.axvline(80 * block.loc[most, 'selection rate'].iloc[0], **LINE)
     names, ratios = block.index.get_level_values(1), _with_ends(block, 'impact ratio', ratio_text)
-    labels = [f'{name}  (n = {n:,})' for name, n in zip(names, block['people'])]
+    labels = [in_figure(f'{name}  (n = {n:,})') for name, n in zip(names, block['people'])]
     ax.set_yticks(range(len(block)), labels, fontsize=8)
-    ax.set_title(block.index[0][0], fontsize=9, fontweight='bold', loc='left')
+    ax.set_title(in_figure(block.index[0][0]), fontsize=9, fontweight='bold', loc='left')
     beside = dict(textcoords='offset points', fontsize=8, annotation_clip=False)
     ax.annotate('impact ratio', (1, 1), xycoords='axes fraction', xytext=(6, 4), **beside)
     for k, text in enumerate(ratios):

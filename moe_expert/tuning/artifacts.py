@@ -8,7 +8,6 @@ __all__ = ['SEAL', 'FORMAT_VERSION', 'RECORDS_FORMAT', 'find_unfit', 'plain', 'c
            'load_checkpoint', 'sha256_file', 'versions']
 
 # %% ../../nbs/40_artifacts.ipynb #b21a17fd
-import html
 import io
 import json
 import math
@@ -26,6 +25,7 @@ import torch
 
 from .. import __version__
 from ..data.files import write_bytes
+from ..data.shown import as_html
 from ..errors import ArtifactError
 
 # %% ../../nbs/40_artifacts.ipynb #d73185d8
@@ -225,7 +225,7 @@ def facts_html(
     "A table of two columns for a notebook."
     left = ' style="text-align:left"'
     rows = ''.join(
-        f'<tr><th{left}>{html.escape(name)}</th><td{left}>{html.escape(value)}</td></tr>'
+        f'<tr><th{left}>{as_html(name)}</th><td{left}>{as_html(value)}</td></tr>'
         for name, value in facts.items()
     )
     return f'<table>{rows}</table>'
@@ -283,7 +283,7 @@ class Results(dict):
         return '\n\n'.join(map(repr, self.values()))
 
     def _repr_html_(self) -> str:
-        return ''.join(r._repr_html_() or html.escape(repr(r)) for r in self.values())
+        return ''.join(r._repr_html_() or as_html(repr(r)) for r in self.values())
 
 # %% ../../nbs/40_artifacts.ipynb #2a1a765a
 FORMAT_VERSION = 1  # of the checkpoints; raised when a reader of the old ones would misread

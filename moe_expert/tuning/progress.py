@@ -6,11 +6,11 @@
 __all__ = ['STAGES', 'Progress', 'progress_line', 'NotebookProgress', 'notebook_line', 'trials_so_far', 'TerminalProgress']
 
 # %% ../../nbs/46_progress.ipynb #a99e5c98
-import html
 import sys
 import time
 from dataclasses import dataclass
 
+from ..data.shown import as_html
 from ..experts.specs import EXPERTS, GATE, PARETO, ExpertSpec
 
 # %% ../../nbs/46_progress.ipynb #dc8cb6ac
@@ -87,7 +87,7 @@ class NotebookProgress:
         return notebook_line(self)
 
     def _repr_html_(self) -> str:
-        return f'<p>{html.escape(repr(self))}</p>'
+        return f'<p>{as_html(repr(self))}</p>'
 
 
 def notebook_line(

@@ -7,26 +7,29 @@ from __future__ import annotations
 
 import base64
 import random
+import re
 import time
 import warnings
 from collections.abc import Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import quote, quote_plus, unquote
 
 import numpy as np
 import optuna
 import torch
 from optuna.exceptions import StorageInternalError
 
-from ..errors import ArtifactError
+from ..errors import ArtifactError, without_passwords
 from .folder import ExpertFiles
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import URL
 
 # %% auto #0
-__all__ = ['HEARTBEAT', 'GRACE', 'RACES', 'failures', 'quiet_optuna', 'first_line', 'open_storage', 'storage_address',
+__all__ = ['HEARTBEAT', 'GRACE', 'RACES', 'DRIVERS', 'failures', 'quiet_optuna', 'first_line', 'open_storage', 'storage_address',
            'storage_errors', 'open_study', 'delete_studies', 'pack', 'unpack']
 
 # %% ../../nbs/42_storage.ipynb #549685c5
@@ -69,6 +72,27 @@ def _sqlite_connection(connection, _):
 def _begin_immediate(connection):
     connection.exec_driver_sql('BEGIN IMMEDIATE')
 
+# %% ../../nbs/42_storage.ipynb #174f22f5
+def _by_uri(url: URL) -> URL:
+    "The same address, with the file named by a URI, whatever characters are in its name."
+    if url.get_backend_name() != 'sqlite' or 'uri' in url.query:
+        return url
+    file = Path(url.database).absolute().as_uri()
+    return url.set(database=file, query={**url.query, 'uri': 'true'})
+
+
+def _by_name(url: URL) -> URL:
+    "The address with the file named as people write it."
+    if url.get_backend_name() != 'sqlite' or not (url.database or '').startswith('file:///'):
+        return url
+    return url.set(database=unquote(url.database[7:])).difference_update_query(['uri'])
+
+
+def _for_optuna(url: URL) -> str:
+    "The address as Optuna takes it, which fills what stands in braces."
+    shown = _by_uri(url).render_as_string(hide_password=False)
+    return shown.replace('{', '{{').replace('}', '}}')
+
 # %% ../../nbs/42_storage.ipynb #1d156356
 def _connect(
     url: URL,  # of a database
@@ -79,7 +103,7 @@ def _connect(
     sqlite = url.get_backend_name() == 'sqlite'
     # a server may have been restarted since the last query: test each connection before use
     options = {'connect_args': {'timeout': 60}} if sqlite else {'pool_pre_ping': True}
-    address = url.render_as_string(hide_password=False)
+    address = _for_optuna(url)
     with quiet_optuna():
         storage = optuna.storages.RDBStorage(
             address, options, heartbeat_interval=HEARTBEAT, grace_period=GRACE
@@ -101,64 +125,132 @@ RACES = (  # words in the errors of workers that create the tables at the same t
 )
 
 
+def _parsed(
+    url: str | URL,  # as the user gave it
+) -> URL:
+    "The parts of an address. `ArtifactError`, which repeats nothing of it, where they are unclear."
+    from sqlalchemy.engine import make_url  # slow to import
+    from sqlalchemy.exc import ArgumentError
+
+    try:
+        parsed = make_url(url)
+    except (ArgumentError, ValueError):  # a message of either may hold the password
+        parsed = None
+    if parsed is None or not _clear(str(url), parsed):
+        raise ArtifactError(
+            'the study storage cannot be opened: check the address, which must be of the form '
+            'postgresql://user@machine/database. In a name or a password, @ : / ? # % are written '
+            '%40 %3A %2F %3F %23 %25.'
+        )
+    return parsed
+
+
+def _clear(given: str, parsed: URL) -> bool:
+    "Does the only @ of an address stand behind its user, so that the password was found?"
+    if '@' not in given or parsed.get_backend_name() == 'sqlite':
+        return True
+    user = given.split('@')[0]
+    alone = given.count('@') == 1 and parsed.username is not None
+    return alone and re.search(r'\?\w+=', user) is None  # else it stands in the query
+
+# %% ../../nbs/42_storage.ipynb #605bbf8d
 def _address(
-    url: str | None,  # as the user gave it; None: SQLite in the cache folder
+    url: str | URL | None,  # as the user gave it; None: SQLite in the cache folder
     files: ExpertFiles | None,  # of the data set
 ) -> URL:
     "The address to connect to. `ArtifactError` for a database in memory, which would keep nothing."
-    from sqlalchemy.engine import URL, make_url  # slow to import
+    from sqlalchemy.engine import URL  # slow to import
 
     if url is None:
         return URL.create('sqlite', database=str(files.studies))
-    parsed = make_url(url)
+    parsed = _parsed(url)
     if parsed.get_backend_name() == 'sqlite' and parsed.database in (None, '', ':memory:'):
         raise ArtifactError(
-            f'{url} is a database in memory: nothing would be kept. Give a file, or omit the '
-            'storage.'
+            f'{_shown(parsed)} is a database in memory: nothing would be kept. Give a file, or '
+            'omit the storage.'
         )
-    postgres = parsed.drivername in ('postgres', 'postgresql')
-    if postgres and find_spec('psycopg2') is None and find_spec('psycopg') is not None:
-        return parsed.set(drivername='postgresql+psycopg')
+    if parsed.drivername in ('postgres', 'postgresql'):
+        driver = '+psycopg' if find_spec('psycopg2') is None else ''
+        return parsed.set(drivername=f'postgresql{driver}')
     return parsed
 
 # %% ../../nbs/42_storage.ipynb #e0b09641
 def first_line(err: BaseException) -> str:
-    "The message of an error in one line, without the link that SQLAlchemy appends."
-    return (str(err).splitlines() or [''])[0]
+    "The message of an error in one line, without passwords and SQLAlchemy's link."
+    return without_passwords((str(err).splitlines() or [''])[0])
 
 
 def _shown(url: URL) -> str:
-    "An address without its password."
-    return url.render_as_string(hide_password=True)
+    "An address without its passwords."
+    return without_passwords(_by_name(url).render_as_string(hide_password=True))
 
 
-def _cannot_open(shown: str, err: Exception) -> ArtifactError:
+def _secrets(url: URL) -> list[str]:
+    "The passwords of an address, in all forms in which a driver may repeat them; long ones first."
+    hidden = [v for k, v in url.query.items() if without_passwords(f'?{k}=x')[-1] != 'x']
+    several = [[v] if isinstance(v, str) else v for v in hidden]  # of a key that stands twice
+    values = [str(url.password or ''), *(v for group in several for v in group)]
+    forms = {form for v in values for form in (v, quote(v), quote(v, safe=''), quote_plus(v))}
+    return sorted(filter(None, forms), key=len, reverse=True)
+
+
+def _chain(err: BaseException | None) -> list[BaseException]:
+    "An error and those behind it."
+    return [] if err is None else [err, *_chain(err.__cause__ or err.__context__)]
+
+# %% ../../nbs/42_storage.ipynb #6d370c92
+DRIVERS = {  # module → what pip installs
+    'psycopg': '"moe_expert[postgres]"',
+    'psycopg2': 'psycopg2-binary',
+}
+
+
+def _cure(url: URL, err: Exception) -> str:
+    "What to do about a storage that does not open."
+    if not isinstance(err, ImportError):
+        return (
+            'check the address, that it can be reached, and that the disk is neither full nor '
+            'read-only'
+        )
+    named = [e.name for e in _chain(err) if isinstance(e, ImportError) and e.name]
+    missing = (named or [url.get_driver_name()])[0].split('.')[0]
+    return f'its driver {missing} is missing (pip install {DRIVERS.get(missing, missing)})'
+
+
+def _cannot_open(url: URL, err: Exception) -> ArtifactError:
     "The error for a storage that does not open, with the cure."
-    cure = (
-        'check the address, that it can be reached, and that the disk is neither full nor read-only'
+    reason = first_line(err)
+    for secret in _secrets(url):
+        reason = reason.replace(secret, '***')
+    return ArtifactError(
+        f'the study storage {_shown(url)} cannot be opened ({type(err).__name__}: {reason}): '
+        f'{_cure(url, err)}'
     )
-    if isinstance(err, ImportError):
-        cure = 'install its driver (pip install "moe_expert[postgres]")'
-    reason = f'{type(err).__name__}: {first_line(err)}'
-    return ArtifactError(f'the study storage {shown} cannot be opened ({reason}): {cure}')
+
+
+def _repeats_password(url: URL, err: Exception) -> bool:
+    "Would a traceback of the error show a password?"
+    told = '\n'.join(map(str, _chain(err)))
+    return any(secret in told for secret in _secrets(url))
 
 # %% ../../nbs/42_storage.ipynb #8ec972f3
 def open_storage(
-    url: str | None,  # an Optuna storage URL (of a database); None: SQLite in `cache_dir`
+    url: str | URL | None,  # an Optuna storage URL (of a database); None: SQLite in `cache_dir`
     files: ExpertFiles | None,  # of the data set; None is allowed with a URL only
     tries: int = 10,  # attempts while other workers create the tables
 ) -> optuna.storages.BaseStorage:
-    "Open or create the storage. `ArtifactError` if it cannot be reached or its driver is missing."
-    shown = str(files.studies) if url is None else url.split('://')[0] + '://…'
+    """Open or create the storage.
+
+    `ArtifactError`, without passwords, if it cannot be reached or its driver is missing.
+    """
+    address = _address(url, files)
     try:
-        address = _address(url, files)
-        shown = shown if url is None else _shown(address)
         return _connect(address)
-    except ArtifactError:
-        raise
     except Exception as err:  # SQLAlchemy, drivers and Optuna each raise a family of their own
         if tries == 1 or not any(words in str(err) for words in RACES):
-            raise _cannot_open(shown, err) from err
+            if _repeats_password(address, err):
+                raise _cannot_open(address, err) from None
+            raise _cannot_open(address, err) from err
     time.sleep(random.uniform(0.1, 0.5))
     return open_storage(url, files, tries - 1)
 
