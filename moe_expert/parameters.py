@@ -19,7 +19,13 @@ from numbers import Integral, Real
 from pathlib import Path
 
 from . import __version__
-from .errors import ParameterError, did_you_mean, unknown_name
+from moe_expert.errors import (
+    ParameterError,
+    did_you_mean,
+    unknown_name,
+    visible,
+    without_passwords,
+)
 
 # %% auto #0
 __all__ = ['STORAGE_VARIABLE', 'COMMANDS', 'NOTEBOOKS', 'CALLS', 'DOORS', 'PARAMETERS', 'EXPERT_NAMES', 'BACKBONES', 'EDITIONS',
@@ -1151,7 +1157,9 @@ class Given(Mapping):
         return self._values[name]
 
     def __repr__(self):
-        values = ', '.join(f'{k}={v!r}' for k, v in self.items())
+        hidden = '***' if self._values.get('storage') else None  # it may hold a password
+        shown = self._values | ({'storage': hidden} if hidden else {})
+        values = ', '.join(f'{k}={v!r}' for k, v in shown.items())
         return f'Given({self._door!r}: {values})'
 
     @property
@@ -1280,7 +1288,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str):
         "End with exit code 2 and one line that says what would be right."
-        message = hinted(self.door, message)
+        message = visible(without_passwords(hinted(self.door, message)))
         see = ' See' if message.endswith('?') else '; see'
         self.exit(2, f'{self.prog}: error: {message}{see} {self.prog} --help\n')
 

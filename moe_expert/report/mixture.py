@@ -14,6 +14,7 @@ from matplotlib.transforms import Bbox
 from torch import Tensor
 
 from ..data.assembly import group_masks
+from ..data.shown import in_figure
 from ..experts.specs import EXPERTS
 from ..mixture.checkpoints import load_mixture
 from ..mixture.comparison import METHODS, floor_last, tested_words
@@ -168,7 +169,7 @@ def plot_usage(
         positions = np.arange(len(usage)) + 0.25 * (k - 1)
         bars(positions, weights, 0.23, edgecolor='white', **style)
     line(1 / len(EXPERTS), color=BLACK, ls=':', lw=1, label='equal use of all')
-    people = ['all people', *list(usage)[1:]]
+    people = ['all people', *map(in_figure, list(usage)[1:])]
     ax.set(**{f'{sides[0]}ticks': range(len(usage)), f'{sides[0]}ticklabels': people})
     ax.set(**{f'{sides[1]}label': 'mean weight of the gate (no unit)', f'{sides[1]}lim': (0, 1)})
     if rows:
@@ -277,7 +278,7 @@ def plot_gate_reasons(
         title, n_sent = expert_title(expert, spec.title), int((sent_to == k).sum())
         ax.set_title(f'{title} ({n_sent} people)', fontsize=9)
     names = np.array(gate_inputs(list(data.feature_names)))[largest.cpu()]
-    axes[0, 0].set_yticks(np.arange(len(names)), names)
+    axes[0, 0].set_yticks(np.arange(len(names)), [in_figure(n) for n in names])
     legend_below(figure, 2)
     return figure
 

@@ -18,6 +18,7 @@ import pandas as pd
 from fastcore.basics import patch
 
 import moe_expert
+from ..data.shown import in_markdown
 from ..errors import ArgumentError, unknown_name
 from ..experts.specs import EXPERTS
 from ..mixture.thresholds import require_fairlearn
@@ -314,7 +315,8 @@ def _repr_markdown_(self: StudyRequest) -> str:
     named = ', '.join(f'{plural[name]}: {n}' for name, n in counts.items())
     return (
         f'**{len(self.runs)} rows** of the {run.phase} phase: {named}, pairs of split and '
-        f'seed: {pairs}; {run.n_trials} trials per expert. Rows in `{self.results}`.'
+        f'seed: {pairs}; {run.n_trials} trials per expert. '
+        f'Rows in <code>{in_markdown(self.results)}</code>.'
     )
 
 # %% ../../nbs/84_study_runs.ipynb #170cd50e
