@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import optuna
 import torch
+from fastcore.basics import patch
 from optuna.exceptions import StorageInternalError
 
 from ..errors import ArtifactError
@@ -101,7 +102,7 @@ def waiting() -> float:  # seconds
         raise ArtifactError(f'{WAITING_VARIABLE}={given} is not a number of seconds')
     return seconds
 
-
+# %% ../../nbs/42_storage.ipynb #8a74e95f
 def interruption(
     err: BaseException | None,  # what a storage raised
 ) -> Exception | None:  # the driver's error behind it; None: it was something else, or will last
@@ -148,32 +149,34 @@ class Outages:
             message = 'the storage %s does not answer (%s): waiting for up to %.0f seconds'
             logger.warning(message, self.shown, first_line(cause), self.patience)
 
-    def bridge(
-        self,
-        do: Callable,  # may be called several times
-    ):  # what it returns
-        "Call until the storage answers. Raises its error when that takes longer than `patience`."
-        since = None
-        try:
-            while True:
-                try:
-                    return do()
-                except failures() as err:
-                    if (cause := interruption(err)) is None:
-                        raise
-                    if since is None:
-                        since = time.monotonic()
-                        self._begin(cause)
-                    if time.monotonic() - since >= self.patience:
-                        raise
-                if threading.current_thread() is threading.main_thread():
-                    for let_through in DELAYED:
-                        let_through()
-                time.sleep(random.uniform(0.2, 1.0))
-        finally:
-            if since is not None:
-                with self._lock:
-                    self._waiting -= 1
+# %% ../../nbs/42_storage.ipynb #06ea08f9
+@patch
+def bridge(
+    self: Outages,
+    do: Callable,  # may be called several times
+):  # what it returns
+    "Call until the storage answers. Raises its error when that takes longer than `patience`."
+    since = None
+    try:
+        while True:
+            try:
+                return do()
+            except failures() as err:
+                if (cause := interruption(err)) is None:
+                    raise
+                if since is None:
+                    since = time.monotonic()
+                    self._begin(cause)
+                if time.monotonic() - since >= self.patience:
+                    raise
+            if threading.current_thread() is threading.main_thread():
+                for let_through in DELAYED:
+                    let_through()
+            time.sleep(random.uniform(0.2, 1.0))
+    finally:
+        if since is not None:
+            with self._lock:
+                self._waiting -= 1
 
 # %% ../../nbs/42_storage.ipynb #b8189144
 def outages_of(storage: optuna.storages.BaseStorage) -> Outages:

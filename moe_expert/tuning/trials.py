@@ -125,7 +125,7 @@ def take_waiting(
         return None
     return trial_id
 
-
+# %% ../../nbs/43_trials.ipynb #ad1bb598
 def forgotten(
     trials: Iterable[FrozenTrial],  # of a study
     known: Sequence[int],  # the storage's ids of those that this process has created

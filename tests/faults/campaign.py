@@ -108,7 +108,7 @@ class Campaign:
         workers = [self.start(url, folder) for _ in range(size)]
         deadline = time.monotonic() + 240
         while any(w.is_alive() for w in workers) and time.monotonic() < deadline:
-            time.sleep(self.rng.uniform(0.2, 1.5))
+            time.sleep(self.rng.uniform(1, 4))
             if time.monotonic() < end:
                 self.event(workers, url, folder)
             for w in workers:
