@@ -4,9 +4,9 @@ and, on PostgreSQL, a server that restarts.
     MOE_EXPERT_SOAK=600 .ci/faults -s tests/faults/test_campaign.py
     MOE_EXPERT_SOAK=600 .ci/postgres -s tests/faults/test_campaign.py
 
-`MOE_EXPERT_SOAK_SEED` gives another seed. Each round is one study of one to four workers. After it
-the total is exact, the winner is the best of all, and where one worker ran, its files are those of
-a run that nothing interrupted.
+`MOE_EXPERT_SOAK_SEED` gives another seed. Each round is one study, of one worker and of two to four
+by turns. After it the total is exact, the winner is the best of all, and where one worker ran, its
+files are those of a run that nothing interrupted.
 """
 
 import json
@@ -72,7 +72,7 @@ class Campaign:
         self.context = multiprocessing.get_context('forkserver')
         self.context.set_forkserver_preload(['moe_expert.tune_experts', 'optuna', 'test_kill'])
         self.seen, self.trials, self.lost, self.dead, self.rounds = Counter(), 0, 0, 0, 0
-        self.problems = []
+        self.alone, self.problems = 0, []  # rounds of one worker; what went wrong
 
     def engine(self, url):
         address = url.replace('postgresql', 'postgresql+psycopg', 1)
@@ -92,19 +92,21 @@ class Campaign:
         process.join(120)
         assert process.exitcode == 0, Path(f'{self.whole}.log').read_text()
         end = time.monotonic() + self.seconds
-        while time.monotonic() < end:
+        while time.monotonic() < end or self.rounds < 2:
             self.rounds += 1
-            self.round(self.folder / f'round{self.rounds}', end)
+            self.round(self.folder / f'round{self.rounds}')
         return self
 
-    def round(self, folder, end):
+    def round(self, folder):
         folder.mkdir()
         url, name = None, f'soak_{uuid.uuid4().hex[:12]}'
         if self.server:
             url = f'{self.server}/{name}'
             with self.engine(f'{self.server}/postgres').connect() as c:
                 c.exec_driver_sql(f'CREATE DATABASE {name}')
-        size = self.rng.choice([1, 2, 3, 4])
+        size = 1 if self.rounds % 2 else self.rng.choice([2, 3, 4])
+        self.alone += size == 1
+        end = time.monotonic() + min(20, self.seconds / 2)  # of the events: then it may finish
         workers = [self.start(url, folder) for _ in range(size)]
         deadline = time.monotonic() + 240
         while any(w.is_alive() for w in workers) and time.monotonic() < deadline:
@@ -184,6 +186,11 @@ class Campaign:
             return c.exec_driver_sql(query).scalar()
 
     def table(self):
-        rows = [('rounds', self.rounds), *sorted(self.seen.items()), ('trials', self.trials)]
+        rows = [
+            ('rounds', self.rounds),
+            ('of one worker', self.alone),
+            *sorted(self.seen.items()),
+            ('trials', self.trials),
+        ]
         rows += [('trials lost or too many', self.lost), ('dead workers', self.dead)]
         return '\n'.join(f'{name:<24}{n:>6}' for name, n in rows)
