@@ -13,6 +13,7 @@ ROOT = Path(__file__).resolve().parents[1]
 os.environ.setdefault(
     'OMP_NUM_THREADS', '1'
 )  # before torch is imported; results then do not depend on the machine's load
+os.environ.setdefault('MOE_EXPERT_STORAGE_WAIT', '0')  # for servers that are not there
 
 
 def find_data_dir():

@@ -7,9 +7,11 @@ import json
 import logging
 import math
 import os
+import signal
 import subprocess
 import sys
 import tempfile
+import time
 import traceback
 from types import SimpleNamespace
 
@@ -84,7 +86,7 @@ def address(tmp_path):
 
 @pytest.fixture
 def study(address):
-    return open_study(open_storage(address, None), 'parabola', False)
+    return open_study(open_storage(address, None, wait=300), 'parabola', False)
 
 
 def bare(study):
@@ -106,7 +108,15 @@ def whole():
 def dead_worker():
     process = subprocess.Popen([sys.executable, '-c', ''])
     process.wait()
-    return f'{tuning_trials._machine()}:{process.pid}'
+    return f'{tuning_trials._machine()}:{process.pid}:word'
+
+
+def clock_jumps(study, seconds):
+    "The clock of the database is set forward, so that all heartbeats are older."
+    storage = study._storage._backend
+    shift = "UPDATE trial_heartbeats SET heartbeat = datetime(heartbeat, '%d seconds')"
+    with storage.engine.begin() as connection:
+        connection.exec_driver_sql(shift % -seconds)
 
 
 def running(study, worker, params=None):
@@ -126,16 +136,115 @@ def states(study):
     return [t.state.name for t in study.get_trials()]
 
 
-def test_trials_of_dead_processes_of_this_machine_are_taken_over_at_once(study, whole):
+def test_trials_of_dead_processes_of_this_machine_are_taken_over_without_a_minute(study, whole):
     worker = dead_worker()
     for t in whole[:3]:
         running(study, worker, t['params'])
     running(study, worker)  # killed before it was drawn
+    clock_jumps(study, 30)
     run(study)
     assert states(study)[:4] == ['FAIL'] * 4 and bare(study) == whole
 
 
-@pytest.mark.parametrize('worker', [f'{tuning_trials._machine()}:{os.getppid()}', 'elsewhere:1'])
+@pytest.mark.parametrize('drawn', [True, False])
+def test_a_process_that_cannot_be_found_but_sends_heartbeats_lives(study, drawn):
+    "A copy of a virtual machine, boot id and all, has workers of its own."
+    running(study, dead_worker(), dict(x=1.0, y=1.0) if drawn else None)
+    watch = tuning_trials.Watch()
+    assert [tuning_trials.requeue(study, watch) for _ in range(3)] == [0] * 3
+    clock_jumps(study, 30)
+    assert tuning_trials.requeue(study, watch) == 1
+
+
+def test_machines_of_the_same_name_are_told_apart(study, monkeypatch):
+    "Two machines called `ubuntu`, each in its first container: only the boot id differs."
+    with monkeypatch.context() as patch:
+        real = tuning_trials.Path.read_text
+        patch.setattr(
+            tuning_trials.Path,
+            'read_text',
+            lambda path: '0b-00\n' if path.name == 'boot_id' else real(path),
+        )
+        other = dead_worker()
+    running(study, other)
+    clock_jumps(study, 30)
+    assert not tuning_trials._process_is_gone(other)
+    assert tuning_trials.requeue(study) == 0
+    assert tuning_trials._process_is_gone(dead_worker())
+
+
+@pytest.mark.parametrize('seconds', [3600, -3600])
+def test_a_clock_that_jumps_robs_nobody(study, monkeypatch, seconds):
+    "The live worker is silent for a moment only, the dead one is noticed all the same."
+    live, dead = (running(study, f'elsewhere:{i}:a') for i in (1, 2))
+    live_id, dead_id = (study.get_trials()[n]._trial_id for n in (live, dead))
+    now, jump, last = 0.0, 0, {live_id: 0, dead_id: 0}  # by the clock of the database
+
+    def heard(storage, ids):
+        return {i: (last[i], now + jump - last[i]) for i in ids}
+
+    monkeypatch.setattr(tuning_trials, 'heartbeats', heard)
+    monkeypatch.setattr(tuning_trials.time, 'monotonic', lambda: now)
+    watch = tuning_trials.Watch()
+    for beat in range(1, 12):
+        now = 10.0 * beat
+        jump = seconds if beat > 3 else 0
+        tuning_trials.requeue(study, watch)  # before the next heartbeat: the worst moment
+        assert study.get_trials()[live].state == TrialState.RUNNING
+        last[live_id] = now + jump
+    assert study.get_trials()[dead].state == TrialState.FAIL
+
+
+@pytest.mark.parametrize('at', ['create', 'take', 'x', 'y'])
+def test_a_trial_that_is_closed_while_it_is_drawn_is_dropped(study, monkeypatch, at, caplog):
+    if at == 'take':
+        study.enqueue_trial(dict(x=0.5, y=0.5))
+    storage, closed = study._storage, []
+
+    def closing(name, when):
+        real = getattr(storage, name)
+
+        def call(trial_id, *args, **kwargs):
+            if not closed and when(*args):
+                closed.append(trial_id)
+                storage.set_trial_state_values(trial_id, TrialState.FAIL)
+            return real(trial_id, *args, **kwargs)
+
+        monkeypatch.setattr(storage, name, call)
+
+    if at == 'create':
+        closing('record_heartbeat', lambda: True)
+    elif at == 'take':
+        closing('set_trial_user_attr', lambda key, value: key == 'worker')
+    else:
+        closing('set_trial_param', lambda name, *_: name == at)
+    run(study)
+    assert closed and len(finished(study)) == 12
+    assert [t.state for t in study.get_trials() if t._trial_id in closed] == [TrialState.FAIL]
+    assert sum(t.state == TrialState.COMPLETE for t in study.get_trials()) == 12
+
+
+def test_signs_of_life_begin_with_the_draw(study, monkeypatch):
+    "Each draw takes longer than two heartbeats."
+    beats, real, ids = [], study._storage.record_heartbeat, []
+    monkeypatch.setattr(tuning_trials, '_heartbeat_interval', lambda study: 0.02)
+    monkeypatch.setattr(study._storage, 'record_heartbeat', lambda i: (beats.append(i), real(i)))
+
+    def slow(*args):
+        time.sleep(0.1)
+        ids.append(args[2]._trial_id)
+        assert beats.count(ids[-1]) > 1
+        return draw(*args)
+
+    draw = tuning_studies.draw
+    monkeypatch.setattr(tuning_studies, 'draw', slow)
+    run(study, n_trials=4)
+    assert len(ids) == 4
+
+
+@pytest.mark.parametrize(
+    'worker', [f'{tuning_trials._machine()}:{os.getppid()}:a', 'elsewhere:1:a']
+)
 def test_trials_of_others_are_taken_over_only_without_a_sign_of_life(study, monkeypatch, worker):
     monkeypatch.setattr(tuning_studies, 'WAIT', 0.05)
     one, half = running(study, worker, dict(x=1.0, y=1.0)), running(study, worker)
@@ -151,7 +260,6 @@ def test_trials_of_others_are_taken_over_only_without_a_sign_of_life(study, monk
         states(study)[:2] == ['RUNNING'] * 2 and len(finished(study)) == 2
     )  # the other two are theirs
     monkeypatch.undo()
-    study._storage._backend.grace_period = 1
     monkeypatch.setattr(tuning_storage, 'GRACE', 1)
     run(study, n_trials=4)
     trials = study.get_trials()
@@ -432,6 +540,112 @@ def test_a_storage_that_fails_for_a_moment_loses_nothing(study, whole, monkeypat
     monkeypatch.setattr(study._storage, 'set_trial_state_values', failing)
     run(study)
     assert bare(study) == whole
+
+
+def lost(words='server closed the connection unexpectedly'):
+    return sqlalchemy.exc.OperationalError(None, None, Exception(words))
+
+
+@pytest.mark.parametrize('answered', [True, False], ids=['answer lost', 'not done'])
+@given(moments=st.lists(st.integers(0, 130), min_size=1, max_size=5))
+@settings(max_examples=5, deadline=None)
+def test_wherever_the_server_restarts_the_study_is_the_same(
+    tmp_path_factory, whole, answered, moments
+):
+    "At these calls the connection is lost: before the write, or between it and its answer."
+    folder = tmp_path_factory.mktemp('restarts')
+    opened = open_storage(f'sqlite:///{folder}/studies.db', None, wait=300)
+    calls = [0]
+
+    def losing(real):
+        def call(*args, **kwargs):
+            calls[0] += 1
+            if calls[0] - 1 not in moments:
+                return real(*args, **kwargs)
+            if answered:
+                real(*args, **kwargs)
+            raise lost()
+
+        return call
+
+    names = [n for n in vars(optuna.storages.BaseStorage) if n[:4] in ('set_', 'get_')]
+    private = ['_create_new_trial', '_set_trial_param', '_get_trials', 'record_heartbeat']
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tuning_storage.time, 'sleep', lambda s: None)
+        for name in (*names, *private, 'create_new_study'):
+            patch.setattr(opened, name, losing(getattr(opened, name)))
+        study = open_study(opened, 'parabola', False)
+        run(study)
+        assert bare(study) == whole
+    assert calls[0] > 100 and all(t.state.is_finished() for t in study.get_trials())
+    opened.engine.dispose()
+
+
+@pytest.mark.parametrize(
+    'words, state, passes',
+    [
+        ('connection refused', None, True),
+        ('FATAL:  sorry, too many clients already', None, True),
+        ('FATAL:  remaining connection slots are reserved', None, True),
+        ('FATAL:  the database system is shutting down', None, True),
+        ('VERBINDUNGSFEHLER', None, True),
+        ('terminating connection due to administrator command', '57P01', True),
+        ('deadlock detected', '40P01', True),
+        ('FATAL:  database "x" does not exist', None, False),
+        ('FATAL:  password authentication failed for user "me"', None, False),
+        ('No space left on device', '53100', False),
+        ('relation "trials" does not exist', '42P01', False),
+    ],
+)
+def test_what_passes_is_told_from_what_lasts(words, state, passes):
+    err = lost(words)
+    err.orig.sqlstate = state
+    try:
+        raise StorageInternalError('during the commit') from err
+    except StorageInternalError as outer:
+        assert (tuning_storage.interruption(outer) is err) == passes
+
+
+def test_waiting_for_a_server_is_said_once_and_ends_with_its_reason(study, caplog, monkeypatch):
+    run(study, n_trials=4)
+    outages = study._storage.outages
+    outages.patience = 1.5
+
+    def gone(*args, **kwargs):
+        raise StorageInternalError('during the commit') from lost('sorry, too many clients already')
+
+    for name in ('_get_trials', 'set_trial_state_values', 'record_heartbeat'):
+        monkeypatch.setattr(study._storage._backend, name, gone)
+    start = time.monotonic()
+    with caplog.at_level(logging.WARNING, 'moe_expert'):
+        with pytest.raises(ArtifactError, match='does not answer any more.*too many clients'):
+            run(study)
+    assert 1.5 <= time.monotonic() - start < 10
+    assert sum('waiting for up to' in r.message for r in caplog.records) == 1
+
+
+def test_ctrl_c_gets_through_while_a_server_is_away(study, monkeypatch):
+    def gone(*args, **kwargs):
+        raise lost()
+
+    monkeypatch.setattr(study._storage._backend, '_get_trials', gone)
+    monkeypatch.setattr(tuning_storage.time, 'sleep', lambda s: signal.raise_signal(signal.SIGINT))
+    with pytest.raises(KeyboardInterrupt):
+        run(study)
+
+
+@pytest.mark.parametrize('url', ['mysql://me@host/x', 'mariadb+pymysql://me@host/x', 'mssql://h/x'])
+def test_databases_that_are_not_tested_are_refused_by_name(url):
+    name = 'MySQL' if url[0:2] in ('my', 'ma') else 'mssql'
+    with pytest.raises(ArtifactError, match=f'^{name} cannot be .* use PostgreSQL'):
+        open_storage(url, None)
+
+
+@pytest.mark.parametrize('seconds', ['soon', '-1', 'inf', 'nan'])
+def test_a_waiting_time_that_is_none(monkeypatch, seconds):
+    monkeypatch.setenv('MOE_EXPERT_STORAGE_WAIT', seconds)
+    with pytest.raises(ArtifactError, match=f'MOE_EXPERT_STORAGE_WAIT={seconds} is not a number'):
+        open_storage('sqlite:///x.db', None)
 
 
 def test_a_storage_that_is_gone_is_an_error_that_says_so(study, monkeypatch):

@@ -156,7 +156,7 @@ def studies_of(
         opened, problems = [], [] if local or url else [f'there is no {files.studies.name}']
         for address in [*local, *([url] if url else [])]:
             try:
-                opened.append(open_storage(address, files))
+                opened.append(open_storage(address, files, wait=0))
             except ArtifactError as err:
                 problems.append(str(err))
 

@@ -6,12 +6,19 @@
 from __future__ import annotations
 
 import base64
+import logging
+import math
+import os
 import random
 import re
+import sqlite3
+import threading
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import contextmanager
+from datetime import datetime
+from functools import partial, wraps
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,17 +27,22 @@ from urllib.parse import quote, quote_plus, unquote
 import numpy as np
 import optuna
 import torch
+from fastcore.basics import patch
 from optuna.exceptions import StorageInternalError
 
 from ..errors import ArtifactError, without_passwords
 from .folder import ExpertFiles
 
 if TYPE_CHECKING:
-    from sqlalchemy.engine import URL
+    from sqlalchemy.engine import URL, Engine
+
+logger = logging.getLogger(__name__)
 
 # %% auto #0
-__all__ = ['HEARTBEAT', 'GRACE', 'RACES', 'DRIVERS', 'failures', 'quiet_optuna', 'first_line', 'open_storage', 'storage_address',
-           'storage_errors', 'open_study', 'delete_studies', 'pack', 'unpack']
+__all__ = ['logger', 'HEARTBEAT', 'GRACE', 'WAITING', 'WAITING_VARIABLE', 'TEMPORARY', 'LASTING', 'DELAYED', 'DEAD_LINE', 'RACES',
+           'DRIVERS', 'failures', 'quiet_optuna', 'waiting', 'interruption', 'Outages', 'outages_of', 'without_waiting',
+           'first_line', 'open_storage', 'storage_address', 'storage_errors', 'open_study', 'delete_studies',
+           'heartbeats', 'pack', 'unpack']
 
 # %% ../../nbs/42_storage.ipynb #549685c5
 HEARTBEAT = 10  # seconds between two heartbeats of a running trial
@@ -44,6 +56,10 @@ def failures() -> tuple[type[Exception], ...]:
     return StorageInternalError, SQLAlchemyError
 
 # %% ../../nbs/42_storage.ipynb #4d7bc6a1
+# while a server is away, Optuna warns at every attempt to read
+logging.getLogger('optuna.storages._rdb.storage').setLevel(logging.ERROR)
+
+
 @contextmanager
 def quiet_optuna():
     """Silence Optuna's messages and experimental warnings inside the block.
@@ -58,6 +74,152 @@ def quiet_optuna():
             yield
     finally:
         optuna.logging.set_verbosity(level)
+
+# %% ../../nbs/42_storage.ipynb #96f0db4c
+WAITING = 300  # seconds for which a server may be away
+WAITING_VARIABLE = 'MOE_EXPERT_STORAGE_WAIT'  # overrules it
+TEMPORARY = ('08', '40', '53300', '55P03', '57P01', '57P02', '57P03')  # how such SQLSTATEs begin
+LASTING = (  # words in the errors of a connection that will not be given later either
+    'authentication failed',
+    'does not exist',
+    'no password supplied',
+    'pg_hba.conf',
+    'SSL was required',
+    'certificate',
+    'Name or service not known',
+    'nodename nor servname',
+    'invalid connection option',
+    'not permitted to log in',
+    'permission denied',
+)
+
+
+def waiting() -> float:  # seconds
+    "How long to wait for a server. `ArtifactError` where the environment says it wrongly."
+    given = os.environ.get(WAITING_VARIABLE) or WAITING
+    try:
+        seconds = float(given)
+    except ValueError:
+        seconds = math.nan
+    if not 0 <= seconds < math.inf:
+        raise ArtifactError(f'{WAITING_VARIABLE}={given} is not a number of seconds')
+    return seconds
+
+# %% ../../nbs/42_storage.ipynb #8a74e95f
+def interruption(
+    err: BaseException | None,  # what a storage raised
+) -> Exception | None:  # the driver's error behind it; None: it was something else, or will last
+    "A connection that was lost, or that is not given for the moment."
+    from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError  # slow to import
+
+    while err is not None and not isinstance(err, DBAPIError):
+        err = err.__cause__ or err.__context__
+    if err is None:
+        return None
+    words = str(err.orig)
+    state = getattr(err.orig, 'sqlstate', None) or getattr(err.orig, 'pgcode', None)
+    if isinstance(err.orig, sqlite3.Error):
+        passes = 'is locked' in words
+    elif state:
+        passes = state.startswith(TEMPORARY)
+    else:  # lost, or refused: an error without a statement
+        refused = err.statement is None and isinstance(err, (OperationalError, InterfaceError))
+        passes = err.connection_invalidated or refused
+        passes = passes and not any(w in words for w in LASTING)
+    return err if passes else None
+
+# %% ../../nbs/42_storage.ipynb #8d5f0883
+DELAYED: list[Callable[[], None]] = []  # each lets a delayed Ctrl-C through
+
+
+class Outages:
+    "The moments at which a storage was away."
+
+    def __init__(
+        self,
+        shown: str,  # where the storage is, without its password
+        patience: float,  # seconds to wait each time
+    ):
+        self.shown, self.patience = shown, patience
+        self._waiting, self._lock = 0, threading.Lock()
+
+    def _begin(self, cause: Exception):
+        "Say once that we wait."
+        with self._lock:
+            self._waiting += 1
+            first = self._waiting == 1
+        if first and self.patience > 0:
+            message = 'the storage %s does not answer (%s): waiting for up to %.0f seconds'
+            logger.warning(message, self.shown, first_line(cause), self.patience)
+
+# %% ../../nbs/42_storage.ipynb #06ea08f9
+@patch
+def bridge(
+    self: Outages,
+    do: Callable,  # may be called several times
+):  # what it returns
+    "Call until the storage answers. Raises its error when that takes longer than `patience`."
+    since = None
+    try:
+        while True:
+            try:
+                return do()
+            except failures() as err:
+                if (cause := interruption(err)) is None:
+                    raise
+                if since is None:
+                    since = time.monotonic()
+                    self._begin(cause)
+                if time.monotonic() - since >= self.patience:
+                    raise
+            if threading.current_thread() is threading.main_thread():
+                for let_through in DELAYED:
+                    let_through()
+            time.sleep(random.uniform(0.2, 1.0))
+    finally:
+        if since is not None:
+            with self._lock:
+                self._waiting -= 1
+
+# %% ../../nbs/42_storage.ipynb #b8189144
+def outages_of(storage: optuna.storages.BaseStorage) -> Outages:
+    "Of a storage from `open_storage` or its studies; for any other, one that never waits."
+    return getattr(storage, 'outages', None) or Outages('', 0)
+
+
+def _patient(storage: optuna.storages.BaseStorage) -> optuna.storages.BaseStorage:
+    "The storage for a study: each of its methods waits for the server."
+    outages, cached = outages_of(storage), optuna.storages.get_storage(storage)
+
+    def waits(method: Callable) -> Callable:
+        @wraps(method)
+        def call(*args, **kwargs):
+            try:
+                return outages.bridge(partial(method, *args, **kwargs))
+            except failures() as err:
+                if interruption(err) is None:
+                    raise
+                raise _gone('the storage', outages.shown, err) from err
+
+        return call
+
+    methods = [n for n in vars(optuna.storages.BaseStorage) if not n.startswith('_')]
+    for name in (*methods, 'record_heartbeat') if outages.shown else ():
+        setattr(cached, name, waits(getattr(cached, name)))
+    if outages.shown:
+        cached.outages = outages
+    return cached
+
+
+@contextmanager
+def without_waiting(storage: optuna.storages.BaseStorage):
+    "Inside the block the storage is asked once: its worker is about to end."
+    outages = outages_of(storage)
+    patience, outages.patience = outages.patience, 0
+    try:
+        yield
+    finally:
+        outages.patience = patience
 
 # %% ../../nbs/42_storage.ipynb #2e90f050
 def _sqlite_connection(connection, _):
@@ -94,8 +256,15 @@ def _for_optuna(url: URL) -> str:
     return shown.replace('{', '{{').replace('}', '}}')
 
 # %% ../../nbs/42_storage.ipynb #1d156356
+DEAD_LINE = {  # for a server that is switched off, or behind a broken line
+    'connect_timeout': 10,  # seconds
+    'tcp_user_timeout': 60_000,  # milliseconds
+}
+
+
 def _connect(
     url: URL,  # of a database
+    outages: Outages,  # of this storage
 ) -> optuna.storages.RDBStorage:
     "Connect, with our two settings where the database is SQLite."
     import sqlalchemy  # slow to import
@@ -103,6 +272,8 @@ def _connect(
     sqlite = url.get_backend_name() == 'sqlite'
     # a server may have been restarted since the last query: test each connection before use
     options = {'connect_args': {'timeout': 60}} if sqlite else {'pool_pre_ping': True}
+    if url.drivername in ('postgresql', 'postgresql+psycopg', 'postgresql+psycopg2'):
+        options['connect_args'] = {k: v for k, v in DEAD_LINE.items() if k not in url.query}
     address = _for_optuna(url)
     with quiet_optuna():
         storage = optuna.storages.RDBStorage(
@@ -114,6 +285,7 @@ def _connect(
         storage.engine.dispose()  # drop connections that were made before the listeners
         with storage.engine.connect():
             pass
+    storage.outages = outages
     return storage
 
 # %% ../../nbs/42_storage.ipynb #f3608656
@@ -121,7 +293,6 @@ RACES = (  # words in the errors of workers that create the tables at the same t
     'already exists',
     'duplicate key',
     'UNIQUE constraint',
-    'database is locked',
 )
 
 
@@ -158,13 +329,24 @@ def _address(
     url: str | URL | None,  # as the user gave it; None: SQLite in the cache folder
     files: ExpertFiles | None,  # of the data set
 ) -> URL:
-    "The address to connect to. `ArtifactError` for a database in memory, which would keep nothing."
+    """The address to connect to.
+
+    `ArtifactError` for a database in memory, which would keep nothing, and for those that we do not
+    test.
+    """
     from sqlalchemy.engine import URL  # slow to import
 
     if url is None:
         return URL.create('sqlite', database=str(files.studies))
     parsed = _parsed(url)
-    if parsed.get_backend_name() == 'sqlite' and parsed.database in (None, '', ':memory:'):
+    backend = parsed.get_backend_name()
+    if backend not in ('sqlite', 'postgresql', 'postgres'):
+        name = 'MySQL' if backend in ('mysql', 'mariadb') else backend
+        raise ArtifactError(
+            f'{name} cannot be the study storage: use PostgreSQL (postgresql://…) for workers on '
+            'several machines, or omit the storage for workers on one machine'
+        )
+    if backend == 'sqlite' and parsed.database in (None, '', ':memory:'):
         raise ArtifactError(
             f'{_shown(parsed)} is a database in memory: nothing would be kept. Give a file, or '
             'omit the storage.'
@@ -177,7 +359,10 @@ def _address(
 # %% ../../nbs/42_storage.ipynb #e0b09641
 def first_line(err: BaseException) -> str:
     "The message of an error in one line, without passwords and SQLAlchemy's link."
-    return without_passwords((str(err).splitlines() or [''])[0])
+    first, *others = str(err).splitlines() or ['']
+    # a driver that tried several addresses begins with that, and then tells why each one failed
+    told = ' '.join([first, *map(str.strip, others[:1])]) if first.endswith(':') else first
+    return without_passwords(told)
 
 
 def _shown(url: URL) -> str:
@@ -219,11 +404,12 @@ def _cure(url: URL, err: Exception) -> str:
 
 def _cannot_open(url: URL, err: Exception) -> ArtifactError:
     "The error for a storage that does not open, with the cure."
-    reason = first_line(err)
+    cause = interruption(err) or err.__cause__ or err
+    reason = first_line(cause)
     for secret in _secrets(url):
         reason = reason.replace(secret, '***')
     return ArtifactError(
-        f'the study storage {_shown(url)} cannot be opened ({type(err).__name__}: {reason}): '
+        f'the study storage {_shown(url)} cannot be opened ({type(cause).__name__}: {reason}): '
         f'{_cure(url, err)}'
     )
 
@@ -238,28 +424,46 @@ def open_storage(
     url: str | URL | None,  # an Optuna storage URL (of a database); None: SQLite in `cache_dir`
     files: ExpertFiles | None,  # of the data set; None is allowed with a URL only
     tries: int = 10,  # attempts while other workers create the tables
+    wait: float | None = None,  # seconds for a server that is away; None: as `waiting` says
 ) -> optuna.storages.BaseStorage:
     """Open or create the storage.
 
     `ArtifactError`, without passwords, if it cannot be reached or its driver is missing.
     """
-    address = _address(url, files)
+    patience, address = waiting() if wait is None else wait, _address(url, files)
+    outages = Outages(str(files.studies) if url is None else _shown(address), patience)
     try:
-        return _connect(address)
+        return outages.bridge(partial(_connect, address, outages))
     except Exception as err:  # SQLAlchemy, drivers and Optuna each raise a family of their own
         if tries == 1 or not any(words in str(err) for words in RACES):
             if _repeats_password(address, err):
                 raise _cannot_open(address, err) from None
             raise _cannot_open(address, err) from err
     time.sleep(random.uniform(0.1, 0.5))
-    return open_storage(url, files, tries - 1)
+    return open_storage(url, files, tries - 1, wait)
 
 # %% ../../nbs/42_storage.ipynb #53d345c3
+def _engine(storage: optuna.storages.BaseStorage) -> Engine | None:  # None: in memory
+    "The engine of a storage, or of the cache that Optuna wraps around it."
+    return getattr(getattr(storage, '_backend', storage), 'engine', None)
+
+
 def storage_address(storage: optuna.storages.BaseStorage) -> str:
     "Where a storage is, without its password; empty for a storage in memory."
-    backend = getattr(storage, '_backend', storage)  # Optuna wraps a database in a cache
-    engine = getattr(backend, 'engine', None)
+    engine = _engine(storage)
     return '' if engine is None else _shown(engine.url)
+
+
+def _gone(what: str, address: str, err: Exception) -> ArtifactError:
+    "The error for a storage that stopped answering, with its cause."
+    cause = interruption(err) or err.__cause__ or err
+    where = f' ({address})' if address else ''
+    return ArtifactError(
+        f'{what}{where} does not answer any more '
+        f'({type(cause).__name__}: {first_line(cause)}). Finished trials are kept in it; '
+        'check that it exists, is writable and is not full, then start the same '
+        'command again.'
+    )
 
 
 @contextmanager
@@ -268,14 +472,7 @@ def storage_errors(name: str, storage: optuna.storages.BaseStorage):
     try:
         yield
     except failures() as err:
-        cause, address = err.__cause__ or err, storage_address(storage)
-        where = f' ({address})' if address else ''
-        raise ArtifactError(
-            f'the storage of the study {name}{where} does not answer any more '
-            f'({type(cause).__name__}: {first_line(cause)}). Finished trials are kept in it; '
-            'check that it exists, is writable and is not full, then start the same '
-            'command again.'
-        ) from err
+        raise _gone(f'the storage of the study {name}', storage_address(storage), err) from err
 
 # %% ../../nbs/42_storage.ipynb #d6b31242
 def open_study(
@@ -287,7 +484,7 @@ def open_study(
     directions = ['maximize' if larger_is_better else 'minimize' for larger_is_better in maximize]
     with quiet_optuna(), storage_errors(name, storage):
         return optuna.create_study(
-            study_name=name, storage=storage, load_if_exists=True, directions=directions
+            study_name=name, storage=_patient(storage), load_if_exists=True, directions=directions
         )
 
 
@@ -296,11 +493,36 @@ def delete_studies(
     names: Sequence[str],  # of studies; those that do not exist are skipped
 ):
     "Delete studies with all their trials. `ArtifactError` if the storage does not answer."
-    with quiet_optuna(), storage_errors(names[0], storage):
+
+    def delete():  # looks anew each time: an answer may have been lost
         existing = set(optuna.get_all_study_names(storage))
         for name in names:
             if name in existing:
                 optuna.delete_study(study_name=name, storage=storage)
+
+    with quiet_optuna(), storage_errors(names[0], storage):
+        outages_of(storage).bridge(delete)
+
+# %% ../../nbs/42_storage.ipynb #1f04eeff
+def heartbeats(
+    storage: optuna.storages.BaseStorage,  # of a study
+    trial_ids: Sequence[int],  # the storage's, of running trials
+) -> dict[int, tuple[datetime, float]]:  # id → (last heartbeat, seconds since by the database)
+    "The heartbeats of trials. Trials that never sent one are left out."
+    from sqlalchemy import DateTime, column, func, select, table  # slow to import
+
+    engine = _engine(storage)
+    if engine is None or not trial_ids:
+        return {}
+    beats = table('trial_heartbeats', column('trial_id'), column('heartbeat', DateTime()))
+    query = select(beats, func.now()).where(beats.c.trial_id.in_(trial_ids))
+
+    def read():
+        with engine.connect() as connection:
+            return connection.execute(query).all()
+
+    rows = outages_of(storage).bridge(read)
+    return {i: (beat, (now.replace(tzinfo=None) - beat).total_seconds()) for i, beat, now in rows}
 
 # %% ../../nbs/42_storage.ipynb #39ca1e4d
 def pack(

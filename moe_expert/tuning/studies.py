@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import optuna
 import torch
@@ -24,11 +24,19 @@ from optuna.trial import FrozenTrial, TrialState
 
 from ..errors import MoEExpertError
 from ..experts.specs import Range
-from .storage import failures, first_line, quiet_optuna, storage_errors
+from moe_expert.tuning.storage import (
+    DELAYED,
+    failures,
+    first_line,
+    quiet_optuna,
+    storage_errors,
+)
 from moe_expert.tuning.trials import (
     Outcome,
+    Watch,
     close_trial,
     draw,
+    forgotten,
     new_trial,
     release,
     requeue,
@@ -184,6 +192,7 @@ class Draws:
     n_trials: int  # wanted in all
     default: dict | None = None  # parameters of the first trial; None: drawn as well
     batch_size: int = BATCH
+    alive: list[int] = field(default_factory=list)  # the storage's ids of this process's trials
 
     def standing(self) -> Standing:
         return Standing(self.study, self.space)
@@ -215,11 +224,17 @@ def _next_trial(
 ) -> tuple[tuple[FrozenTrial, dict] | None, Standing]:  # with its parameters; what is there now
     """A repetition of an owed trial, else one from the queue, else a new one.
 
-    None: nothing to do, given up, or a different worker was faster.
+    None: nothing to do, given up, closed while it was drawn, or a different worker was faster.
     """
     study = draws.study
     trial_id, is_first = _create(draws, standing, families)
+    if trial_id is not None:
+        draws.alive.append(trial_id)  # it shows signs of life from now on, however long this takes
     standing = draws.standing()
+    if lost := forgotten(standing.trials, draws.alive):
+        for other in lost:
+            close_trial(study, other)
+        standing = draws.standing()
     if trial_id is None:
         return None, standing
     trial = with_id(standing.trials, trial_id)
@@ -230,7 +245,8 @@ def _next_trial(
         return None, draws.standing()
     # a sampler of its own: the draw depends on its place, not on the draws before it
     sampler = make_sampler(draw_seed(draws.seed, draws.label, place), draws.batch_size)
-    return (trial, draw(study, standing.trials, trial, draws.space, sampler)), standing
+    params = draw(study, standing.trials, trial, draws.space, sampler)
+    return (None, draws.standing()) if params is None else ((trial, params), standing)
 
 # %% ../../nbs/44_studies.ipynb #2d2fb4fa
 @dataclass
@@ -344,10 +360,17 @@ def uninterrupted():
     if threading.current_thread() is not threading.main_thread() or not callable(handler):
         yield
         return
+
+    def let_through():
+        if interrupts:
+            handler(*interrupts.pop(0))
+
     signal.signal(signal.SIGINT, lambda *args: interrupts.append(args))
+    DELAYED.append(let_through)
     try:
         yield
     finally:
+        DELAYED.remove(let_through)
         signal.signal(signal.SIGINT, handler)
         if interrupts:
             handler(*interrupts[0])
@@ -359,20 +382,20 @@ WAIT = 1.0  # seconds between looks at the progress of other workers
 def _run_batch(study: optuna.Study, train: Callable, batch: Batch):
     "Train a batch and write its outcomes."
     start = time.perf_counter()
-    with signs_of_life(study, list(batch.trials.values())):
-        outcomes = train_in_halves(train, batch.params)
-        seconds = (time.perf_counter() - start) / len(batch.params)
-        with uninterrupted():
-            for i, trial in batch.trials.items():
-                tell(study, trial, outcomes[i], seconds)
+    outcomes = train_in_halves(train, batch.params)
+    seconds = (time.perf_counter() - start) / len(batch.params)
+    with uninterrupted():
+        for i, trial in batch.trials.items():
+            tell(study, trial, outcomes[i], seconds)
 
 
 def _work(draws: Draws, train: Callable) -> bool:  # did this process train anything?
     "Train batches, or wait for other workers, until the study has all its trials."
-    trained, first_seen, announced = False, {}, False
+    trained, watch, announced = False, Watch(), False
     while True:
+        draws.alive.clear()
         with uninterrupted():
-            requeue(draws.study, draws.space, first_seen)
+            requeue(draws.study, watch)
             batch = ask_batch(draws)
         if batch:
             _run_batch(draws.study, train, batch)
@@ -404,7 +427,8 @@ def run_study(
     draws = Draws(study, space, seed, label, n_trials, default, batch_size)
     with quiet_optuna(), storage_errors(study.study_name, storage_of(study)):
         try:
-            return _work(draws, train)
+            with signs_of_life(study, draws.alive):
+                return _work(draws, train)
         except BaseException:
             release(study)
             raise

@@ -24,6 +24,8 @@ import torch, optuna, sklearn.linear_model, moe_expert.report, moe_expert.run_ex
 if importlib.util.find_spec('moe_expert.run_moe'): import moe_expert.run_moe, moe_expert.trainer
 from moe_expert.data.files import atomic_write
 from moe_expert.tuning import artifacts as tuning_artifacts
+from moe_expert.tuning import storage as tuning_storage
+tuning_storage.HEARTBEAT = 1  # the dead are missed after 2.5 of them
 
 def live(module, cut, argv):
     writes = 0

@@ -4,20 +4,29 @@ One is killed with −9, the others take its trials over, the total is exact.
 """
 
 import json
+import logging
 import os
+import shlex
 import signal
 import subprocess
 import sys
+import threading
 import time
 import uuid
+from pathlib import Path
 
+import psycopg
 import pytest
 import sqlalchemy
+from campaign import ctl
 
 from moe_expert import tune_experts
 from moe_expert.data.synthetic import make_synthetic
 from moe_expert.errors import ArtifactError
+from moe_expert.experts.specs import Range
 from moe_expert.tune_experts import ExpertTuner
+from moe_expert.tuning import storage as tuning_storage
+from moe_expert.tuning import studies as tuning_studies
 from moe_expert.tuning import trials as tuning_trials
 from moe_expert.tuning.records import load_expert
 from moe_expert.tuning.storage import open_storage
@@ -123,25 +132,6 @@ def test_a_server_that_goes_away_and_comes_back(url, tmp_path, monkeypatch):
     Nothing happens. Stopped for good: an error that says so, and later the same call goes on.
     """
 
-    def ctl(*args):
-        subprocess.run(
-            [
-                'setpriv',
-                '--reuid=postgres',
-                '--regid=postgres',
-                '--clear-groups',
-                f'{os.environ["PG_BIN"]}/pg_ctl',
-                '-D',
-                os.environ['PG_DATA'],
-                '-s',
-                '-w',
-                *args,
-            ],
-            check=True,
-            cwd='/',
-            stdout=subprocess.DEVNULL,
-        )
-
     if os.getuid() != 0:
         pytest.skip('stopping the server is done as root')
     options = (
@@ -171,6 +161,7 @@ def test_a_server_that_goes_away_and_comes_back(url, tmp_path, monkeypatch):
 
     monkeypatch.setattr(tune_experts, 'train_population', with_a_stop)
     monkeypatch.setattr(tuning_trials, 'PATIENCE', (0.1,))
+    monkeypatch.setenv('MOE_EXPERT_STORAGE_WAIT', '2')
     tuner = ExpertTuner(make_synthetic(200), cache_dir=tmp_path, storage=url, epochs=60)
     tuner.floor()
     batches.clear()
@@ -184,6 +175,79 @@ def test_a_server_that_goes_away_and_comes_back(url, tmp_path, monkeypatch):
     monkeypatch.setattr(tune_experts, 'train_population', train)
     assert len(finished(tuner.study('expert1'))) == 2 * BATCH
     assert tuner.tune_expert('expert1', n_trials=3 * BATCH)['n_trials'] == 3 * BATCH
+
+
+@pytest.mark.parametrize(
+    'mode, where',
+    [
+        ('immediate', 'open_study'),
+        ('fast', 'ask_batch'),
+        ('immediate', 'draw'),
+        ('immediate', 'tell'),
+        ('fast', 'finished'),
+    ],
+)
+def test_a_server_restarts_at_any_moment(url, monkeypatch, mode, where, caplog):
+    "Always before the function, and between the trials of the study."
+    monkeypatch.setenv('MOE_EXPERT_STORAGE_WAIT', '60')
+    opened, calls = open_storage(url, None), []
+    module = tuning_storage if where == 'open_study' else tuning_studies
+    real = getattr(module, where)
+
+    def restarting(*args, **kwargs):
+        calls.append(1)
+        if len(calls) in (1, 5):
+            ctl('-m', mode, 'restart')
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(module, where, restarting)
+    study = tuning_storage.open_study(opened, 'parabola', False)
+    space = {'x': Range(-3.0, 3.0)}
+
+    def train(batch):
+        return [tuning_trials.Outcome(p['x'] ** 2) for p in batch]
+
+    more = dict(seed=0, label='p', n_trials=8, batch_size=4, default={'x': 1.0})
+    tuning_studies.run_study(study, space, train, **more)
+    assert calls and [t.state.name for t in study.get_trials()] == ['COMPLETE'] * 8
+    opened.engine.dispose()
+
+
+@pytest.mark.parametrize('fault', ['stopped', 'no free slot'])
+def test_opening_waits_for_the_server(url, fault, caplog, tmp_path):
+    held = []
+    if fault == 'stopped':
+        words = shlex.split(Path(os.environ['PG_DATA'], 'postmaster.opts').read_text())[1:]
+        ctl('-m', 'fast', 'stop')
+        words = words[2:] if words[0] == '-D' else words
+        back = lambda: ctl('-o', shlex.join(words), '-l', '/dev/null', 'start')
+    else:
+        with pytest.raises(psycopg.OperationalError):
+            while len(held) < 1000:
+                held.append(psycopg.connect(url))
+        back = lambda: [c.close() for c in held]
+    timer = threading.Timer(3, back)
+    timer.start()
+    try:
+        with caplog.at_level(logging.WARNING, 'moe_expert'):
+            opened = open_storage(url, None, wait=60)
+    finally:
+        timer.join()
+    assert sum('waiting for up to' in r.message for r in caplog.records) == 1
+    opened.engine.dispose()
+
+
+def test_a_server_without_a_free_slot_is_named_in_the_end(url):
+    held = []
+    with pytest.raises(psycopg.OperationalError):
+        while len(held) < 1000:
+            held.append(psycopg.connect(url))
+    try:
+        with pytest.raises(ArtifactError, match='cannot be opened.*(too many clients|slots)'):
+            open_storage(url, None, wait=2)
+    finally:
+        for c in held:
+            c.close()
 
 
 def test_wrong_addresses_on_a_real_server(url):
