@@ -203,6 +203,7 @@ def drawn(figure):
     return buffer.getvalue()
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings('error:Glyph')
 @pytest.mark.parametrize('name', ['tune.ipynb', 'moe.ipynb'])
 def test_reports_about_a_hostile_table(evil, monkeypatch, name):

@@ -546,6 +546,7 @@ def lost(words='server closed the connection unexpectedly'):
     return sqlalchemy.exc.OperationalError(None, None, Exception(words))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('answered', [True, False], ids=['answer lost', 'not done'])
 @given(moments=st.lists(st.integers(0, 130), min_size=1, max_size=5))
 @settings(max_examples=5, deadline=None)
