@@ -704,7 +704,7 @@ define(
     TOLERANCE,
     'how far apart `thresholds` may leave the groups, on the people that they are chosen on',
     ('train', 'run', 'report', 'moe.ipynb'),
-    dict.fromkeys(('train', 'run', 'report', 'moe.ipynb'), dict(needs=('thresholds', ...))),
+    dict.fromkeys(('train', 'run', 'report'), dict(needs=('thresholds', ...))),
 )
 
 # %% ../nbs/01_parameters.ipynb #f6153b83

@@ -33,7 +33,7 @@ def draw(seed, n=80, models=4, levels=None):
     return torch.tensor(p1), torch.tensor(y), torch.tensor(sens)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(
     seed=st.integers(0, 10**6), levels=st.sampled_from([None, 1, 2, 5, 10]), n=st.integers(4, 120)
 )

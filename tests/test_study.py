@@ -281,6 +281,7 @@ def test_study_methods_with_several_groups_against_brute_force():
         assert share == pytest.approx(y.mean(), abs=1e-12)
 
 
+@pytest.mark.slow
 def test_chance_is_the_mean_over_all_ways_to_hand_out_the_groups():
     "Eight people: all 56 ways to make three of them a group, against the sampled ones."
     data = make_synthetic(200, 4, seed=1)
