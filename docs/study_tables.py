@@ -168,30 +168,29 @@ def pictures(rows: pd.DataFrame) -> dict[str, Picture]:
     }
 
 
-def pages() -> tuple[dict[Path, str], pd.DataFrame | None]:
-    "All pages with everything made anew; the main rows, None while some are missing."
+def pages() -> tuple[dict[Path, str], dict[str, Picture]]:
+    "All pages with everything made anew, and their pictures: none while rows are missing."
     ledger, parts = Ledger(STUDY), dict(families=families(), claims=claims())
     if wait := waiting(ledger):
-        made = dict.fromkeys(('outcomes', 'short', 'tables'), wait) | {'pictures': ''}
-        main = None
+        made, figures = dict.fromkeys(('outcomes', 'short', 'tables'), wait), {}
     else:
         every = ledger.rows()
         every = every[every.phase == 'confirmatory']
         main = statistics.analysis_rows(every)
         texts = [f'## {heading}\n\n{markdown(t)}' for heading, t in sections(every) if len(t)]
         made = dict(outcomes=outcomes(main), short=short(main), tables='\n\n'.join(texts))
-        shown = [f'![{figure.alt}](study/{name})' for name, figure in pictures(main).items()]
-        made['pictures'] = '\n\n'.join(shown)
-    parts |= {name: made[name] for name in ('outcomes', 'pictures')}
+        figures = pictures(main)
+    shown = [f'![{figure.alt}](study/{name})' for name, figure in figures.items()]
+    parts |= dict(outcomes=made['outcomes'], pictures='\n\n'.join(shown))
     return {
         PAGE: filled(PAGE, **parts),
         APPENDIX: filled(APPENDIX, tables=made['tables']),
         README: filled(README, short=made['short']),
-    }, main
+    }, figures
 
 
 if __name__ == '__main__':
-    made, main = pages()
+    made, figures = pages()
     if sys.argv[1:] == ['--check']:
         differ = [p.name for p, text in made.items() if text != p.read_text(encoding='utf-8')]
         if differ:
@@ -199,6 +198,6 @@ if __name__ == '__main__':
         sys.exit()
     for page, text in made.items():
         page.write_text(text, encoding='utf-8')
-    for name, figure in ({} if main is None else pictures(main)).items():
+    for name, figure in figures.items():
         figure.savefig(STUDY / name, dpi=150)
     print(f'{APPENDIX}: {made[APPENDIX].count("## ")} tables')

@@ -3586,6 +3586,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                            'moe_expert.tuning.storage._by_uri': ('storage.html#_by_uri', 'moe_expert/tuning/storage.py'),
                                            'moe_expert.tuning.storage._cannot_open': ( 'storage.html#_cannot_open',
                                                                                        'moe_expert/tuning/storage.py'),
+                                           'moe_expert.tuning.storage._cause': ('storage.html#_cause', 'moe_expert/tuning/storage.py'),
                                            'moe_expert.tuning.storage._chain': ('storage.html#_chain', 'moe_expert/tuning/storage.py'),
                                            'moe_expert.tuning.storage._clear': ('storage.html#_clear', 'moe_expert/tuning/storage.py'),
                                            'moe_expert.tuning.storage._connect': ('storage.html#_connect', 'moe_expert/tuning/storage.py'),

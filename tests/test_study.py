@@ -693,8 +693,8 @@ def test_the_page_says_nothing_of_claims_before_the_last_row(pages, tmp_path):
         dataclasses.asdict(r) | {'name': r.name, 'version': moe_expert.__version__} for r in planned
     ]
     pd.DataFrame(rows[:-1]).to_csv(ledger.csv, index=False)
-    texts, main = pages.pages()
-    assert main is None and '7,199 of 7,200 rows' in texts[pages.PAGE]
+    texts, figures = pages.pages()
+    assert figures == {} and '7,199 of 7,200 rows' in texts[pages.PAGE]
     for words in ('**met**', '**not met**', '**better**', '**undecided**', '!['):
         assert all(words not in texts[p] for p in (pages.PAGE, pages.APPENDIX))
     pd.DataFrame(rows).to_csv(ledger.csv, index=False)

@@ -106,14 +106,18 @@ def waiting() -> float:  # seconds
     return seconds
 
 # %% ../../nbs/42_storage.ipynb #8a74e95f
+def _chain(err: BaseException | None) -> list[BaseException]:
+    "An error and those behind it."
+    return [] if err is None else [err, *_chain(err.__cause__ or err.__context__)]
+
+
 def interruption(
     err: BaseException | None,  # what a storage raised
 ) -> Exception | None:  # the driver's error behind it; None: it was something else, or will last
     "A connection that was lost, or that is not given for the moment."
     from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError  # slow to import
 
-    while err is not None and not isinstance(err, DBAPIError):
-        err = err.__cause__ or err.__context__
+    err = next((e for e in _chain(err) if isinstance(e, DBAPIError)), None)
     if err is None:
         return None
     words = str(err.orig)
@@ -127,6 +131,11 @@ def interruption(
         passes = err.connection_invalidated or refused
         passes = passes and not any(w in words for w in LASTING)
     return err if passes else None
+
+
+def _cause(err: Exception) -> BaseException:
+    "What is told of an error that a storage raised."
+    return interruption(err) or err.__cause__ or err
 
 # %% ../../nbs/42_storage.ipynb #8d5f0883
 DELAYED: list[Callable[[], None]] = []  # each lets a delayed Ctrl-C through
@@ -378,11 +387,6 @@ def _secrets(url: URL) -> list[str]:
     forms = {form for v in values for form in (v, quote(v), quote(v, safe=''), quote_plus(v))}
     return sorted(filter(None, forms), key=len, reverse=True)
 
-
-def _chain(err: BaseException | None) -> list[BaseException]:
-    "An error and those behind it."
-    return [] if err is None else [err, *_chain(err.__cause__ or err.__context__)]
-
 # %% ../../nbs/42_storage.ipynb #6d370c92
 DRIVERS = {  # module → what pip installs
     'psycopg': '"moe_expert[postgres]"',
@@ -404,7 +408,7 @@ def _cure(url: URL, err: Exception) -> str:
 
 def _cannot_open(url: URL, err: Exception) -> ArtifactError:
     "The error for a storage that does not open, with the cure."
-    cause = interruption(err) or err.__cause__ or err
+    cause = _cause(err)
     reason = first_line(cause)
     for secret in _secrets(url):
         reason = reason.replace(secret, '***')
@@ -456,7 +460,7 @@ def storage_address(storage: optuna.storages.BaseStorage) -> str:
 
 def _gone(what: str, address: str, err: Exception) -> ArtifactError:
     "The error for a storage that stopped answering, with its cause."
-    cause = interruption(err) or err.__cause__ or err
+    cause = _cause(err)
     where = f' ({address})' if address else ''
     return ArtifactError(
         f'{what}{where} does not answer any more '
