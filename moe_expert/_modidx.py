@@ -3708,6 +3708,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                           'moe_expert.tuning.trials.Watch': ('trials.html#watch', 'moe_expert/tuning/trials.py'),
                                           'moe_expert.tuning.trials.Watch.__init__': ( 'trials.html#watch.__init__',
                                                                                        'moe_expert/tuning/trials.py'),
+                                          'moe_expert.tuning.trials.Watch.reports': ( 'trials.html#watch.reports',
+                                                                                      'moe_expert/tuning/trials.py'),
                                           'moe_expert.tuning.trials.Watch.unchanged': ( 'trials.html#watch.unchanged',
                                                                                         'moe_expert/tuning/trials.py'),
                                           'moe_expert.tuning.trials._alive': ('trials.html#_alive', 'moe_expert/tuning/trials.py'),

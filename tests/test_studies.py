@@ -146,6 +146,21 @@ def test_trials_of_dead_processes_of_this_machine_are_taken_over_without_a_minut
     assert states(study)[:4] == ['FAIL'] * 4 and bare(study) == whole
 
 
+@pytest.mark.parametrize('drawn', [0, 3, 7])
+def test_started_again_at_once_a_study_waits_for_its_own_dead_process(
+    study, whole, monkeypatch, drawn
+):
+    "Its heartbeat is not missing yet; what is drawn meanwhile would take the place of its trials."
+    monkeypatch.setattr(tuning_storage, 'HEARTBEAT', 0.8)
+    monkeypatch.setattr(tuning_studies, 'WAIT', 0.02)
+    worker = dead_worker()
+    for t in whole[:drawn]:
+        running(study, worker, t['params'])
+    running(study, worker)  # killed before it was drawn
+    run(study)
+    assert states(study)[: drawn + 1] == ['FAIL'] * (drawn + 1) and bare(study) == whole
+
+
 @pytest.mark.parametrize('drawn', [True, False])
 def test_a_process_that_cannot_be_found_but_sends_heartbeats_lives(study, drawn):
     "A copy of a virtual machine, boot id and all, has workers of its own."

@@ -396,7 +396,8 @@ def _work(draws: Draws, train: Callable) -> bool:  # did this process train anyt
         draws.alive.clear()
         with uninterrupted():
             requeue(draws.study, watch)
-            batch = ask_batch(draws)
+            # drawn now, new trials would come before those that a killed process left behind
+            batch = None if watch.dead_alone else ask_batch(draws)
         if batch:
             _run_batch(draws.study, train, batch)
             trained = True

@@ -184,6 +184,8 @@ class Watch:
 
     def __init__(self):
         self._seen = {}  # the storage's id → (last heartbeat, when it was seen first)
+        self._reporting = set()  # ids of trials that sent a heartbeat meanwhile
+        self.dead_alone = False  # do only processes that are gone have trials? of the last look
 
     def unchanged(
         self,
@@ -192,8 +194,13 @@ class Watch:
     ) -> float:  # seconds for which this process has seen no other heartbeat
         now = time.monotonic()
         if trial_id not in self._seen or self._seen[trial_id][0] != beat:
+            self._reporting |= {trial_id} & self._seen.keys()
             self._seen[trial_id] = beat, now
         return now - self._seen[trial_id][1]
+
+    def reports(self, trial_id: int) -> bool:
+        "Has this process seen the trial send a heartbeat?"
+        return trial_id in self._reporting
 
 
 def _orphaned(
@@ -218,7 +225,7 @@ def requeue(
     watch = watch or Watch()
     running = _running(study)
     beats = heartbeats(storage_of(study), [_storage_id(t) for t in running])
-    closed = 0
+    closed, gone = 0, []
     for trial in running:
         # a worker that was killed before the first heartbeat never sent one
         beat, said = beats.get(_storage_id(trial), (None, 0.0))
@@ -227,6 +234,10 @@ def requeue(
             closed += 1
             message = 'trial %d of %s was interrupted: it is tried again'
             logger.info(message, trial.number, study.study_name)
+        else:
+            worker = trial.user_attrs.get('worker', '')
+            gone.append(_process_is_gone(worker) and not watch.reports(_storage_id(trial)))
+    watch.dead_alone = bool(gone) and all(gone)
     return closed
 
 # %% ../../nbs/43_trials.ipynb #dea78ab4
