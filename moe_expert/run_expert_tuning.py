@@ -125,8 +125,14 @@ def known_dataset(
 def continues(
     given: parameters.Given,  # of an interrupted command
 ) -> str:
+    "How to go on after an interrupt."
+    if 'n_trials' not in given:  # it tuned nothing
+        return 'the same command does it again.'
     place = errors.visible(f' in {given.cache_dir}') if 'cache_dir' in given else ''
-    return f'finished trials are kept{place}. The same command continues from there.'
+    again = 'The same command'
+    if given.get('overwrite'):  # which would remove them
+        again += ' without --overwrite'
+    return f'finished trials are kept{place}. {again} continues from there.'
 
 # %% ../nbs/73_run_expert_tuning.ipynb #6bccec8f
 class NoStream(io.TextIOBase):
