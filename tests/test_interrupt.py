@@ -5,9 +5,6 @@ The notebooks run in a real kernel, which gets the signal that the stop button s
 
 import json
 import os
-import signal
-import subprocess
-import sys
 import time
 from contextlib import contextmanager
 

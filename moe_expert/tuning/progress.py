@@ -84,16 +84,17 @@ class Meter:
     def __init__(self, p: Progress):  # the first that was told of the stage
         self.last, self.begun = p, time.perf_counter()
         self.at = self.initial = min(p.trials, p.n_trials)
+        self.ended = False
 
     def fits(self, p: Progress) -> bool:
         "Is it about this stage? One that is finished may begin again, with other data."
-        ended = self.last.trials >= self.last.n_trials and not self.last.running
-        begins = ended and p.trials < p.n_trials
+        begins = self.ended and p.trials < p.n_trials
         return (p.expert, p.n_trials) == (self.last.expert, self.last.n_trials) and not begins
 
     def move(self, p: Progress):
         self.at = max(self.at, trials_so_far(p))
         self.last = replace(p, trials=max(p.trials, self.last.trials))
+        self.ended = p.trials >= p.n_trials and not p.running
 
     @property
     def title(self) -> str:
@@ -178,6 +179,13 @@ class NotebookProgress:
             self.handle.update(self)
 
 # %% ../../nbs/46_progress.ipynb #cd927a2d
+# *Run All* goes to the last cell, so the first output brings itself back into sight, once
+_TO_SIGHT = (
+    '<script>document.currentScript.previousElementSibling.scrollIntoView('
+    "{block: 'nearest'})</script>"
+)
+
+
 def notebook_lines(
     display: NotebookProgress,
 ) -> list[str]:
@@ -205,7 +213,11 @@ def __repr__(self: NotebookProgress) -> str:
 @patch
 def _repr_html_(self: NotebookProgress) -> str:
     lines = '<br>'.join(map(as_html, notebook_lines(self)))
-    return f'<pre>{lines}</pre>' if self.end is None else f'<p>{lines}</p>'
+    if self.end is not None:
+        return f'<p>{lines}</p>'
+    return f'<pre style="margin: 0; scroll-margin: 12em">{lines}</pre>' + (
+        '' if self.handle else _TO_SIGHT
+    )
 
 # %% ../../nbs/46_progress.ipynb #bd3eddaf
 class TerminalProgress:
