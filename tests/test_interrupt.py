@@ -5,16 +5,22 @@ The notebooks run in a real kernel, which gets the signal that the stop button s
 
 import json
 import os
+import signal
+import subprocess
+import sys
 import time
 from contextlib import contextmanager
 
 import pytest
 from jupyter_client.manager import KernelManager
 
+from moe_expert.mixture.crossfit import WAYS
+from moe_expert.trainer import MoESettings, MoETrainer
 from moe_expert.tune_experts import ExpertTuner
 from moe_expert.tuning.folder import ExpertFiles
 
 NAME = 'synthetic-300'
+NINE = MoESettings(fine_tuning=WAYS['nine'])
 LIMIT = 120  # seconds that a cell may take
 
 
@@ -121,3 +127,72 @@ def test_the_stop_button_in_the_tuning_notebook(tmp_path, repo_root):
     result = json.loads(ExpertFiles(tuner.files.cache_dir, NAME).results('expert2').read_text())
     assert result['checkpoint_sha256'] == expected['checkpoint_sha256']
     assert [t['score'] for t in result['trials']] == [t['score'] for t in expected['trials']]
+
+
+@pytest.mark.slow
+def test_the_stop_button_in_the_notebook_of_the_mixture(tmp_path, repo_root):
+    cache = tmp_path / 'weights' / 'moe_experts'
+    for folder in (cache, tmp_path / 'alone'):
+        ExpertTuner(NAME, cache_dir=folder, epochs=100, device='cpu').tune_all_experts(1)
+    parameters = dict(dataset=NAME, n_trials=20, epochs=100, device='cpu', ways='nine')
+    *before, work = cells_until(repo_root, 'moe.ipynb', 'NotebookProgress', **parameters)
+    with kernel(repo_root, tmp_path) as (manager, client):
+        for code in before:
+            assert run_cell(client, code)[1] is None
+        told = []
+        for words in (['gate: 15 of 20 trials', 'in training'], ['fine-tuning: 1 of 9 ways']):
+            sent, watch = interrupted_at(manager, words)
+            texts, error = run_cell(client, work, watch)
+            assert sent and error['ename'] == 'Interrupted' and len(error['traceback']) == 1
+            told.append(texts)
+        last, error = run_cell(client, work)
+        assert error is None and last[-1].startswith('Done in'), error
+    for texts in (*told, last):
+        for bars in percents(texts).values():
+            assert bars == sorted(bars)
+    (bars,) = percents(told[0]).values()
+    assert bars[0] == 0 and bars[-1] >= 50
+    stages = percents(told[1])
+    assert stages['gate (mixture)'][0] >= 50 and stages['fine-tuning (mixture)'][0] == 0
+    assert 'gate: 20 trials, all from the cache' in last[-1]
+    alone = MoETrainer(NAME, cache_dir=tmp_path / 'alone', device='cpu', settings=NINE)
+    expected = alone.run(20)
+    files = ExpertFiles(cache, NAME)
+    gate, tuned = (json.loads(p.read_text()) for p in (files.gate_results, files.finetuned_results))
+    assert gate['checkpoint_sha256'] == expected['gate']['checkpoint_sha256']
+    for name in ('score_after', 'checkpoint_sha256', 'best_way', 'ways'):
+        assert tuned[name] == expected['fine_tuning'][name], name
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name == 'nt', reason='POSIX signals')
+@pytest.mark.parametrize('command', ['train', 'report'])
+def test_an_interrupted_command_ends_with_one_line(tmp_path, repo_root, command):
+    ExpertTuner(NAME, cache_dir=tmp_path, epochs=100, device='cpu').tune_all_experts(1)
+    argv = ['--dataset', NAME, '--cache_dir', str(tmp_path)]
+    argv += ['--n_trials', '100000'] if command == 'train' else ['--expert', 'expert1']
+    listens = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # a background job ignores it
+    with subprocess.Popen(
+        [sys.executable, '-m', 'moe_expert.cli', command, *argv],
+        cwd=repo_root,
+        env=os.environ | {'OMP_NUM_THREADS': '1'},
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=listens,
+        start_new_session=True,
+    ) as process:
+        seen = ''
+        while '|' not in seen:  # a bar: of trials, or of cells
+            seen += process.stderr.read(1)
+            assert process.poll() is None, seen
+        time.sleep(2)
+        process.send_signal(signal.SIGINT)
+        start = time.perf_counter()
+        err = process.stderr.read()
+        assert process.wait(30) == 130, err
+        assert time.perf_counter() - start < 20
+    last = err.replace('\r', '\n').strip().splitlines()[-1]
+    again = 'The same command continues from there.' if command == 'train' else 'does it again.'
+    assert last.startswith('interrupted; ') and last.endswith(again), err
+    assert 'Traceback' not in err and 'Error' not in err, err
+    assert not list(tmp_path.glob('*.failed.ipynb'))
