@@ -243,7 +243,7 @@ def make_report(
     "Write the report on what was just tuned."
     from moe_expert.report.run import run_report
 
-    return run_report(**shown_by('tune.ipynb', given))
+    return run_report(**shown_by('tune.ipynb', given), progress_bar=not given.quiet)
 
 # %% ../nbs/73_run_expert_tuning.ipynb #0560fde2
 def search_trade_off(
