@@ -128,7 +128,7 @@ def execute(
         raise errors.ArgumentError(errors.unknown_name('notebook', name, list(ENDINGS)))
     given['notebook_path'], given['output_path'] = literal(notebook_path(name)), literal(out)
     quiet = dict(log_level='INFO' if given['log_output'] else 'ERROR', engine=papermill_engine())
-    quiet |= dict(kernel='python3')
+    quiet |= dict(kernel='python3', progress_bar=sys.stderr.isatty())
     unsaid = lambda option: context.get_parameter_source(option) is ParameterSource.DEFAULT
     given |= {option: value for option, value in quiet.items() if unsaid(option)}
     try:

@@ -150,12 +150,12 @@ def kernel_environment() -> Iterator[None]:
 @contextmanager
 def signals_after() -> Iterator[Callable]:  # to be called as soon as the kernel runs
     "Signals that come in the block have, after it, the effect that they had before it."
-    main = threading.current_thread() is threading.main_thread()
-    numbers = (signal.SIGINT, signal.SIGTERM) if main else ()
+    in_main = lambda: threading.current_thread() is threading.main_thread()
+    numbers = (signal.SIGINT, signal.SIGTERM) if in_main() else ()
     before, came = {n: signal.getsignal(n) or signal.SIG_DFL for n in numbers}, []
 
     def started(notebook=None):
-        for number in numbers:
+        for number in numbers if in_main() else ():  # in a notebook it is another thread
             signal.signal(number, lambda number, frame: came.append(number))
 
     try:
