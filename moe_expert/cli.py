@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['WIDTH', 'there', 'make_report', 'report', 'verify', 'run', 'place', 'benchmark_row', 'shipped_row', 'listing',
-           'wrapped', 'as_text', 'told', 'card', 'datasets', 'draft_summary', 'draft', 'audit', 'commands_help', 'main']
+           'wrapped', 'as_text', 'told', 'card', 'datasets', 'draft_summary', 'draft', 'audit', 'commands_help',
+           'answer', 'main']
 
 # %% ../nbs/75_cli.ipynb #614e558b
 import sys
@@ -15,7 +16,7 @@ import moe_expert.run_moe as stages
 from . import __version__
 from .errors import unknown_name
 from .parameters import COMMANDS, EXPERT_NAMES, Given, check, command
-from .run_expert_tuning import aligned, one_line, run_command, tune
+from .run_expert_tuning import aligned, one_line, run_command, terminal, tune
 from .run_moe import train
 
 # %% ../nbs/75_cli.ipynb #4a701a86
@@ -293,6 +294,21 @@ def commands_help() -> str:
     )
 
 # %% ../nbs/75_cli.ipynb #c83ed4a0
+def answer(
+    name: str,  # the first word, which is no command; '': there is none
+    prog: str,  # how the program is called
+) -> int:  # exit code
+    "Print the help, the version, or what is wrong."
+    if name in ('', '-h', '--help', 'help'):
+        print(commands_help())
+        return 0 if name else 2
+    if name == '--version':
+        print(f'{prog} {__version__}')
+        return 0
+    print(f'{prog}: error: {unknown_name("command", name, list(COMMANDS))}', file=sys.stderr)
+    return 2
+
+
 def main(
     argv: list[str] | None = None,  # None: those of the command line
     prog: str = 'moe-expert',  # how the program is called
@@ -304,14 +320,8 @@ def main(
     work |= dict(datasets=datasets, card=draft, audit=audit)
     if name in work:
         return run_command(name, work[name], rest, f'{prog} {name}')
-    if name in ('', '-h', '--help', 'help'):
-        print(commands_help())
-        return 0 if words else 2
-    if name == '--version':
-        print(f'{prog} {__version__}')
-        return 0
-    print(f'{prog}: error: {unknown_name("command", name, list(COMMANDS))}', file=sys.stderr)
-    return 2
+    with terminal():
+        return answer(name, prog)
 
 # %% ../nbs/75_cli.ipynb #f56875d6
 if __name__ == '__main__' and '__file__' in globals():

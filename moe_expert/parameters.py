@@ -31,9 +31,9 @@ from moe_expert.errors import (
 __all__ = ['STORAGE_VARIABLE', 'COMMANDS', 'NOTEBOOKS', 'CALLS', 'DOORS', 'PARAMETERS', 'EXPERT_NAMES', 'BACKBONES', 'EDITIONS',
            'TEACHERS', 'WAY_NAMES', 'PARITIES', 'TOLERANCE', 'PRICES', 'DEFAULT_PRICE', 'PHASE_NAMES', 'GROUPED',
            'SMALL_GROUPS', 'MISSING_GROUPS', 'STAGE1', 'MIXTURE', 'RUNS', 'READERS', 'LOADERS', 'NOT_READING',
-           'WORKING', 'Kind', 'Whole', 'Number', 'Flag', 'Choice', 'Listed', 'Text', 'Names', 'Columns', 'Several',
-           'Values', 'environment_storage', 'StorageURL', 'Door', 'Parameter', 'define', 'options', 'names', 'defaults',
-           'Given', 'check', 'unknown', 'spelled', 'without_effect', 'card_entries', 'Parser', 'add_option',
+           'WORKING', 'OF_PAPERMILL', 'Kind', 'Whole', 'Number', 'Flag', 'Choice', 'Listed', 'Text', 'Names', 'Columns',
+           'Several', 'Values', 'environment_storage', 'StorageURL', 'Door', 'Parameter', 'define', 'options', 'names',
+           'defaults', 'Given', 'check', 'unknown', 'spelled', 'without_effect', 'card_entries', 'Parser', 'add_option',
            'default_text', 'hinted', 'parser', 'command', 'call', 'collect', 'injected', 'door_signature', 'takes',
            'documented', 'markdown_table', 'shown_default', 'parameters_cell']
 
@@ -1395,13 +1395,17 @@ def call(
     return f'{door}({", ".join(f"{n}={v!r}" for n, v in given.items())})'
 
 # %% ../nbs/01_parameters.ipynb #99b19384
+OF_PAPERMILL = ('PAPERMILL_INPUT_PATH', 'PAPERMILL_OUTPUT_PATH')  # added by `--inject-paths`
+
+
 def collect(
     door: str,  # one of `NOTEBOOKS`
     namespace: Mapping,  # the notebook's `globals()`
 ) -> Given:
     "The parameters of a notebook, checked. Raises `ParameterError` naming every wrong one."
     given = {n: namespace[n] for n in names(door) if n in namespace}
-    extra = [n for n in injected(namespace.get('In', ())) if n not in given]
+    assigned = injected(namespace.get('In', ()))
+    extra = [n for n in assigned if n not in given and n not in OF_PAPERMILL]
     return check(door, given | dict.fromkeys(extra))
 
 # %% ../nbs/01_parameters.ipynb #22d1228e
