@@ -44,7 +44,7 @@ from ..parameters import DEFAULT_PRICE, EDITIONS, PRICES
 
 # %% auto #0
 __all__ = ['logger', 'VERIFIED', 'DIFFERS', 'NOT_CHECKED', 'SAME_ARITHMETIC', 'ELSEWHERE', 'Finding', 'Verification', 'tolerance',
-           'unequal', 'studies_of', 'Audit', 'Tuned', 'tuned_things', 'checked_files', 'verify_dataset', 'datasets_in',
+           'unequal', 'studies_of', 'Audit', 'Tuned', 'tuned_things', 'checked_files', 'audited', 'datasets_in',
            'verify', 'write_manifest', 'read_manifest', 'compare_manifest']
 
 # %% ../../nbs/61_verify.ipynb #8f6e6cf0
@@ -719,12 +719,12 @@ def check(self: Audit):
             do()
 
 
-def verify_dataset(
+def audited(
     files: ExpertFiles,
     dataset: str | Data | None = None,  # as of `Audit.read_data`
     data_dir: str | None = None,  # as of `load_dataset`
     storage: str | None = None,  # of studies that are not in the folder
-) -> list[Finding]:  # one or more for each file
+) -> Audit:  # its `by_file` has the findings
     "Check all files of one data set."
     with studies_of(files, storage) as study:
         audit = Audit(files, study)
@@ -736,7 +736,7 @@ def verify_dataset(
         for path in checked_files(files):
             if not audit.settings and path != files.settings:
                 audit.unchecked(path, f'{files.settings.name} is not intact')
-    return audit.by_file()
+    return audit
 
 # %% ../../nbs/61_verify.ipynb #a2178920
 def datasets_in(cache_dir: str | Path) -> list[ExpertFiles]:
@@ -773,7 +773,8 @@ def verify(
     a data set, and for a manifest that cannot be read.
     """
     wanted = [files for files in datasets_in(cache_dir) if _wanted(files, dataset)]
-    findings = [f for files in wanted for f in verify_dataset(files, dataset, data_dir, storage)]
+    audits = [audited(files, dataset, data_dir, storage) for files in wanted]
+    findings = [f for audit in audits for f in audit.by_file()]
     if not wanted:
         raise ArtifactError(f'{cache_dir} holds no files of {dataset}')
     if manifest is not None:
