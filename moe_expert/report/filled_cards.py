@@ -117,7 +117,7 @@ def told(
 def _from_data(audit: Audit, what: str, made) -> str:
     "Markdown of what needs the data, or the mark with the reason."
     if audit.data is None:
-        return f'{to_fill(HAS_DATA, what)} ({shown(audit.no_data)})'
+        return f'{to_fill(HAS_DATA, what)} ({shown(audit.without_data)})'
     return made(audit.data)
 
 # %% ../../nbs/70_filled_cards.ipynb #ecf7106f
