@@ -2273,6 +2273,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                         'moe_expert.report.pack._load_the_rest': ('pack.html#_load_the_rest', 'moe_expert/report/pack.py'),
                                         'moe_expert.report.pack._sets_parameters': ( 'pack.html#_sets_parameters',
                                                                                      'moe_expert/report/pack.py'),
+                                        'moe_expert.report.pack._take_up_the_log': ( 'pack.html#_take_up_the_log',
+                                                                                     'moe_expert/report/pack.py'),
                                         'moe_expert.report.pack._write_texts': ('pack.html#_write_texts', 'moe_expert/report/pack.py'),
                                         'moe_expert.report.pack.checked_copy': ('pack.html#checked_copy', 'moe_expert/report/pack.py'),
                                         'moe_expert.report.pack.contents': ('pack.html#contents', 'moe_expert/report/pack.py'),

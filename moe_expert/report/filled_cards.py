@@ -227,7 +227,8 @@ def _models(audit: Audit) -> pd.DataFrame:
     rows = []
     for thing in tuned_things(audit.files):
         if record := audit.records.get(thing.results):
-            about = (record['objective'], f'{record["n_feasible"]} of {record["n_trials"]}')
+            aim = 'the trade-off' if thing.kind == 'trade-off' else record['objective']
+            about = (aim, f'{record["n_feasible"]} of {record["n_trials"]}')
             rows.append((thing.what, *about, record['checkpoint'], record['checkpoint_sha256']))
     tuned = audit.records.get(audit.files.finetuned_results)
     if tuned and tuned['kept']:

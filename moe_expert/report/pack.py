@@ -8,8 +8,10 @@ from __future__ import annotations
 import ast
 import json
 import shutil
+import sqlite3
 import tempfile
 import zipfile
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,9 +53,7 @@ def to_pack(
     "The files of a data set that go into a pack as they are, reports included."
     known = set(everything(files))
     found = {p for p in checked_files(files) if p in known} | set(report_names(files).values())
-    log = Path(f'{files.studies}-wal')  # what is not yet in the database
     found |= {p for p in (files.studies, files.pareto_figure) if p.is_file()}
-    found |= {log} if files.studies.is_file() and log.is_file() and log.stat().st_size else set()
     return sorted(found)
 
 
@@ -109,11 +109,24 @@ def pack_reports(
     return left_out
 
 # %% ../../nbs/71_pack.ipynb #ac9f9dea
+def _take_up_the_log(files: ExpertFiles, log: Path):
+    "Add what is not yet in the copied database, while a program has it open, from a log beside it."
+    try:
+        shutil.copyfile(log, Path(f'{files.studies}-wal'))
+        with closing(sqlite3.connect(files.studies)) as database:
+            database.execute('PRAGMA wal_checkpoint(TRUNCATE)')
+    except sqlite3.Error as err:
+        raise ArtifactError(f'{log} cannot be read: {err}') from err
+
+
 def _copied(files: ExpertFiles, folder: Path) -> ExpertFiles:
     "The files to be packed, in another folder."
     for path in to_pack(files):
         shutil.copyfile(path, folder / path.name)
-    return ExpertFiles(folder, files.dataset)
+    copy, log = ExpertFiles(folder, files.dataset), Path(f'{files.studies}-wal')
+    if copy.studies.is_file() and log.is_file():
+        _take_up_the_log(copy, log)
+    return copy
 
 
 def _load_the_rest(audit: Audit):
@@ -163,7 +176,6 @@ def contents(
     "What the files of a data set are."
     told = {Path(p).name: text for p, text in saved_files(files, mixture=True)['content'].items()}
     told |= {p.name: ABOUT[kind] for p, kind in kinds_of(files).items() if p.name not in told}
-    told[f'{files.studies.name}-wal'] = 'the last trials, which the database does not hold yet'
     told[files.pareto_figure.name] = 'trade-off: a picture of the front'
     for subject, path in report_names(files).items():
         told[path.name] = f'report on {subject}: the executed notebook'
