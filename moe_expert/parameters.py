@@ -302,12 +302,6 @@ COMMANDS = {
         'not be checked.',
         'check the files of a folder or a pack, and compute their scores again',
     ),
-    'pack': Door(
-        'Put the files of a folder into one zip for an auditor: pages, notebooks, results with '
-        'their JSON schemas, checkpoints, model card, data card, and a manifest with the SHA-256 '
-        'of each file. Checks them first, as verify does. There is no table of people in it.',
-        'put a folder into one zip for an auditor',
-    ),
     'datasets': Door(
         'List the data sets, or show the data card of one: people, groups, base rates, columns, '
         'possible leakage, proxies of the group.',
@@ -316,6 +310,12 @@ COMMANDS = {
 }
 
 # %% ../nbs/01_parameters.ipynb #c52b24f1
+COMMANDS['pack'] = Door(
+    'Put the files of a folder into one zip for an auditor: pages, notebooks, results with their '
+    'JSON schemas, checkpoints, model card, data card, and a manifest with the SHA-256 of each '
+    'file. Checks them first, as verify does. There is no table of people in it.',
+    'put a folder into one zip for an auditor',
+)
 COMMANDS['card'] = Door(
     'Draft a card for a table of your own: how the file is written, what each column seems to be, '
     'missing codes, spellings, likely leaks, each with its reason. Only the draft is written; what '

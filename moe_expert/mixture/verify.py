@@ -770,7 +770,7 @@ def wanted(
         raise ArtifactError(f'{cache_dir} holds no files of {dataset}')
     return found
 
-
+# %% ../../nbs/61_verify.ipynb #bcb57903
 def verify(
     cache_dir: str | Path,
     dataset: str | Data | None = None,  # only this one: a name, a card, or the data; None: all

@@ -128,7 +128,7 @@ def _copied(files: ExpertFiles, folder: Path) -> ExpertFiles:
         _take_up_the_log(copy, log)
     return copy
 
-
+# %% ../../nbs/71_pack.ipynb #92ee790f
 def _load_the_rest(audit: Audit):
     "Load the checkpoints of other mixtures, which `verify` only does where it has the data."
     names = ('gate_checkpoint', 'finetuned_checkpoint')
