@@ -29,6 +29,7 @@ PAGES = {  # title in the navigation -> page
     'Own data': 'docs/own_data.md',
     'Tutorial': 'nbs/tutorial_own_data.md',
     'Reading a report': 'docs/reading_a_report.md',
+    'For auditors': 'docs/for_auditors.md',
     'Tuning the experts': 'moe_expert/EXPERT_TUNING_README.md',
     'Options': 'docs/options.md',
     'When something goes wrong': 'docs/when_something_goes_wrong.md',

@@ -296,10 +296,11 @@ COMMANDS = {
         'report on what is there, reading only',
     ),
     'verify': Door(
-        'Check the files of a folder: compare them with their checksums, with each other, with the '
-        'study and with the data, and compute the scores again. Only reads. Ends with exit code 0 '
-        'if everything is verified, 1 if something differs, 2 if something could not be checked.',
-        'check the files of a folder, and compute their scores again',
+        'Check the files of a folder or of a pack: compare them with their checksums, with each '
+        'other, with the study and with the data, and compute the scores again. Only reads. Ends '
+        'with exit code 0 if everything is verified, 1 if something differs, 2 if something could '
+        'not be checked.',
+        'check the files of a folder or a pack, and compute their scores again',
     ),
     'datasets': Door(
         'List the data sets, or show the data card of one: people, groups, base rates, columns, '
@@ -309,6 +310,12 @@ COMMANDS = {
 }
 
 # %% ../nbs/01_parameters.ipynb #c52b24f1
+COMMANDS['pack'] = Door(
+    'Put the files of a folder into one zip for an auditor: pages, notebooks, results with their '
+    'JSON schemas, checkpoints, model card, data card, and a manifest with the SHA-256 of each '
+    'file. Checks them first, as verify does. There is no table of people in it.',
+    'put a folder into one zip for an auditor',
+)
 COMMANDS['card'] = Door(
     'Draft a card for a table of your own: how the file is written, what each column seems to be, '
     'missing codes, spellings, likely leaks, each with its reason. Only the draft is written; what '
@@ -471,7 +478,7 @@ define(
     'bail',
     '`bail`, `german`, `math`, `por`, `adult`, `compas` or another name that `moe-expert datasets` '
     'lists, `synthetic`, `synthetic-<people>`, or the path of a card about your own data',
-    (*READERS, 'verify', 'datasets'),
+    (*READERS, 'verify', 'pack', 'datasets'),
     {
         'run': dict(positional=True),
         'report': dict(
@@ -480,6 +487,11 @@ define(
         'verify': dict(
             default=None,
             meaning='check only this data set, by its name or, for data of your own, by its card; '
+            'None: all in the folder',
+        ),
+        'pack': dict(
+            default=None,
+            meaning='pack only this data set, by its name or, for data of your own, by its card; '
             'None: all in the folder',
         ),
         'datasets': dict(default=None, positional=True, meaning='the data set whose card to show'),
@@ -714,7 +726,7 @@ define(
     None,
     'folder with `<dataset>/<dataset>.csv`; without it, the environment variable '
     '`MOE_EXPERT_DATA`, the cache and the network are tried',
-    (*READERS, 'verify', 'datasets', 'study.ipynb'),
+    (*READERS, 'verify', 'pack', 'datasets', 'study.ipynb'),
 )
 define(
     'edition',
@@ -788,9 +800,13 @@ define(
     Text('a folder'),
     'weights/moe_experts',
     'folder for checkpoints, results and reports, relative to the current folder',
-    (*READERS, 'verify', 'study.ipynb'),
+    (*READERS, 'verify', 'pack', 'study.ipynb'),
     {
-        'verify': dict(positional=True, meaning='folder whose files are checked'),
+        'verify': dict(
+            positional=True,
+            meaning='folder whose files are checked; or a pack, zipped or unpacked',
+        ),
+        'pack': dict(positional=True, meaning='folder whose files are packed'),
         'study.ipynb': dict(
             default='weights/study',
             meaning='folder of checkpoints and trials; large, can be removed',
@@ -802,8 +818,12 @@ define(
     Flag(),
     False,
     'remove all files of the data set in `cache_dir` and start anew',
-    (*RUNS, 'card'),
-    WORKING | {'card': dict(meaning='replace a card that exists')},
+    (*RUNS, 'card', 'pack'),
+    WORKING
+    | {
+        'card': dict(meaning='replace a card that exists'),
+        'pack': dict(meaning='replace a zip that exists with other content'),
+    },
 )
 define(
     'read_only',
@@ -821,13 +841,14 @@ define(
     None,
     'Optuna storage URL; without it, the one of the environment variable `MOE_EXPERT_STORAGE`, '
     'or a file in `cache_dir`',
-    ('tune', 'train', 'run', 'verify', 'ExpertTuner', 'MoETrainer'),
-    {
-        'verify': dict(
+    ('tune', 'train', 'run', 'verify', 'pack', 'ExpertTuner', 'MoETrainer'),
+    dict.fromkeys(
+        ('verify', 'pack'),
+        dict(
             meaning='Optuna storage URL of studies that are not in the folder; without it, the one '
             'of the environment variable `MOE_EXPERT_STORAGE`'
-        )
-    }
+        ),
+    )
     | dict.fromkeys(
         LOADERS,
         dict(
@@ -845,6 +866,13 @@ define(
     'list of checksums that was kept elsewhere, in the format of `sha256sum`: compare the files '
     'with it',
     ('verify',),
+)
+define(
+    'out',
+    Text('a file'),
+    None,
+    'the zip to write; None: `<folder>_pack.zip`, or `<data set>_pack.zip` of one data set',
+    ('pack',),
 )
 define(
     'columns',
