@@ -240,7 +240,7 @@ def _models(audit: Audit) -> pd.DataFrame:
 
 def _final(audit: Audit) -> str:
     if audit.files.gate_results not in audit.records:
-        return 'tuned experts; there is no mixture in this folder'
+        return 'tuned experts without a mixture'
     return f'a mixture of three experts ({at_hand(audit.files).stage})'
 
 
@@ -309,10 +309,8 @@ def _limits(audit: Audit) -> str:
         return f'Columns that alone tell the outcome almost surely and were kept: {kept}.'
 
     lines.append(_from_data(audit, 'columns that tell the outcome and were kept', flagged))
-    groups = 'their names are in the test record'
-    if audit.data is not None:
-        groups = shown(groups_text(audit.data))
-    lines.append(f'Groups that were compared: {groups}. Others were not.')
+    compared = _from_data(audit, 'which groups were compared?', lambda d: shown(groups_text(d)))
+    lines.append(f'Groups that were compared: {compared}. Others were not.')
     lines.append(
         'The scores measure some differences among these people. They do not show that decisions '
         'made with the model are just.'
