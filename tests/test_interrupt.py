@@ -14,13 +14,11 @@ from contextlib import contextmanager
 import pytest
 from jupyter_client.manager import KernelManager
 
-from moe_expert.mixture.crossfit import WAYS
-from moe_expert.trainer import MoESettings, MoETrainer
+from moe_expert.trainer import MoETrainer
 from moe_expert.tune_experts import ExpertTuner
 from moe_expert.tuning.folder import ExpertFiles
 
 NAME = 'synthetic-300'
-NINE = MoESettings(fine_tuning=WAYS['nine'])
 LIMIT = 120  # seconds that a cell may take
 
 
@@ -139,13 +137,16 @@ def test_the_stop_button_in_the_notebook_of_the_mixture(tmp_path, repo_root):
     cache = tmp_path / 'weights' / 'moe_experts'
     for folder in (cache, tmp_path / 'alone'):
         ExpertTuner(NAME, cache_dir=folder, epochs=100, device='cpu').tune_all_experts(1)
-    parameters = dict(dataset=NAME, n_trials=20, epochs=100, device='cpu', ways='nine')
+    parameters = dict(dataset=NAME, n_trials=20, epochs=100, device='cpu')
     *before, work = cells_until(repo_root, 'moe.ipynb', 'NotebookProgress', **parameters)
     with kernel(repo_root, tmp_path) as (manager, client):
         for code in before:
             assert run_cell(client, code)[1] is None
         told = []
-        for words in (['gate: 15 of 20 trials', 'in training'], ['fine-tuning: 1 of 9 ways']):
+        for words in (
+            ['gate: 15 of 20 trials', 'in training'],
+            ['fine-tuning: 0 of 1 ways', 'in training'],
+        ):
             sent, watch = interrupted_at(manager, words)
             texts, error = run_cell(client, work, watch)
             assert sent and error['ename'] == 'Interrupted' and len(error['traceback']) == 1
@@ -160,7 +161,7 @@ def test_the_stop_button_in_the_notebook_of_the_mixture(tmp_path, repo_root):
     stages = percents(told[1])
     assert stages['gate (mixture)'][0] >= 50 and stages['fine-tuning (mixture)'][0] == 0
     assert 'gate: 20 trials, all from the cache' in last[-1]
-    alone = MoETrainer(NAME, cache_dir=tmp_path / 'alone', device='cpu', settings=NINE)
+    alone = MoETrainer(NAME, cache_dir=tmp_path / 'alone', device='cpu')
     expected = alone.run(20)
     files = ExpertFiles(cache, NAME)
     gate, tuned = (json.loads(p.read_text()) for p in (files.gate_results, files.finetuned_results))
