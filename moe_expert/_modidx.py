@@ -2292,7 +2292,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                        'moe_expert.report.run.report_path': ('run.html#report_path', 'moe_expert/report/run.py'),
                                        'moe_expert.report.run.run_moe_report': ('run.html#run_moe_report', 'moe_expert/report/run.py'),
                                        'moe_expert.report.run.run_report': ('run.html#run_report', 'moe_expert/report/run.py'),
-                                       'moe_expert.report.run.signals_after': ('run.html#signals_after', 'moe_expert/report/run.py'),
                                        'moe_expert.report.run.trainer_arguments': ( 'run.html#trainer_arguments',
                                                                                     'moe_expert/report/run.py')},
             'moe_expert.report.search': { 'moe_expert.report.search._draw_history': ( 'search.html#_draw_history',
