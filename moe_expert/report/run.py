@@ -6,10 +6,8 @@
 from __future__ import annotations
 
 import os
-import signal
-import threading
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
@@ -25,8 +23,8 @@ from .pages import notebook_path, quick_notebooks, write_page
 from ..tuning.folder import ExpertFiles
 
 # %% auto #0
-__all__ = ['ENGINE', 'experts_asked', 'report_path', 'trainer_arguments', 'about', 'kernel_environment', 'signals_after',
-           'papermill_engine', 'Memory', 'literal', 'execute', 'run_report', 'run_moe_report']
+__all__ = ['ENGINE', 'experts_asked', 'report_path', 'trainer_arguments', 'about', 'kernel_environment', 'papermill_engine',
+           'Memory', 'literal', 'execute', 'run_report', 'run_moe_report']
 
 # %% ../../nbs/71_run.ipynb #0669aa34
 def experts_asked(
@@ -146,26 +144,6 @@ def kernel_environment() -> Iterator[None]:
         else:
             os.environ['PYTHONPATH'] = old
 
-# %% ../../nbs/71_run.ipynb #d074e567
-@contextmanager
-def signals_after() -> Iterator[Callable]:  # to be called as soon as the kernel runs
-    "Signals that come in the block have, after it, the effect that they had before it."
-    in_main = lambda: threading.current_thread() is threading.main_thread()
-    numbers = (signal.SIGINT, signal.SIGTERM) if in_main() else ()
-    before, came = {n: signal.getsignal(n) or signal.SIG_DFL for n in numbers}, []
-
-    def started(notebook=None):
-        for number in numbers if in_main() else ():  # in a notebook it is another thread
-            signal.signal(number, lambda number, frame: came.append(number))
-
-    try:
-        yield started
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-        for number in came[:1]:
-            signal.raise_signal(number)  # in place of the error that the dead kernel caused
-
 # %% ../../nbs/71_run.ipynb #ddc13f8c
 ENGINE = 'moe_expert'  # its name in papermill
 _KERNEL_OPTIONS = ('--IPKernelApp.log_level=ERROR',)
@@ -181,14 +159,12 @@ def papermill_engine() -> str:  # `ENGINE`
         @classmethod
         def execute_managed_notebook(cls, nb_man, kernel_name, **options):
             options |= dict(extra_arguments=list(_KERNEL_OPTIONS))
-            with signals_after() as started:
-                options |= dict(on_notebook_start=started)
-                try:
-                    return super().execute_managed_notebook(nb_man, kernel_name, **options)
-                except DeadKernelError as err:
-                    raise ReportError(
-                        'the kernel of the notebook died, perhaps for lack of memory'
-                    ) from err
+            try:
+                return super().execute_managed_notebook(nb_man, kernel_name, **options)
+            except DeadKernelError as err:
+                raise ReportError(
+                    'the kernel of the notebook died, perhaps for lack of memory'
+                ) from err
 
     engines.papermill_engines.register(ENGINE, Quiet)
     return ENGINE
