@@ -28,7 +28,7 @@ setup(
     ],
     package_dir={'moe_expert.notebooks': 'nbs'},
     package_data={
-        'moe_expert': ['*.md', 'data/shipped/*.yaml', 'scores/*.schema.json'],
+        'moe_expert': ['*.md', 'data/shipped/*.yaml', 'data/templates/*', 'scores/*.schema.json'],
         'moe_expert.notebooks': ['tune.ipynb', 'moe.ipynb'],
     },
     include_package_data=False,

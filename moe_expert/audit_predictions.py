@@ -18,7 +18,7 @@ import pandas as pd
 
 from .data.files import write_named
 from .data.reading import is_table, table_suffix
-from .data.shown import POLICY, as_attribute, as_html
+from .data.styled import html_table, render
 from .data.tables import check_unique, read_csv
 from .errors import DataError, unknown_name
 from moe_expert.scores.cells import (
@@ -33,8 +33,7 @@ from moe_expert.scores.cells import (
 )
 
 # %% auto #0
-__all__ = ['STATIC_STYLE', 'MOST_DRAWN', 'READING', 'read_predictions', 'Audit', 'audit_predictions', 'html_table', 'audit_page',
-           'terminal_tables']
+__all__ = ['MOST_DRAWN', 'READING', 'read_predictions', 'Audit', 'audit_predictions', 'audit_page', 'terminal_tables']
 
 # %% ../nbs/29_audit_predictions.ipynb #f2da6e9a
 def _names_of(path: Path, separator: str) -> list[str]:
@@ -207,31 +206,6 @@ def audit_predictions(
     return Audit(made, about | dict(weight=weight, unknown=unknown) | asked, f'{label} = 1')
 
 # %% ../nbs/29_audit_predictions.ipynb #fca8c71b
-STATIC_STYLE = (
-    'body {font: 14px/1.45 sans-serif; max-width: 1240px; margin: 2em auto; padding: 0 1em; '
-    'color: #1a1a1a} '
-    'table {border-collapse: collapse; display: block; max-width: 100%; overflow-x: auto} '
-    '.n {white-space: nowrap} '
-    'td, th {text-align: left; vertical-align: top; padding: .35em .7em; '
-    'border-bottom: 1px solid #bbb} '
-    '.warn {border: 3px solid #D55E00; padding: .5em 1em} h2 {margin-top: 2em}'
-)
-
-
-def html_table(
-    header: Iterable[str],  # of the columns, as HTML
-    rows: Iterable[Iterable[str]],  # cells, as HTML
-) -> str:
-    """A table in HTML.
-
-    >>> html_table(['a', 'b'], [['1', '2']])
-    '<table><tr><th>a</th><th>b</th></tr><tr><td>1</td><td>2</td></tr></table>'
-    """
-    head = ''.join(f'<th>{cell}</th>' for cell in header)
-    body = ''.join('<tr>' + ''.join(f'<td>{c}</td>' for c in row) + '</tr>' for row in rows)
-    return f'<table><tr>{head}</tr>{body}</table>'
-
-# %% ../nbs/29_audit_predictions.ipynb #8b0eb3a4
 MOST_DRAWN = 150  # cells in a picture
 READING = (
     'In brackets: 95 % interval over people. The impact ratio is the share of people predicted 1, '
@@ -248,41 +222,32 @@ READING = (
 def _image(audit: Audit) -> str:
     "The picture, inside the page."
     if len(audit.table) > MOST_DRAWN:
-        return f'<p>No picture: there are more than {MOST_DRAWN} cells.</p>'
+        return f'No picture: there are more than {MOST_DRAWN} cells.'
     from matplotlib.figure import Figure  # slow to import
 
     figure, buffer = Figure(picture_size(audit.table), layout='constrained'), io.BytesIO()
     draw_cells(figure, audit.table)
-    figure.savefig(buffer, format='png', dpi=100)
-    data, alt = base64.b64encode(buffer.getvalue()).decode(), picture_alt(audit.table)
-    style = 'max-width:100%'
-    return f'<img src="data:image/png;base64,{data}" alt="{as_attribute(alt)}" style="{style}">'
+    figure.savefig(buffer, format='png', dpi=200)
+    data, size = base64.b64encode(buffer.getvalue()).decode(), 100 * figure.get_size_inches()
+    shown = dict(alt=picture_alt(audit.table), size=size.round().astype(int).tolist())
+    return render('picture.html', wide=data, narrow='', **shown)
 
 # %% ../nbs/29_audit_predictions.ipynb #2e437e7c
 def audit_page(
     audit: Audit,
 ) -> str:  # HTML that loads nothing
     "The audit as a page of its own: words, picture, table, and what the numbers mean."
-    title = f'Predictions by group: {audit.about["file"]}'
-    words = ''.join(f'<li>{as_html(s)}</li>' for s in audit.words)
-    shown = cells_text(audit.table).reset_index()
-    rows = [[_cell(v) for v in row] for row in shown.itertuples(index=False)]
-    facts = [[as_html(n), as_html(_fact(v))] for n, v in audit.about.items()]
-    return (
-        f'<!DOCTYPE html><html lang="en"><head><meta charset="utf-8">{POLICY}'
-        f'<title>{as_attribute(title)}</title><style>{STATIC_STYLE}</style></head>'
-        f'<body><h1>{as_html(title)}</h1>'
-        f'<h2>In words</h2><ul>{words}</ul><h2>Picture</h2>{_image(audit)}'
-        f'<h2>Table</h2>{html_table(map(as_html, shown.columns), rows)}'
-        f'<p>{as_html(READING)}</p>'
-        f'<h2>What was read</h2>{html_table(("fact", "value"), facts)}</body></html>\n'
+    facts = {name: _fact(value) for name, value in audit.about.items()}
+    page = render(
+        'audit.html',
+        title=f'Predictions by group: {audit.about["file"]}',
+        words=audit.words,
+        picture=_image(audit),
+        table=html_table(cells_text(audit.table)),
+        reading=READING,
+        facts=html_table(pd.DataFrame({'': facts}, dtype=object)),
     )
-
-
-def _cell(text: str) -> str:
-    "A cell that stays on one line if it holds a number."
-    escaped = as_html(text)
-    return f'<span class="n">{escaped}</span>' if text[:1].isdigit() or '[' in text else escaped
+    return str(page)
 
 
 def _fact(value) -> str:

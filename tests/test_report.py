@@ -17,6 +17,7 @@ import torch
 
 from moe_expert import report
 from moe_expert.data import audit as data_audit
+from moe_expert.data.styled import score_html
 from moe_expert.data.synthetic import make_synthetic
 from moe_expert.datasets import load_dataset
 from moe_expert.errors import ArtifactError, DataWarning, OfflineEditionWarning, ParameterError
@@ -118,7 +119,7 @@ def test_notices():
         'not the published file'
     ]
     assert '&lt;b&gt;' in report_look.Notices([report_look.Notice('x', '<b>')])._repr_html_()
-    assert 'role="alert"' in report_people.data_notices(offline)._repr_html_()
+    assert 'role="note"' in report_people.data_notices(offline)._repr_html_()
 
 
 def test_an_infeasible_winner_is_shouted_everywhere(run):
@@ -284,7 +285,7 @@ def test_cells_of_tables_are_aligned_and_intervals_stay_on_one_line(winners):
     html = report_winners.metrics_table(winners)._repr_html_()
     assert all(
         re.search(
-            rf'{w.result["best_metrics"]["dp"]:.3f} <span style="white-space:nowrap">\[', html
+            rf'{w.result["best_metrics"]["dp"]:.3f}<br><small style="white-space:nowrap">\[', html
         )
         for w in winners.values()
     )
@@ -292,10 +293,10 @@ def test_cells_of_tables_are_aligned_and_intervals_stay_on_one_line(winners):
         [dict(n=3, text='three 3', share='41.4%', interval='0.783 [0.771, 0.794]')]
     )._repr_html_()
     assert (
-        '<td style="text-align:right">3</td>' in html
-        and '<td style="text-align:left">three 3</td>' in html
+        '<td data-label="n">3</td>' in html  # notebooks and pages align to the right
+        and '<td data-label="text" style="text-align:left">three 3</td>' in html
     )
-    assert '<td style="text-align:right">41.4%</td>' in html
+    assert '<td data-label="share">41.4%</td>' in html
 
 
 def loads(html):
@@ -379,9 +380,9 @@ def test_the_index_shows_the_scores_of_the_reports(run, winners, tmp_path):
     files.report('expert2').with_suffix('.failed.ipynb').write_text('{}')
     html = report_index.write_index(tmp_path).read_text()
     fair_result = tuning_winners.text_record(winners['expert2'])['fair_result']
-    text = scores_intervals.interval_text(*fair_result)
-    assert ', debiased ' in text and ', by chance ' in text
-    assert f'<b>{text}</b>' in html and 'no report shows' not in html
+    value, *beside = score_html(scores_intervals.interval_text(*fair_result)).split('<br>')
+    assert len(beside) == 3 and 'debiased ' in beside[1] and 'by chance ' in beside[2]
+    assert '<br>'.join([f'<b>{value}</b>', *beside]) in html and 'no report shows' not in html
     links = re.findall(r'href="([^"]+)"', html)
     assert (
         all((tmp_path / link).exists() for link in links)
@@ -408,8 +409,8 @@ def test_the_index_shows_the_test_of_the_mixture(run, tmp_path):
     write_json(files.moe_results, texts | facts | dict(nodes=1234, methods=methods))
     html = report_index.write_index(tmp_path).read_text()
     assert (
-        '<b>moe</b>' in html
-        and html.count('0.500 [0.400, 0.600]') == 4
+        'mixture, as the gate was tuned</th>' in html
+        and html.count('>[0.400, 0.600]<') == 4
         and '&lt;x&gt;' in html
         and '1,234 people' in html
     )
@@ -422,7 +423,7 @@ def test_the_index_names_what_it_cannot_read(run, tmp_path):
     shutil.copytree(files.cache_dir, tmp_path, dirs_exist_ok=True)
     ExpertFiles(tmp_path, data.name).results('expert2').write_text('{')
     html = report_index.write_index(tmp_path).read_text()
-    assert f'{data.name}_expert2_tuning_results.json' in html and 'class="warn"' in html
+    assert f'{data.name}_expert2_tuning_results.json' in html and 'class="note"' in html
     assert (
         'no tuned experts' in report_index.write_index(make_folder(tmp_path / 'empty')).read_text()
     )
@@ -716,7 +717,7 @@ def test_a_report_audits_once_and_scores_each_winner_once(run, monkeypatch):
     monkeypatch.setattr(data_audit, '_all_checks', count(audits, data_audit._all_checks))
     monkeypatch.setattr(Evaluator, 'record', count(scored, Evaluator.record))
     monkeypatch.setattr(report_people, 'load_dataset', lambda *_, **__: data)
-    monkeypatch.setattr(report_look.Picture, 'savefig', lambda *_, **__: drawn.append(1))
+    monkeypatch.setattr(report_look, '_png', lambda figure: drawn.append(figure))
     given = dict(dataset='synthetic-300', cache_dir=str(files.cache_dir), read_only=True)
     space, threshold = {'display': lambda *shown: [show(o) for o in shown]}, gc.get_threshold()
 

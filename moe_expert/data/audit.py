@@ -29,31 +29,31 @@ from moe_expert.data.assembly import (
 )
 from .catalogue import DATASETS
 from .reading import card_text
-from .shown import as_html, inert
+from .shown import as_html
+from .styled import html_table
 from ..errors import visible
 
 if TYPE_CHECKING:
     from torch_geometric.data import Data
 
 # %% auto #0
-__all__ = ['FLAGGED', 'LOOK', 'FEW', 'MOST', 'CELLS', 'PAIRED', 'NAMED', 'ASKED', 'TOPICS', 'folded', 'DataCard', 'column_table',
-           'columns_text', 'data_card', 'rank_auc', 'leakage_audit', 'Evidence', 'Guess', 'Joint', 'noise_deviation',
-           'gap_table', 'Finding', 'Answers', 'Target', 'Audit', 'audit']
-
-# %% ../../nbs/16_audit.ipynb #357d9523
-def folded(
-    html: str,  # a table of columns
-    n: int,  # its rows
-    most: int = 12,  # rows that are shown at once
-) -> str:  # HTML
-    """A table behind a line that opens it, if it is long.
-
-    >>> folded('<table></table>', 40)
-    '<details><summary>Columns (40)</summary><table></table></details>'
-    """
-    return html if n <= most else f'<details><summary>Columns ({n})</summary>{html}</details>'
+__all__ = ['FLAGGED', 'LOOK', 'FEW', 'MOST', 'CELLS', 'PAIRED', 'NAMED', 'ASKED', 'TOPICS', 'columns_line', 'DataCard',
+           'column_table', 'columns_text', 'data_card', 'rank_auc', 'leakage_audit', 'Evidence', 'Guess', 'Joint',
+           'noise_deviation', 'gap_table', 'Finding', 'Answers', 'Target', 'Audit', 'audit']
 
 # %% ../../nbs/16_audit.ipynb #a81f064f
+def columns_line(
+    columns: pd.DataFrame,  # a row per column of the data
+    most: int = 12,  # rows that are shown at once
+) -> str | None:  # what opens the table; None: it is short and open
+    """The line that a long table of columns is folded behind.
+
+    >>> columns_line(range(40)), columns_line(range(3))
+    ('Columns (40)', None)
+    """
+    return f'Columns ({len(columns)})' if len(columns) > most else None
+
+
 class DataCard(pd.DataFrame):
     "Counts by part and group; a notebook shows the facts of `attrs` and the columns around them."
 
@@ -68,8 +68,8 @@ class DataCard(pd.DataFrame):
         lines = [f'{as_html(k.replace("_", " "))}: {as_html(v)}' for k, v in facts.items()]
         items = ''.join(f'<li>{line}</li>' for line in lines)
         columns = getattr(self, 'columns_table', None)
-        below = '' if columns is None else folded(inert(columns.to_html(border=0)), len(columns))
-        return f'<ul>{items}</ul>{inert(super()._repr_html_())}{below}'
+        below = '' if columns is None else html_table(columns, folded=columns_line(columns))
+        return f'<ul>{items}</ul>{html_table(self)}{below}'
 
 # %% ../../nbs/16_audit.ipynb #ab204365
 _FACTS = (

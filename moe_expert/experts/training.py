@@ -187,6 +187,7 @@ def offer_checkpoints(
         metrics = {feasible[k]: scored for k, scored in all_of.items()}
         for k, value in zip(feasible, exact):
             values[k] = value
+        self.write_objective(values, scores)
     for k, record in enumerate(running):
         params = self.trainer.adam.flat[k]
         record.selection.offer(epoch, violations[k], values[k], params, metrics.get(k))
@@ -222,6 +223,22 @@ def write_history(
     values = torch.stack([scores[name] for name in names], -1).tolist()  # one transfer
     for record, row, violation in zip(self.running, values, violations):
         record.history.append(dict(zip(names, row), epoch=epoch, feasible=violation == 0))
+
+
+@patch
+def write_objective(
+    self: TrainingRun,
+    values: list[float | None],  # objective of the running models, or a bound; None: infeasible
+    scores: dict[str, Tensor],  # their scores, without explanations
+):
+    "Add an objective that needs explanations to the histories, where it is no mere bound."
+    objective = self.spec.objective
+    if objective in scores:
+        return
+    bounds = (scores['utility'] - scores['fair_result']).tolist()
+    for record, value, bound in zip(self.running, values, bounds):
+        if value is not None and (objective != 'final_score' or value != bound):
+            record.history[-1][objective] = value
 
 # %% ../../nbs/39_training.ipynb #ade29304
 @patch

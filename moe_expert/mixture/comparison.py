@@ -5,9 +5,9 @@
 # %% ../../nbs/57_comparison.ipynb #030db636
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..data.assembly import group_masks
 from ..data.files import write_bytes
-from ..data.shown import as_html, inert
+from ..data.styled import html_table
 from ..errors import ArtifactError
 from ..experts.floor import BASELINES
 from ..experts.populations import Population
@@ -34,10 +34,10 @@ if TYPE_CHECKING:
     from torch_geometric.data import Data
 
 # %% auto #0
-__all__ = ['BELOW', 'METHODS', 'ENOUGH_FEASIBLE', 'LARGEST_SHARE', 'GREY_ROW', 'Method', 'gate_usage', 'too_few_feasible',
+__all__ = ['BELOW', 'METHODS', 'ENOUGH_FEASIBLE', 'LARGEST_SHARE', 'Method', 'gate_usage', 'too_few_feasible',
            'no_better_than_guessing', 'outscored', 'default_won', 'one_expert_alone', 'search_doubts', 'mixture_doubts',
            'doubts', 'doubts_in_lines', 'compared_methods', 'at_price', 'out_of_fold_words', 'floor_last', 'row_name',
-           'grey_rows', 'ruled', 'Comparison', 'PastTests', 'read_tests', 'write_test', 'keep_tested', 'tested_words']
+           'price_of', 'ruled', 'Comparison', 'PastTests', 'read_tests', 'write_test', 'keep_tested', 'tested_words']
 
 # %% ../../nbs/57_comparison.ipynb #33ee4999
 @dataclass(frozen=True)
@@ -57,11 +57,11 @@ METHODS = {
     'moe': Method('mixture, as the gate was tuned', '*', 15, _MIXTURE),
     'moe_finetuned': Method('mixture, fine-tuned', 'P', 10, _MIXTURE),
     **{
-        e: Method(f'expert {k} alone: {spec.title}', marker, 7, colour)
-        for k, ((e, spec), (marker, colour)) in enumerate(zip(EXPERTS.items(), _EXPERT_SIGNS), 1)
+        e: Method(f'{e}: {spec.title}', marker, 7, colour)
+        for (e, spec), (marker, colour) in zip(EXPERTS.items(), _EXPERT_SIGNS)
     },
     'uniform_mixture': Method('mean of the three experts', 'X', 8, '#000000'),
-    'majority_class': Method(f'the most frequent class for everybody {BELOW}', 'v', 7, _NEUTRAL),
+    'majority_class': Method(f'constant {BELOW}', 'v', 7, _NEUTRAL),
     'logistic_regression': Method('logistic regression', '^', 7, _NEUTRAL),
 }
 
@@ -307,25 +307,24 @@ def floor_last(
 
 
 def row_name(
-    method: str,  # one of `METHODS`
+    method: str,  # one of `METHODS`, or a name that a file holds instead
+    price: float | None = None,  # of the cross-fitted mixture; None: the mixture has no prices
 ) -> str:
-    """The name of a method in a table, marked if the method is below the floor.
+    """The name of a method in tables and legends, the same everywhere.
 
-    >>> row_name('moe'), row_name('majority_class')
-    ('moe', 'majority_class (below the floor)')
+    >>> row_name('moe_finetuned', 1.0), row_name('majority_class')
+    ('mixture, cross-fitted (price 1)', 'constant (below the floor)')
     """
-    return f'{method} {BELOW}' if method == 'majority_class' else method
+    if method == 'moe_finetuned' and price is not None:
+        return f'mixture, cross-fitted (price {price:g})'
+    return METHODS[method].title if method in METHODS else method
 
 
-GREY_ROW = 'color:#595959;border-top:2px solid #595959'  # contrast 7:1 on white
-
-
-def grey_rows(
-    table: str,  # HTML
-) -> str:
-    "Rows that are marked as below the floor, in grey and under a line."
-    marked = rf'<tr>(?=\s*<t[hd][^>]*>[^<]*{re.escape(BELOW)})'
-    return re.sub(marked, f'<tr style="{GREY_ROW}">', table)
+def price_of(
+    test: dict,  # record of a test
+) -> float | None:  # of the cross-fitted mixture in it; None: it has no prices
+    "The price of the mixture that was tested."
+    return test['price'] if 'prices' in test else None
 
 
 def ruled(
@@ -356,14 +355,14 @@ class Comparison(dict):
         return f'{self["nodes"]:,} {self["split"]} nodes, with {self["intervals"]}'
 
     def _marked(self) -> pd.DataFrame:
-        return self.table().loc[list(floor_last(self['methods']))].rename(index=row_name)
+        name = partial(row_name, price=price_of(self))
+        return self.table().loc[list(floor_last(self['methods']))].rename(index=name)
 
     def __repr__(self) -> str:
         return f'{self.title()}\n{ruled(self._marked().to_string())}'
 
     def _repr_html_(self) -> str:
-        shown = inert(grey_rows(self._marked().to_html(border=0)))
-        return f'<p><b>{as_html(self.title())}</b></p>{shown}'
+        return html_table(self._marked(), self.title(), grey=BELOW)
 
 # %% ../../nbs/57_comparison.ipynb #35d011a7
 @dataclass(frozen=True)

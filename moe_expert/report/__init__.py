@@ -69,8 +69,10 @@ ROOMS |= {
         'thresholds_shown',
         'routes_table',
         'test_table',
+        'test_tables',
         'usage_table',
     ),
+    'report.opening': ('tested_opening', 'tuned_opening'),
 }
 
 # %% ../../nbs/72_report.ipynb #97bbdad3

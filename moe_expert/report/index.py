@@ -10,24 +10,20 @@ from collections.abc import Iterable
 from pathlib import Path
 from urllib.parse import quote
 
-from ..audit_predictions import STATIC_STYLE, html_table
+import pandas as pd
+from markupsafe import Markup
+
 from ..data.files import write_bytes
-from ..data.shown import POLICY, as_attribute, as_html
+from ..data.shown import as_attribute, as_html
+from ..data.styled import html_table, render, score_html
 from ..errors import ArtifactError
 from ..experts.specs import EXPERTS
-from moe_expert.mixture.comparison import (
-    PastTests,
-    doubts,
-    floor_last,
-    grey_rows,
-    read_tests,
-    row_name,
-    tested_words,
-)
+from ..mixture.comparison import BELOW, PastTests, doubts, read_tests, tested_words
 from ..mixture.reading import at_hand
-from .look import PUBLISHED, Table, expert_title, table
+from .look import PUBLISHED, Table, expert_title, score_meanings, table
+from .mixture import test_table
 from .pages import read_notebook
-from ..scores.facts import COMPOSITES, FACTS
+from ..scores.facts import COMPOSITES
 from ..scores.intervals import interval_text
 from ..tuning.artifacts import sha256_file
 from ..tuning.folder import ExpertFiles, owner, read_record
@@ -141,75 +137,70 @@ def _expert_row(r: dict, published: list[dict]) -> dict:
     )
 
 # %% ../../nbs/70_index.ipynb #79798edd
-def _number(text: str, bold: bool = False) -> str:
-    "A cell with a number that stays on one line."
-    shown = as_html(text)
-    return f'<span class="n">{f"<b>{shown}</b>" if bold else shown}</span>'
-
-# %% ../../nbs/70_index.ipynb #afd02d84
-def _warning(text: str) -> str:  # `text` as HTML
-    return f'<p class="warn">⚠ {text}</p>'
+def _bold(text: str) -> str:  # `Markup`
+    "A score that a search was for."
+    value, *rest = score_html(text).split('<br>')
+    return Markup('<br>'.join([f'<b>{value}</b>', *rest]))
 
 # %% ../../nbs/70_index.ipynb #223bfa97
-def _link(target: str, text: str) -> str:
-    return f'<a href="{as_attribute(quote(target))}">{as_html(text)}</a>'
+def _link(target: str, text: str) -> str:  # `Markup`
+    return Markup(f'<a href="{as_attribute(quote(target))}">{as_html(text)}</a>')
 
 # %% ../../nbs/70_index.ipynb #c310ff84
-def _links(subject: str, notebook: Path) -> str:
+def _links(subject: str, notebook: Path) -> str:  # `Markup`
     "Links to a report: its page, if there is one, and its notebook."
     page = notebook.with_suffix('.html')
     links = [_link(page.name, 'page')] if page.exists() else []
-    return f'{subject}: ' + ', '.join([*links, _link(notebook.name, 'notebook')])
+    links.append(_link(notebook.name, 'notebook'))
+    return Markup(f'{as_html(subject)}: {", ".join(links)}')
 
 # %% ../../nbs/70_index.ipynb #f99a5472
-def _cells(row: dict) -> list[str]:
+def _expert_cells(row: dict) -> dict:
     "The cells of one expert; its objective is bold."
     links = [_links(subject, path) for subject, path in row['reports'].items()]
     if row['state']:
-        links.append(f'<i>{as_html(row["state"])}</i>')
-    numbers = [
-        _number(interval_text(*row['scores'][n]), bold=n == row['objective']) for n in COMPOSITES
-    ]
-    return [as_html(row['expert']), *numbers, as_html(row['feasible']), '<br>'.join(links)]
+        links.append(Markup(f'<i>{as_html(row["state"])}</i>'))
+    texts = {n: interval_text(*row['scores'][n]) for n in COMPOSITES}
+    texts[row['objective']] = _bold(texts[row['objective']])
+    beside = {'feasible trials': row['feasible'], 'reports': Markup('<br>').join(links)}
+    return {'expert': row['expert']} | texts | beside
+
+
+def _experts_table(rows: list[dict]) -> str:  # `Markup`
+    "A row per expert."
+    shown = pd.DataFrame(map(_expert_cells, rows), dtype=object)
+    return html_table(shown.set_index('expert') if rows else shown, 'On the validation nodes')
 
 # %% ../../nbs/70_index.ipynb #8c3aee77
 def _test_at_hand(files: ExpertFiles, tests: PastTests) -> tuple[dict | None, str]:
-    "The test of the mixture at hand, or else the last one; what to know about it, as HTML."
+    "The test of the mixture at hand, or else the last one; what to know about it."
+    last_test = (tests.records or (None,))[-1]
     try:
         last = at_hand(files).sha256 if files.gate_results.exists() else None
     except ArtifactError as err:
-        return (tests.records or (None,))[-1], _warning(as_html(str(err)))
+        return last_test, f'⚠ {err}'
     if test := tests.of(last):
         return test, ''
-    if tests.unreadable:  # one of them may be its test
-        return (tests.records or (None,))[-1], ''
-    untested = 'The last mixture has not been tested' + (
-        ', an earlier one has.' if tests.records else '.'
-    )
-    return (tests.records or (None,))[-1], f'<p>{untested}</p>' if last else ''
+    if tests.unreadable or not last:  # one of those may be its test
+        return last_test, ''
+    earlier = ', an earlier one has.' if tests.records else '.'
+    return last_test, f'The last mixture has not been tested{earlier}'
 
 
-def _mixture_section(files: ExpertFiles, tests: PastTests, test: dict | None, state: str) -> str:
+def _mixture_parts(
+    files: ExpertFiles, tests: PastTests, test: dict | None, state: str
+) -> list[str]:  # of `Markup`
     "The final test, if there was one: a row per method, and how often the nodes were looked at."
-    report = report_names(files).get('mixture')
-    link = f'<p>{_links("Report of the mixture", report)}</p>' if report else ''
-    looks = ''.join(f'<p>{as_html(s)}</p>' for s in tested_words(tests, test))
-    if test is None:
-        return state + looks + link
-    rows = []
-    for method, scores in floor_last(test['methods']).items():
-        name = as_html(row_name(method))
-        numbers = [_number(interval_text(**scores[n])) for n in COMPOSITES]
-        rows.append([f'<b>{name}</b>' if method.startswith('moe') else name, *numbers])
-    note = (
-        f'The mixture (moe) beside other methods on the {test["nodes"]:,} people of the test '
-        'part, none of whom chose it:'
-    )
-    shown = grey_rows(html_table(['method', *COMPOSITES], rows))
-    return f'{state}<p>{as_html(note)}</p>{shown}{looks}{link}'
+    said, link, shown = tested_words(tests, test), report_names(files).get('mixture'), []
+    if test is not None:
+        made = f'On the {test["nodes"]:,} people of the test part, none of whom chose the mixture'
+        shown.append(html_table(test_table(test, COMPOSITES), made, grey=BELOW))
+    lines = [as_html(s) for s in said] + ([_links('Report of the mixture', link)] if link else [])
+    before = [Markup(f'<p>{as_html(state)}</p>')] if state else []
+    return [*before, *shown, *(Markup(f'<p>{line}</p>') for line in lines)]
 
 # %% ../../nbs/70_index.ipynb #ab65e3fc
-def _doubts_section(files: ExpertFiles, test: dict | None) -> str:
+def _doubts_said(files: ExpertFiles, test: dict | None) -> list[str]:
     "What must be said before the tables, from the result files; empty if there is nothing."
     names = {e: (files.results(e), 'expert') for e in EXPERTS}
     names |= {'gate': (files.gate_results, 'gate')}
@@ -219,31 +210,27 @@ def _doubts_section(files: ExpertFiles, test: dict | None) -> str:
             read |= {name: read_record(files, path, kind)} if path.exists() else {}
         except ArtifactError as err:
             sentences.append(str(err))
-    sentences += [s for found in doubts(read, test).values() for s in found]
-    items = ''.join(f'<li>{as_html(s)}</li>' for s in sentences)
-    return f'<div class="warn">⚠ Before you use this:<ul>{items}</ul></div>' if items else ''
+    return sentences + [s for found in doubts(read, test).values() for s in found]
 
 # %% ../../nbs/70_index.ipynb #1c2070a4
-def _section(files: ExpertFiles) -> str:
+def _section(files: ExpertFiles) -> dict:  # what the template takes
     "One data set. A file that cannot be read is named and does not hide the others."
-    head = f'<h2>{as_html(files.dataset)}</h2>'
+    section = dict(name=files.dataset, about='', warnings=[], doubts=[], parts=[])
     try:
         settings, rows = owner(files.cache_dir, files.dataset), index_rows(files)
         tests = read_tests(files)
         test, state = _test_at_hand(files, tests)
-        doubted = _doubts_section(files, test)
+        doubted = _doubts_said(files, test)
     except ArtifactError as err:
-        return head + _warning(as_html(str(err)))
+        return section | dict(warnings=[str(err)])
     about = (
         f'{settings["edition"]} edition, seed {settings["seed"]}, split {settings["split_seed"]}, '
         f'columns left out: {", ".join(settings["drop"]) or "none"}'
     )
     stopped = sorted(files.cache_dir.glob(f'{files.dataset}_*_report.failed.ipynb'))
-    failed = ''.join(_warning(f'A report stopped: {_link(p.name, p.name)}') for p in stopped)
-    header = ['expert', *COMPOSITES, 'feasible trials', 'reports']
-    experts = html_table(header, map(_cells, rows))
-    mixture = _mixture_section(files, tests, test, state)
-    return f'{head}<p>{as_html(about)}</p>{failed}{doubted}{experts}{mixture}'
+    warnings = [Markup(f'A report stopped: {_link(p.name, p.name)}') for p in stopped]
+    parts = [_experts_table(rows), *_mixture_parts(files, tests, test, state)]
+    return section | dict(about=about, warnings=warnings, doubts=doubted, parts=parts)
 
 # %% ../../nbs/70_index.ipynb #81074b42
 INDEX_NOTE = (
@@ -262,17 +249,9 @@ def write_index(
     "Write a page with all data sets, experts and scores in `cache_dir`, and links to reports."
     settings = sorted(Path(cache_dir).glob('*_settings.json'))
     names = [p.name.removesuffix('_settings.json') for p in settings]
-    sections = ''.join(_section(ExpertFiles(cache_dir, name)) for name in names)
-    meanings = ''.join(
-        f'<li><b>{n}</b> ({f.better} is better): {as_html(f.meaning)}</li>'
-        for n, f in FACTS.items()
-    )
-    text = (
-        f'<!DOCTYPE html><html lang="en"><head><meta charset="utf-8">{POLICY}<title>Reports</title>'
-        f'<style>{STATIC_STYLE}</style></head><body><h1>Reports</h1><p>{INDEX_NOTE}</p>'
-        f'{sections or "<p>There are no tuned experts here yet.</p>"}'
-        f'<h2>What the scores mean</h2><ul>{meanings}</ul></body></html>'
-    )
+    sections = [_section(ExpertFiles(cache_dir, name)) for name in names]
+    shown = dict(note=INDEX_NOTE, sections=sections)
+    meanings = Markup(score_meanings()._repr_html_())
     path = Path(cache_dir, 'index.html')
-    write_bytes(path, text.encode())
+    write_bytes(path, render('index.html', title='Reports', meanings=meanings, **shown).encode())
     return path

@@ -17,7 +17,7 @@ from ..data.assembly import group_masks
 from ..data.shown import in_figure
 from ..experts.specs import EXPERTS
 from ..mixture.checkpoints import load_mixture
-from ..mixture.comparison import METHODS, floor_last, tested_words
+from ..mixture.comparison import METHODS, floor_last, price_of, row_name, tested_words
 from ..mixture.crossfit import is_cross_fitted, restored
 from ..mixture.gate import Mixture, gate_state
 from ..mixture.reading import AtHand, MixtureAtHand
@@ -41,10 +41,10 @@ from moe_expert.report.look import (
 )
 
 # %% auto #0
-__all__ = ['ON_TEST', 'AIMS_FIRST', 'EXPERT_BARS', 'SHOWN_GROUPS', 'WAY_SCORES', 'test_table', 'looks', 'mixture_notices',
-           'plot_plane', 'plot_usage', 'usage_table', 'gate_inputs', 'weights_from_inputs', 'gate_path',
-           'gate_attributions', 'plot_gate_reasons', 'routes_table', 'finetuning_table', 'crossfit_words', 'gate_words',
-           'plot_prices', 'prices_table', 'prices_shown', 'thresholds_shown', 'mixture_winner']
+__all__ = ['ON_TEST', 'AIMS_FIRST', 'EXPERT_BARS', 'SHOWN_GROUPS', 'WAY_SCORES', 'test_table', 'test_tables', 'looks',
+           'mixture_notices', 'plot_plane', 'plot_usage', 'usage_table', 'gate_inputs', 'weights_from_inputs',
+           'gate_path', 'gate_attributions', 'plot_gate_reasons', 'routes_table', 'finetuning_table', 'crossfit_words',
+           'gate_words', 'plot_prices', 'prices_table', 'prices_shown', 'thresholds_shown', 'mixture_winner']
 
 # %% ../../nbs/67_mixture_report.ipynb #bc3ad57d
 from .search import GAPS
@@ -66,29 +66,31 @@ if TYPE_CHECKING:
 
 # %% ../../nbs/67_mixture_report.ipynb #f19890c1
 ON_TEST = (
-    'On the test nodes, evaluated once; brackets: 95 % intervals over nodes, '
+    'on the test nodes, evaluated once; brackets: 95 % intervals over nodes, '
     'not over training seeds; by chance: the mean gap if group labels are permuted'
 )
 AIMS_FIRST = tuple(dict.fromkeys(['utility', *GAPS, 'final_score', *FACTS]))
 
 # %% ../../nbs/67_mixture_report.ipynb #261b71a5
-def _title(method: str, test: dict) -> str:
-    "How a method is called, with the price of a cross-fitted mixture."
-    if method == 'moe_finetuned' and 'prices' in test:
-        return f'mixture, cross-fitted (price {test["price"]:g})'
-    return METHODS[method].title
-
-
 def test_table(
     test: dict,  # what `MoETrainer.evaluate` returns
     scores: tuple[str, ...] = AIMS_FIRST,  # columns
+    caption: str = ON_TEST,
 ) -> Table:  # a row per method
     "Scores of every method with intervals."
     rows = [
-        {'method': _title(m, test)} | {n: interval_text(**values[n]) for n in scores}
+        {'method': row_name(m, price_of(test))} | {n: interval_text(**values[n]) for n in scores}
         for m, values in floor_last(test['methods']).items()
     ]
-    return table(rows, ON_TEST).set_index('method')
+    return table(rows, caption).set_index('method')
+
+
+def test_tables(
+    test: dict,  # what `MoETrainer.evaluate` returns
+) -> list[Table]:  # one for each aim
+    "All scores of every method: each aim with its parts, narrow enough for paper."
+    parts = {aim: (aim, *FACTS[aim].parts) for aim in FACTS['final_score'].parts}
+    return [test_table(test, scores, f'{aim}: {ON_TEST}') for aim, scores in parts.items()]
 
 # %% ../../nbs/67_mixture_report.ipynb #dac7e8b3
 def looks(
@@ -117,11 +119,13 @@ def plot_plane(
     test: dict,  # what `MoETrainer.evaluate` returns
 ) -> Picture:
     "Every method between utility and both differences, with 95 % intervals."
-    alt = 'Utility of each method against fair_result (left) and fair_procedure (right).'
+    alt = 'Utility of each method against fair_result (left) and fair_procedure (right). '
+    alt += ' '.join(_place(m, v, test) for m, v in test['methods'].items())
     figure, axes = picture(1, 2, size=(10, 4.6), alt=alt, sharex=True)
     for ax, score in zip(axes[0], GAPS):
         for name, values in test['methods'].items():
-            _draw_method(ax, name, _title(name, test), values['utility'], values[score])
+            title = row_name(name, price_of(test))
+            _draw_method(ax, name, title, values['utility'], values[score])
         ax.set_xlabel(better('utility'))
         ax.set_ylabel(better(score))
         ax.set_ylim(bottom=0)
@@ -129,6 +133,12 @@ def plot_plane(
     return figure
 
 # %% ../../nbs/67_mixture_report.ipynb #fa423587
+def _place(method: str, scores: dict, test: dict) -> str:
+    "Where a method lies, in words."
+    texts = [f'{n} {interval_text(scores[n]["value"])}' for n in ('utility', *GAPS)]
+    return f'{row_name(method, price_of(test))}: {", ".join(texts)}.'
+
+
 def _draw_method(ax, name: str, title: str, x: dict, y: dict):
     "One method: its marker, and a whisker for each interval that is known."
     method, thin = METHODS[name], dict(lw=0.8, alpha=0.5)
@@ -160,7 +170,8 @@ def plot_usage(
     usage = test['gate_usage']
     rows = len(usage) > 5  # names of many groups are readable only beside each other's bars
     size = (7.5, 1.2 + 0.36 * len(usage)) if rows else (7.5, 3.2)
-    alt = 'Bars: mean weight of each expert; the numbers are in the table below.'
+    weights = [f'{e} {use["mean_weight"]:.2f}' for e, use in usage['all'].items()]
+    alt = f'Bars: mean weight of each expert. All people: {", ".join(weights)}; by group, below.'
     figure, axes = picture(size=size, alt=alt)
     ax = axes[0, 0]
     bars, line, sides = (ax.barh, ax.axvline, 'yx') if rows else (ax.bar, ax.axhline, 'xy')
@@ -270,14 +281,15 @@ def plot_gate_reasons(
     attributions, _ = gate_attributions(mixture, data, nodes)
     largest = attributions.abs().mean(1).amax(0).argsort(descending=True)[:top].flip(0)
     sent_to = mixture.weights(data.x, data.edge_index, nodes)[0].argmax(-1)
-    alt = 'Bars: mean attribution of the weight of each expert to what the gate sees.'
+    names = [gate_inputs(list(data.feature_names))[i] for i in largest.tolist()]
+    alt = 'Bars: mean attribution of the weight of each expert to what the gate sees. The largest, '
+    alt += f'from the top: {", ".join(names[::-1])}.'
     size = (10, 1.4 + 0.34 * len(largest))
     figure, axes = picture(1, len(EXPERTS), size=size, alt=alt, sharex=True, sharey=True)
     for k, (ax, (expert, spec)) in enumerate(zip(axes[0], EXPERTS.items())):
         _draw_reasons(ax, attributions[k][:, largest].cpu(), (sent_to == k).cpu())
         title, n_sent = expert_title(expert, spec.title), int((sent_to == k).sum())
         ax.set_title(f'{title} ({n_sent} people)', fontsize=9)
-    names = np.array(gate_inputs(list(data.feature_names)))[largest.cpu()]
     axes[0, 0].set_yticks(np.arange(len(names)), [in_figure(n) for n in names])
     legend_below(figure, 2)
     return figure
@@ -485,10 +497,10 @@ def plot_prices(
     test: dict,  # record of the test
 ) -> Picture:
     "Utility against unfairness for the model of each price, with 95 % intervals."
-    alt = (
-        'Utility against unfairness, out of fold and on the test nodes, a point for the model of '
-        'each price; the numbers are in the table below.'
-    )
+    alt = 'Utility against unfairness, a point for the model of each price.'
+    for nodes, of_price in _by_price(tuned, test).items():
+        ends = [interval_text(of_price[p]['utility']['value']) for p in _models(tuned).values()]
+        alt += f' {nodes}: utility {ends[0]} at the lowest price, {ends[-1]} at the highest.'
     figure, axes = picture(size=(6.5, 5), alt=alt)
     ax, models, points = axes[0, 0], _models(tuned), []
     for nodes, of_price in _by_price(tuned, test).items():

@@ -15,8 +15,8 @@ from ..data.assembly import groups_text
 from moe_expert.data.audit import (
     audit,
     column_table,
+    columns_line,
     data_card,
-    folded,
     leakage_audit,
 )
 from ..datasets import load_dataset
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from torch_geometric.data import Data
 
 # %% auto #0
-__all__ = ['data_facts', 'Folded', 'columns_table', 'group_table', 'leakage_table', 'audit_table', 'proxy_table', 'gaps_table',
+__all__ = ['data_facts', 'columns_table', 'group_table', 'leakage_table', 'audit_table', 'proxy_table', 'gaps_table',
            'data_notices', 'read_data']
 
 # %% ../../nbs/63_people.ipynb #725cdf6e
@@ -70,23 +70,13 @@ def _scaling(card: dict) -> str:
     return people + (f'; {clipped:,} values outside clipped' if clipped else '')
 
 # %% ../../nbs/63_people.ipynb #be214029
-class Folded(Table):
-    "A table that a notebook folds if it is long."
-
-    @property
-    def _constructor(self):
-        return Folded
-
-    def _repr_html_(self) -> str:
-        return folded(super()._repr_html_(), len(self))
-
-
 def columns_table(
     data: Data,  # of `load_dataset`
 ) -> Table:  # by column
     "What became of each column of the table."
-    shown = Folded(column_table(data))
-    shown.caption, shown.published = 'Columns: what they are, and what was changed', None
+    columns = column_table(data)
+    caption = 'Columns: what they are, and what was changed'
+    shown = table(columns, caption, folded=columns_line(columns))
     shown['changed'] = shown['changed'].replace('', 'nothing')
     return shown
 

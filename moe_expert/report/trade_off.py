@@ -23,7 +23,10 @@ def plot_pareto(
     result: dict,  # record of the trade-off search
 ) -> Picture:
     "Utility against both differences: all feasible trials, the front, and the choice."
-    alt = 'Utility of each trial against fair_result (left) and fair_procedure (right).'
+    chosen = ', '.join(f'{n} {result["best_metrics"][n]:.3f}' for n in ('utility', *GAPS))
+    on_front = sum(bool(t['on_front']) for t in result['trials'])
+    alt = 'Utility of each feasible trial against fair_result (left) and fair_procedure (right). '
+    alt += f'{on_front} trials are on the front; the chosen one has {chosen}.'
     figure, axes = picture(1, 2, size=(9.5, 4.2), alt=alt)
     for ax, score in zip(axes[0], GAPS):
         floor_line(ax, result)

@@ -31,7 +31,7 @@ from moe_expert.report.look import (
     table,
 )
 from ..scores.attributions import attribution_shares
-from ..scores.facts import FACTS, better
+from ..scores.facts import COMPOSITES, FACTS, better
 from ..scores.intervals import interval_text
 from ..scores.metrics import weighted_mean
 from ..tuning.winners import Winner, text_record
@@ -107,7 +107,11 @@ def plot_intervals(
     winners: dict[str, Winner],  # expert → winner
 ) -> Picture:
     "Validation scores of the winners with 95 % intervals."
-    alt = 'Scores of the winners with 95 % intervals; the numbers are in the table above.'
+    seen = [
+        f'{e}: {", ".join(f"{n} {interval_text(*text_record(w)[n][:3])}" for n in COMPOSITES)}.'
+        for e, w in winners.items()
+    ]
+    alt = f'Scores of the winners with 95 % intervals. {" ".join(seen)}'
     figure, axes = picture(size=(9, 5), alt=alt)
     ax, rows = axes[0, 0], np.arange(len(FACTS))[::-1]
     for i, ((expert, w), style) in enumerate(zip(winners.items(), WINNER_STYLES)):
@@ -190,7 +194,8 @@ def plot_attributions(
         height=1.1 + (0.33 if two else 0.42) * len(names),
         sharey=True,
         sharex=True,
-        alt=f'{"Bars" if two else "Marks"}: mean share of the attribution per feature, {shown}.',
+        alt=f'{"Bars" if two else "Marks"}: mean share of the attribution per feature, {shown}. '
+        + ' '.join(f'{e}: {_most_attributed(t)}.' for e, t in tables.items()),
     )
     named = None if two else _named_groups(tables)
     for ax, (expert, shares) in zip(axes[0], tables.items()):
@@ -198,7 +203,7 @@ def plot_attributions(
         _draw_attributions(ax, data, shares.loc[names], half.loc[names], named)
         att_jsd = interval_text(*text_record(winners[expert])['att_jsd'])
         att_jsd = att_jsd.replace(', debiased', ',\ndebiased')  # two panels' labels must not meet
-        label = f'mean share of the attribution, 95 % interval\natt_jsd {att_jsd}'
+        label = f'mean share of the attribution,\n95 % interval\natt_jsd {att_jsd}'
         ax.set_xlabel(label, fontsize=9)
     if not two:
         axes[0, 0].set_xlim(left=0)
@@ -209,6 +214,15 @@ def plot_attributions(
     return figure
 
 # %% ../../nbs/65_winners.ipynb #bfe8f75c
+def _most_attributed(shares: Table) -> str:
+    "The feature with the largest share, in words."
+    name = shares.max(axis=1).idxmax()
+    of_groups = shares.loc[name].sort_values()
+    low, high = of_groups.index[0], of_groups.index[-1]
+    ends = f'{of_groups.iloc[0]:.1%} ({low}) to {of_groups.iloc[-1]:.1%} ({high})'
+    return f'{name} has the largest share, {ends}'
+
+
 def _largest_shares(tables: dict[str, Table], top: int) -> list[str]:
     "The features with the largest share in any table, the largest last."
     largest = pd.concat([t.max(axis=1) for t in tables.values()], axis=1).max(axis=1)

@@ -26,6 +26,7 @@ import torch
 from .. import __version__
 from ..data.files import write_bytes
 from ..data.shown import as_html
+from ..data.styled import html_table
 from ..errors import ArtifactError
 
 # %% ../../nbs/40_artifacts.ipynb #d73185d8
@@ -223,12 +224,9 @@ def facts_html(
     facts: dict[str, str],  # name → value
 ) -> str:
     "A table of two columns for a notebook."
-    left = ' style="text-align:left"'
-    rows = ''.join(
-        f'<tr><th{left}>{as_html(name)}</th><td{left}>{as_html(value)}</td></tr>'
-        for name, value in facts.items()
-    )
-    return f'<table>{rows}</table>'
+    import pandas as pd  # slow to import
+
+    return html_table(pd.DataFrame({'': facts}, dtype=object))
 
 
 _NEEDED = (
