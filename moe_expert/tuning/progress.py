@@ -160,10 +160,11 @@ class NotebookProgress:
         return self
 
     def __call__(self, p: Progress):
-        self.meter = None if p.cached else moved(self.meter, p)
+        meter = None if p.cached else moved(self.meter, p)
+        begins, self.meter = meter is not self.meter, meter
         self.stages.pop(p.expert, None)  # the stage of this moment is the last
-        self.stages[p.expert] = p if p.cached else self.meter.last
-        if time.perf_counter() - self.shown_at >= self.every:
+        self.stages[p.expert] = p if p.cached else meter.last
+        if begins or time.perf_counter() - self.shown_at >= self.every:
             self._show()
 
     def __exit__(self, kind, error, trace):
