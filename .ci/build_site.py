@@ -25,9 +25,13 @@ import rooms  # noqa: E402
 
 PAGES = {  # title in the navigation -> page
     'Home': 'README.md',
-    'Quick start': 'docs/quick_start.md',
-    'Own data': 'docs/own_data.md',
-    'Tutorial': 'nbs/tutorial_own_data.md',
+    'From a table to a page': 'docs/quick_start.md',
+    'For researchers': 'docs/for_researchers.md',
+    'For auditors': 'docs/for_auditors.md',
+    'Extending': 'docs/extending.md',
+    'Your own data': 'docs/own_data.md',
+    'Own data: a notebook': 'nbs/tutorial_own_data.md',
+    'Any groups': 'docs/any_groups.md',
     'Reading a report': 'docs/reading_a_report.md',
     'Tuning the experts': 'moe_expert/EXPERT_TUNING_README.md',
     'Options': 'docs/options.md',
@@ -263,7 +267,8 @@ def navigation():
         {k: [{n: p} for n, p in v.items()] if isinstance(v, dict) else v} for k, v in PAGES.items()
     ]
     how = {'How it works': [{'Overview': 'docs/how_it_works.md'}, *by_room]}
-    return [*entries[:5], how, *entries[5:]]
+    after = list(PAGES).index('Reading a report') + 1
+    return [*entries[:after], how, *entries[after:]]
 
 
 def assets():
