@@ -1,29 +1,33 @@
 """Make .venv, or mend it: `python3 .ci/environment.py run` or `dev`.
 
-`run` installs what `make tune` needs, `dev` also what `make test` needs.
+`run` installs what `make tune` needs, `dev` also what `make test` needs. The environment variable
+VENV names another folder than .venv.
 
 Only the standard library: this runs before anything is installed. A .venv that is whole and was
 made from this settings.ini and setup.py is left alone (a tenth of a second); one that is broken,
-half made or moved is made anew.
+half made or moved is made anew. One that was not made here is never touched: it has no stamp.
 """
 
 import configparser
 import hashlib
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-VENV = os.path.join(ROOT, '.venv')
+NAMED = os.environ.get('VENV') or '.venv'  # relative to ROOT
+VENV = os.path.abspath(os.path.join(ROOT, NAMED))
 BIN = os.path.join(VENV, 'Scripts' if os.name == 'nt' else 'bin')
 PYTHON = os.path.join(BIN, 'python')
 STAMP = os.path.join(VENV, 'moe_expert-ready.json')
 BUSY = os.path.join(
     VENV, 'moe_expert-installing'
 )  # there while an installation is under way, and after one that was killed
-OLD = VENV + '.old'
+OLD = VENV + '.moe_expert-old'  # what is being deleted; nobody else chooses this name
+
 
 # Run by the venv's own python: is each distribution installed, with its package's first file?
 PROBE = """
@@ -37,9 +41,35 @@ import moe_expert, pip
 """
 
 
+def foreign():
+    "Is something there that was not made here: a different environment, a link, a file?"
+    if not os.path.isdir(VENV) or os.path.islink(VENV):
+        return os.path.lexists(VENV)
+    return bool(os.listdir(VENV)) and not (os.path.exists(STAMP) or os.path.exists(BUSY))
+
+
+def refuse_foreign():
+    "End with a message where something foreign has the place."
+    if not foreign():
+        return
+    named = shlex.quote(NAMED)
+    kind = 'a link' if os.path.islink(VENV) else 'there, and was not made by this command'
+    sys.exit(
+        f'{named} is {kind}, so it is left as it is.\n'
+        f'Use another folder: make VENV={shlex.quote(another())} ...\n'
+        f'Or move {named} away, and run the same command again.'
+    )
+
+
+def another():
+    "A folder that is free, named after the one that is not."
+    free = (f'{NAMED.rstrip("/")}-moe{n}' for n in ('', *range(2, 1000)))
+    return next(n for n in free if not os.path.lexists(os.path.join(ROOT, n)))
+
+
 def settings():
     config = configparser.ConfigParser(delimiters=['='])
-    config.read(os.path.join(ROOT, 'settings.ini'))
+    config.read(os.path.join(ROOT, 'settings.ini'), encoding='utf-8')
     return config['DEFAULT']
 
 
@@ -54,7 +84,7 @@ def check_python(minimum):
 
 def key():
     "Changes with the requirements and with the place: a virtual environment cannot be moved."
-    digest = hashlib.sha256(VENV.encode())
+    digest = hashlib.sha256(os.fsencode(VENV))
     for name in ('settings.ini', 'setup.py'):
         with open(os.path.join(ROOT, name), 'rb') as f:
             digest.update(f.read())
@@ -67,6 +97,12 @@ def stamps():
             return json.load(f)
     except (OSError, ValueError):
         return {}
+
+
+def write_stamp(ready):
+    with open(STAMP + '.new', 'w') as f:
+        json.dump(ready, f)
+    os.replace(STAMP + '.new', STAMP)
 
 
 def names(kind, cfg):
@@ -96,8 +132,9 @@ def usable():
     if os.path.exists(BUSY):
         return False
     try:
-        with open(os.path.join(BIN, 'pip')) as f:
-            here = PYTHON in f.read(4096)  # the scripts name their python by its full path
+        with open(os.path.join(BIN, 'pip'), 'rb') as f:
+            # the scripts name their python by its full path
+            here = os.fsencode(PYTHON) in f.read(4096)
         done = subprocess.run(
             [PYTHON, '-m', 'pip', '--version'], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
@@ -112,13 +149,12 @@ def mark():
 
 
 def create():
-    print(f'Making .venv with {sys.executable}', flush=True)
+    print(f'Making {NAMED} with {sys.executable}', flush=True)
     shutil.rmtree(OLD, ignore_errors=True)
-    if os.path.lexists(VENV):
-        os.rename(
-            VENV, OLD
-        )  # in one step: a kill during the slow deletion leaves no half environment
-    os.mkdir(VENV)
+    if os.path.lexists(VENV) and os.listdir(VENV):
+        # in one step: a kill during the slow deletion leaves no half environment
+        os.rename(VENV, OLD)
+    os.makedirs(VENV, exist_ok=True)
     mark()
     shutil.rmtree(OLD, ignore_errors=True)
     if subprocess.run([sys.executable, '-m', 'venv', VENV]).returncode:
@@ -129,14 +165,17 @@ def create():
 
 
 def install(kind):
-    what = ROOT + ('[dev]' if kind == 'dev' else '')
+    what = '.[dev]' if kind == 'dev' else '.'  # not ROOT: its name may hold a bracket
     print(
-        f'Installing moe_expert and what it needs into .venv ({kind}; '
+        f'Installing moe_expert and what it needs into {NAMED} ({kind}; '
         'about 3 minutes the first time)',
         flush=True,
     )
     mark()
-    done = subprocess.run([PYTHON, '-m', 'pip', 'install', '--quiet', '--editable', what])
+    pip = [PYTHON, '-m', 'pip', 'install', '--quiet', '--editable', what]
+    done = subprocess.run(pip, cwd=ROOT)
+    if not os.path.exists(STAMP):
+        write_stamp({})  # made here, nothing ready yet
     os.remove(BUSY)
     if done.returncode:
         sys.exit('The installation failed (see above); the same command tries again.')
@@ -157,6 +196,7 @@ def main(kind):
     cfg = settings()
     check_python(cfg['min_python'])
     held = lock()
+    refuse_foreign()
     now = key()
     finished = stamps().get(kind) == now
     if finished and whole(kind, cfg):
@@ -169,16 +209,15 @@ def main(kind):
     install(kind)
     if not whole(kind, cfg):
         if fresh:
-            sys.exit('.venv is incomplete after a fresh installation: look at the messages above.')
+            sys.exit(f'{NAMED} is incomplete after a fresh installation: see the messages above.')
         create()
         install(kind)
     ready = dict.fromkeys(['run', 'dev'] if kind == 'dev' else ['run'], now)
-    with open(STAMP + '.new', 'w') as f:
-        json.dump(ready, f)
-    os.replace(STAMP + '.new', STAMP)
+    write_stamp(ready)
     if held:
         held.close()
 
 
 if __name__ == '__main__':
+    sys.stdout.reconfigure(errors='backslashreplace')  # as of stderr: names of folders are printed
     main(sys.argv[1])

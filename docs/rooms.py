@@ -39,6 +39,7 @@ DOORS = {  # modules that keep their names outside the rooms -> the room behind 
     'trainer': 'mixture',
     'run_expert_tuning': 'commands',
     'run_moe': 'commands',
+    'run_notebook': 'commands',
     'cli': 'commands',
     '__main__': 'commands',
 }

@@ -31,9 +31,9 @@ from moe_expert.errors import (
 __all__ = ['STORAGE_VARIABLE', 'COMMANDS', 'NOTEBOOKS', 'CALLS', 'DOORS', 'PARAMETERS', 'EXPERT_NAMES', 'BACKBONES', 'EDITIONS',
            'TEACHERS', 'WAY_NAMES', 'PARITIES', 'TOLERANCE', 'PRICES', 'DEFAULT_PRICE', 'PHASE_NAMES', 'GROUPED',
            'SMALL_GROUPS', 'MISSING_GROUPS', 'STAGE1', 'MIXTURE', 'RUNS', 'READERS', 'LOADERS', 'NOT_READING',
-           'WORKING', 'Kind', 'Whole', 'Number', 'Flag', 'Choice', 'Listed', 'Text', 'Names', 'Columns', 'Several',
-           'Values', 'environment_storage', 'StorageURL', 'Door', 'Parameter', 'define', 'options', 'names', 'defaults',
-           'Given', 'check', 'unknown', 'spelled', 'without_effect', 'card_entries', 'Parser', 'add_option',
+           'WORKING', 'OF_PAPERMILL', 'Kind', 'Whole', 'Number', 'Flag', 'Choice', 'Listed', 'Text', 'Names', 'Columns',
+           'Several', 'Values', 'environment_storage', 'StorageURL', 'Door', 'Parameter', 'define', 'options', 'names',
+           'defaults', 'Given', 'check', 'unknown', 'spelled', 'without_effect', 'card_entries', 'Parser', 'add_option',
            'default_text', 'hinted', 'parser', 'command', 'call', 'collect', 'injected', 'door_signature', 'takes',
            'documented', 'markdown_table', 'shown_default', 'parameters_cell']
 
@@ -296,10 +296,11 @@ COMMANDS = {
         'report on what is there, reading only',
     ),
     'verify': Door(
-        'Check the files of a folder: compare them with their checksums, with each other, with the '
-        'study and with the data, and compute the scores again. Only reads. Ends with exit code 0 '
-        'if everything is verified, 1 if something differs, 2 if something could not be checked.',
-        'check the files of a folder, and compute their scores again',
+        'Check the files of a folder or of a pack: compare them with their checksums, with each '
+        'other, with the study and with the data, and compute the scores again. Only reads. Ends '
+        'with exit code 0 if everything is verified, 1 if something differs, 2 if something could '
+        'not be checked.',
+        'check the files of a folder or a pack, and compute their scores again',
     ),
     'datasets': Door(
         'List the data sets, or show the data card of one: people, groups, base rates, columns, '
@@ -309,6 +310,12 @@ COMMANDS = {
 }
 
 # %% ../nbs/01_parameters.ipynb #c52b24f1
+COMMANDS['pack'] = Door(
+    'Put the files of a folder into one zip for an auditor: pages, notebooks, results with their '
+    'JSON schemas, checkpoints, model card, data card, and a manifest with the SHA-256 of each '
+    'file. Checks them first, as verify does. There is no table of people in it.',
+    'put a folder into one zip for an auditor',
+)
 COMMANDS['card'] = Door(
     'Draft a card for a table of your own: how the file is written, what each column seems to be, '
     'missing codes, spellings, likely leaks, each with its reason. Only the draft is written; what '
@@ -471,7 +478,7 @@ define(
     'bail',
     '`bail`, `german`, `math`, `por`, `adult`, `compas` or another name that `moe-expert datasets` '
     'lists, `synthetic`, `synthetic-<people>`, or the path of a card about your own data',
-    (*READERS, 'verify', 'datasets'),
+    (*READERS, 'verify', 'pack', 'datasets'),
     {
         'run': dict(positional=True),
         'report': dict(
@@ -480,6 +487,11 @@ define(
         'verify': dict(
             default=None,
             meaning='check only this data set, by its name or, for data of your own, by its card; '
+            'None: all in the folder',
+        ),
+        'pack': dict(
+            default=None,
+            meaning='pack only this data set, by its name or, for data of your own, by its card; '
             'None: all in the folder',
         ),
         'datasets': dict(default=None, positional=True, meaning='the data set whose card to show'),
@@ -714,7 +726,7 @@ define(
     None,
     'folder with `<dataset>/<dataset>.csv`; without it, the environment variable '
     '`MOE_EXPERT_DATA`, the cache and the network are tried',
-    (*READERS, 'verify', 'datasets', 'study.ipynb'),
+    (*READERS, 'verify', 'pack', 'datasets', 'study.ipynb'),
 )
 define(
     'edition',
@@ -788,9 +800,13 @@ define(
     Text('a folder'),
     'weights/moe_experts',
     'folder for checkpoints, results and reports, relative to the current folder',
-    (*READERS, 'verify', 'study.ipynb'),
+    (*READERS, 'verify', 'pack', 'study.ipynb'),
     {
-        'verify': dict(positional=True, meaning='folder whose files are checked'),
+        'verify': dict(
+            positional=True,
+            meaning='folder whose files are checked; or a pack, zipped or unpacked',
+        ),
+        'pack': dict(positional=True, meaning='folder whose files are packed'),
         'study.ipynb': dict(
             default='weights/study',
             meaning='folder of checkpoints and trials; large, can be removed',
@@ -802,8 +818,12 @@ define(
     Flag(),
     False,
     'remove all files of the data set in `cache_dir` and start anew',
-    (*RUNS, 'card'),
-    WORKING | {'card': dict(meaning='replace a card that exists')},
+    (*RUNS, 'card', 'pack'),
+    WORKING
+    | {
+        'card': dict(meaning='replace a card that exists'),
+        'pack': dict(meaning='replace a zip that exists with other content'),
+    },
 )
 define(
     'read_only',
@@ -821,13 +841,14 @@ define(
     None,
     'Optuna storage URL; without it, the one of the environment variable `MOE_EXPERT_STORAGE`, '
     'or a file in `cache_dir`',
-    ('tune', 'train', 'run', 'verify', 'ExpertTuner', 'MoETrainer'),
-    {
-        'verify': dict(
+    ('tune', 'train', 'run', 'verify', 'pack', 'ExpertTuner', 'MoETrainer'),
+    dict.fromkeys(
+        ('verify', 'pack'),
+        dict(
             meaning='Optuna storage URL of studies that are not in the folder; without it, the one '
             'of the environment variable `MOE_EXPERT_STORAGE`'
-        )
-    }
+        ),
+    )
     | dict.fromkeys(
         LOADERS,
         dict(
@@ -845,6 +866,13 @@ define(
     'list of checksums that was kept elsewhere, in the format of `sha256sum`: compare the files '
     'with it',
     ('verify',),
+)
+define(
+    'out',
+    Text('a file'),
+    None,
+    'the zip to write; None: `<folder>_pack.zip`, or `<data set>_pack.zip` of one data set',
+    ('pack',),
 )
 define(
     'columns',
@@ -1395,13 +1423,17 @@ def call(
     return f'{door}({", ".join(f"{n}={v!r}" for n, v in given.items())})'
 
 # %% ../nbs/01_parameters.ipynb #99b19384
+OF_PAPERMILL = ('PAPERMILL_INPUT_PATH', 'PAPERMILL_OUTPUT_PATH')  # added by `--inject-paths`
+
+
 def collect(
     door: str,  # one of `NOTEBOOKS`
     namespace: Mapping,  # the notebook's `globals()`
 ) -> Given:
     "The parameters of a notebook, checked. Raises `ParameterError` naming every wrong one."
     given = {n: namespace[n] for n in names(door) if n in namespace}
-    extra = [n for n in injected(namespace.get('In', ())) if n not in given]
+    assigned = injected(namespace.get('In', ()))
+    extra = [n for n in assigned if n not in given and n not in OF_PAPERMILL]
     return check(door, given | dict.fromkeys(extra))
 
 # %% ../nbs/01_parameters.ipynb #22d1228e

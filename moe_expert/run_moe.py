@@ -121,7 +121,8 @@ def make_report(
     "Write the report on what was just trained."
     from moe_expert.report.run import run_moe_report
 
-    return run_moe_report(**script.shown_by('moe.ipynb', given), fine_tune=given.fine_tune)
+    shown = script.shown_by('moe.ipynb', given) | dict(fine_tune=given.fine_tune)
+    return run_moe_report(**shown, progress_bar=not given.quiet)
 
 # %% ../nbs/74_run_moe.ipynb #298fc4b5
 def main(

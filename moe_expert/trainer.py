@@ -482,12 +482,15 @@ def _try_ways(self: MoETrainer, mixture: Mixture) -> list[TrainedModel]:
 
     def show(i: int, epochs: int) -> Callable[[int, int], None]:
         def report(epoch: int, running: int):
-            self.progress(Progress('fine-tuning', i, len(ways), epoch, epochs, running))
+            part = epoch / epochs if running else 1.0
+            state = (i, len(ways), epoch, epochs, running)
+            self.progress(Progress('fine-tuning', *state, part=part, unit='ways'))
 
         return report
 
     for i, way in enumerate(ways):
         nodes, progress = self.evaluator('select'), show(i, way.epochs)
+        progress(0, 1)
         model = fine_tuned(mixture, self.data, way, nodes, self.floor, self.seed, progress)
         models.append(model)
     return models
@@ -519,8 +522,10 @@ def fine_tune(
             result = self._write_fine_tuning(record, gate['feasible'], models, before)
     if result['kept']:
         self._use_final(result['checkpoint_sha256'])
-    steps = self.settings.ways[0].parts if self.settings.cross_fitted else len(ways)
-    self.progress(Progress('fine-tuning', steps, steps, best=result['score_after']))
+    steps, unit = len(ways), 'ways'
+    if self.settings.cross_fitted:
+        steps, unit = ways[0].parts + 1, 'steps'
+    self.progress(Progress('fine-tuning', steps, steps, best=result['score_after'], unit=unit))
     return result
 
 # %% ../nbs/58_trainer.ipynb #96b97172
@@ -605,9 +610,10 @@ def _crossfit(self: MoETrainer) -> CrossfitModel:
     "Cross-fitted integration from the experts of stage 1."
     settings, count = self.settings.ways[0], len(self.experts)
 
-    def show(part: int, percent: int):
-        networks = len(settings.ways) * count
-        self.progress(Progress('fine-tuning', part, settings.parts, percent, 100, networks))
+    def show(part: int, percent: int):  # the last of the steps chooses
+        networks = len(settings.ways) * count if part < settings.parts else 0
+        told = {'running': networks, 'part': percent / 100, 'unit': 'steps'}
+        self.progress(Progress('fine-tuning', part, settings.parts + 1, **told))
 
     nodes = self.evaluator('val').evaluator
     return crossfitted(self.experts, self.data, nodes, self.floor, settings, self.seed, show)
@@ -690,13 +696,17 @@ def gate_in_use(self: MoETrainer) -> Mixture | None:
 def _evaluate(self: MoETrainer, split: str) -> dict:
     "Scores of all methods with intervals, and how the gate uses the experts."
     nodes, names = self.evaluator(split), tuple(self.data.group_names)
-    gate, priced = self.gate_in_use(), self._prices(split)
-    table = {
-        name: priced['prices'][f'{self.settings.price:g}']
-        if isinstance(population, Ensemble)
-        else scores_with_intervals(nodes.record(population), names)
-        for name, population in compared(self).items()
-    }
+    gate, methods = self.gate_in_use(), compared(self)
+    table, steps = {}, len(methods) + 1  # the prices are a step, too
+    self.progress(Progress('scores', 0, steps, unit='steps'))
+    priced = self._prices(split)
+    for step, (name, population) in enumerate(methods.items(), 1):
+        self.progress(Progress('scores', step, steps, unit='steps'))
+        if isinstance(population, Ensemble):
+            table[name] = priced['prices'][f'{self.settings.price:g}']
+        else:
+            table[name] = scores_with_intervals(nodes.record(population), names)
+    self.progress(Progress('scores', steps, steps, unit='steps'))
     return priced | {
         'split': split,
         'nodes': len(nodes.nodes),

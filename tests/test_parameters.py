@@ -181,7 +181,7 @@ class Passed:
         from moe_expert import audit_predictions, run_expert_tuning, run_moe, trainer, tune_experts
         from moe_expert.data import drafts
         from moe_expert.mixture import verify
-        from moe_expert.report import index, people, run
+        from moe_expert.report import index, pack, people, run
         from moe_expert.tuning import trade_off
 
         self.calls, self.path = [], tmp_path / 'made.ipynb'
@@ -199,6 +199,7 @@ class Passed:
             (index, 'write_index'),
             (verify, 'verify'),
             (verify, 'write_manifest'),
+            (pack, 'pack'),
         ):
             monkeypatch.setattr(module, name, self.noting(name))
         monkeypatch.setattr(audit_predictions, 'terminal_tables', lambda _: [])
@@ -233,9 +234,9 @@ class Passed:
 
 
 class Stage:
-    "A tuner, a trainer, or a verification."
+    "A tuner, a trainer, a verification, or a pack."
 
-    exit_code = 0
+    exit_code, path = 0, 'made.zip'
 
     def __init__(self, passed):
         self.passed, self.about = passed, {}

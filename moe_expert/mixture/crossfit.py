@@ -205,6 +205,8 @@ def crossfit(
     for k in range(len(parts)):
         others = torch.cat([train, *(part for j, part in enumerate(parts) if j != k)])
         tell = (lambda percent, k=k: progress(k, percent)) if progress else None
+        if tell:
+            tell(0)
         made.append(train_ways(experts, data, others.sort().values, settings, seed, tell))
     w = len(settings.ways)
     params = {
@@ -355,6 +357,8 @@ def crossfitted(
     nodes = data.val_mask.nonzero()[:, 0]
     parts = equal_parts(nodes, data, settings.parts, seed)
     every = crossfit(experts, data, parts, settings, seed, progress)
+    if progress:
+        progress(len(parts), 0)
     return choose_model(every, evaluator, floor, settings)
 
 # %% ../../nbs/56_crossfit.ipynb #56bacad7

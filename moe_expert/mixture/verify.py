@@ -44,8 +44,8 @@ from ..parameters import DEFAULT_PRICE, EDITIONS, PRICES
 
 # %% auto #0
 __all__ = ['logger', 'VERIFIED', 'DIFFERS', 'NOT_CHECKED', 'SAME_ARITHMETIC', 'ELSEWHERE', 'Finding', 'Verification', 'tolerance',
-           'unequal', 'studies_of', 'Audit', 'Tuned', 'tuned_things', 'checked_files', 'verify_dataset', 'datasets_in',
-           'verify', 'write_manifest', 'read_manifest', 'compare_manifest']
+           'unequal', 'studies_of', 'Audit', 'Tuned', 'tuned_things', 'checked_files', 'audited', 'datasets_in',
+           'wanted', 'verify', 'write_manifest', 'read_manifest', 'compare_manifest']
 
 # %% ../../nbs/61_verify.ipynb #8f6e6cf0
 from ..data.files import write_bytes
@@ -195,6 +195,10 @@ class Audit:
 
     def unchecked(self, path: Path, why: str):
         self.findings.append(Finding(path.name, NOT_CHECKED, why))
+
+    @property
+    def without_data(self) -> str:  # why there are none, without the folders that were looked at
+        return self.no_data.partition(' (')[0]
 
     @contextmanager
     def about(self, path: Path):
@@ -719,12 +723,12 @@ def check(self: Audit):
             do()
 
 
-def verify_dataset(
+def audited(
     files: ExpertFiles,
     dataset: str | Data | None = None,  # as of `Audit.read_data`
     data_dir: str | None = None,  # as of `load_dataset`
     storage: str | None = None,  # of studies that are not in the folder
-) -> list[Finding]:  # one or more for each file
+) -> Audit:  # its `by_file` has the findings
     "Check all files of one data set."
     with studies_of(files, storage) as study:
         audit = Audit(files, study)
@@ -736,7 +740,7 @@ def verify_dataset(
         for path in checked_files(files):
             if not audit.settings and path != files.settings:
                 audit.unchecked(path, f'{files.settings.name} is not intact')
-    return audit.by_file()
+    return audit
 
 # %% ../../nbs/61_verify.ipynb #a2178920
 def datasets_in(cache_dir: str | Path) -> list[ExpertFiles]:
@@ -753,12 +757,20 @@ def datasets_in(cache_dir: str | Path) -> list[ExpertFiles]:
     return [ExpertFiles(folder, name) for name in names]
 
 
-def _wanted(files: ExpertFiles, dataset: str | Data | None) -> bool:
-    if dataset is None:
-        return True
-    return files.dataset == (dataset.name if isinstance(dataset, Data) else canonical_name(dataset))
+def wanted(
+    cache_dir: str | Path,
+    dataset: str | Data | None = None,  # a name, a card, or the data; None: all
+) -> list[ExpertFiles]:
+    "The data sets of a folder that are asked for. `ArtifactError` if there are none."
+    found = datasets_in(cache_dir)
+    if dataset is not None:
+        name = dataset.name if isinstance(dataset, Data) else canonical_name(dataset)
+        found = [files for files in found if files.dataset == name]
+    if not found:
+        raise ArtifactError(f'{cache_dir} holds no files of {dataset}')
+    return found
 
-
+# %% ../../nbs/61_verify.ipynb #bcb57903
 def verify(
     cache_dir: str | Path,
     dataset: str | Data | None = None,  # only this one: a name, a card, or the data; None: all
@@ -772,12 +784,11 @@ def verify(
     Only reads. What differs is in the result; raises `ArtifactError` for a folder without files of
     a data set, and for a manifest that cannot be read.
     """
-    wanted = [files for files in datasets_in(cache_dir) if _wanted(files, dataset)]
-    findings = [f for files in wanted for f in verify_dataset(files, dataset, data_dir, storage)]
-    if not wanted:
-        raise ArtifactError(f'{cache_dir} holds no files of {dataset}')
+    asked = wanted(cache_dir, dataset)
+    audits = [audited(files, dataset, data_dir, storage) for files in asked]
+    findings = [f for audit in audits for f in audit.by_file()]
     if manifest is not None:
-        found = compare_manifest(wanted, manifest)
+        found = compare_manifest(asked, manifest)
         told = {f.file for f in found}
         keep = (f for f in findings if f.state != VERIFIED or f.file not in told)
         findings = sorted([*keep, *found], key=lambda f: f.file)

@@ -6,13 +6,15 @@
 from __future__ import annotations
 
 import os
-import tempfile
-from collections.abc import Iterator
+import signal
+import threading
+import uuid
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
 
-from ..data.files import write_bytes
+from ..data.files import sweep, write_bytes
 from ..data.shown import in_markdown
 from ..datasets import canonical_name
 from ..errors import ReportError
@@ -23,8 +25,8 @@ from .pages import notebook_path, quick_notebooks, write_page
 from ..tuning.folder import ExpertFiles
 
 # %% auto #0
-__all__ = ['experts_asked', 'report_path', 'trainer_arguments', 'about', 'kernel_environment', 'execute', 'run_report',
-           'run_moe_report']
+__all__ = ['ENGINE', 'experts_asked', 'report_path', 'trainer_arguments', 'about', 'kernel_environment', 'signals_after',
+           'papermill_engine', 'Memory', 'literal', 'execute', 'run_report', 'run_moe_report']
 
 # %% ../../nbs/71_run.ipynb #0669aa34
 def experts_asked(
@@ -144,6 +146,75 @@ def kernel_environment() -> Iterator[None]:
         else:
             os.environ['PYTHONPATH'] = old
 
+# %% ../../nbs/71_run.ipynb #d074e567
+@contextmanager
+def signals_after() -> Iterator[Callable]:  # to be called as soon as the kernel runs
+    "Signals that come in the block have, after it, the effect that they had before it."
+    in_main = lambda: threading.current_thread() is threading.main_thread()
+    numbers = (signal.SIGINT, signal.SIGTERM) if in_main() else ()
+    before, came = {n: signal.getsignal(n) or signal.SIG_DFL for n in numbers}, []
+
+    def started(notebook=None):
+        for number in numbers if in_main() else ():  # in a notebook it is another thread
+            signal.signal(number, lambda number, frame: came.append(number))
+
+    try:
+        yield started
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        for number in came[:1]:
+            signal.raise_signal(number)  # in place of the error that the dead kernel caused
+
+# %% ../../nbs/71_run.ipynb #ddc13f8c
+ENGINE = 'moe_expert'  # its name in papermill
+_KERNEL_OPTIONS = ('--IPKernelApp.log_level=ERROR',)
+
+
+def papermill_engine() -> str:  # `ENGINE`
+    "papermill's engine with a quiet kernel; one that dies is a `ReportError`."
+    with quick_notebooks():
+        import papermill.engines as engines
+        from nbclient.exceptions import DeadKernelError
+
+    class Quiet(engines.NBClientEngine):
+        @classmethod
+        def execute_managed_notebook(cls, nb_man, kernel_name, **options):
+            options |= dict(extra_arguments=list(_KERNEL_OPTIONS))
+            with signals_after() as started:
+                options |= dict(on_notebook_start=started)
+                try:
+                    return super().execute_managed_notebook(nb_man, kernel_name, **options)
+                except DeadKernelError as err:
+                    raise ReportError(
+                        'the kernel of the notebook died, perhaps for lack of memory'
+                    ) from err
+
+    engines.papermill_engines.register(ENGINE, Quiet)
+    return ENGINE
+
+# %% ../../nbs/71_run.ipynb #051e8fca
+class Memory:
+    "A place for papermill's files."
+
+    def __init__(self):
+        self.text = ''
+
+    def write(self, text: str, path: str):
+        self.text = text
+
+    def pretty_path(self, path: str) -> str:
+        return path
+
+
+def literal(path: str | Path) -> str:
+    """A path for papermill, which would replace what stands in braces.
+
+    >>> literal('a{b}.ipynb')
+    'a{{b}}.ipynb'
+    """
+    return str(path).replace('{', '{{').replace('}', '}}')
+
 # %% ../../nbs/71_run.ipynb #22d6f979
 def execute(
     given: Given,  # parameters of the notebook
@@ -152,11 +223,11 @@ def execute(
     "Run a notebook with papermill and keep it with a page. Raises `ReportError` if a cell fails."
     target = report_path(given)
     failed = target.with_suffix('.failed.ipynb')
-    with tempfile.TemporaryDirectory() as folder, kernel_environment():
-        out = Path(folder, target.name)
-        problem = _run_papermill(given, out, progress_bar)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        write_bytes(failed if problem else target, out.read_bytes())
+    with kernel_environment():
+        made, problem = _run_papermill(given, progress_bar)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    sweep(target.parent)  # unfinished files of a report that was killed
+    write_bytes(failed if problem else target, made.encode())
     if problem:
         raise ReportError(
             f'the report stopped: {problem.ename}: {problem.evalue} '
@@ -166,22 +237,28 @@ def execute(
     write_page(target)
     return target
 
-# %% ../../nbs/71_run.ipynb #051e8fca
-def _run_papermill(given: Given, out: Path, progress_bar: bool) -> Exception | None:
-    "Execute the notebook of `given.door` into `out`; the error of the cell that failed, if any."
-    with quick_notebooks():
-        import papermill
+# %% ../../nbs/71_run.ipynb #da5afb50
+def _run_papermill(
+    given: Given, progress_bar: bool
+) -> tuple[str, Exception | None]:  # the notebook, as far as it came; the error of a cell
+    "Execute the notebook of `given.door`."
+    engine = papermill_engine()
+    import papermill
 
     values = {k: list(v) if isinstance(v, tuple) else v for k, v in given.items()}
-    source = str(notebook_path(given.door))
-    options = dict(kernel_name='python3', progress_bar=progress_bar)
+    source, memory = literal(notebook_path(given.door)), Memory()
+    place = f'{ENGINE}:{uuid.uuid4().hex}.ipynb'
+    papermill.iorw.papermill_io.register(place, memory)
+    options = dict(kernel_name='python3', progress_bar=progress_bar, engine_name=engine)
     options['request_save_on_cell_execute'] = False  # but once at the end, also after an error
     options['shutdown_kernel'] = 'immediate'  # to take a million objects apart needs a second
+    problem = None
     try:
-        papermill.execute_notebook(source, str(out), values, **options)
+        papermill.execute_notebook(source, place, values, **options)
     except papermill.PapermillExecutionError as err:
-        return err
-    return None
+        problem = err
+    made, memory.text = memory.text, ''  # papermill keeps the place
+    return made, problem
 
 # %% ../../nbs/71_run.ipynb #17580c5b
 def run_report(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -105,17 +105,25 @@ def run(
     "Train until the study has `n_trials`. Errors as of `run_study`."
     from moe_expert.tuning.studies import run_study, trial_records
 
-    def train(batch: list[dict]) -> list[Outcome]:
+    def now() -> Progress:
         records = trial_records(self.study)
         best = _best_so_far(records, self.spec)
+        return Progress(self.spec.name, len(records), n_trials, epochs=self.epochs, best=best)
+
+    def train(batch: list[dict]) -> list[Outcome]:
+        before, size = now(), len(batch)
+        most = min(size, n_trials - before.trials)  # a batch that is repeated may be owed in part
 
         def show(epoch: int, running: int):
-            state = (len(records), n_trials, epoch, self.epochs, running, best)
-            self.progress(Progress(self.spec.name, *state))
+            left = running / size * (1 - epoch / max(1, self.epochs))  # those that stopped are done
+            state = {'epoch': epoch, 'running': running, 'part': most * (1 - left)}
+            self.progress(replace(before, **state))
 
+        show(0, size)
         return [self.outcome(model) for model in self.train(batch, show)]
 
     options = {'seed': self.seed, 'label': self.spec.name, 'default': self.default}
+    options['waits'] = lambda: self.progress(now())
     return run_study(self.study, self.space, train, n_trials=n_trials, **options)
 
 # %% ../../nbs/47_records.ipynb #442be0de

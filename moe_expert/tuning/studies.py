@@ -389,7 +389,9 @@ def _run_batch(study: optuna.Study, train: Callable, batch: Batch):
             tell(study, trial, outcomes[i], seconds)
 
 
-def _work(draws: Draws, train: Callable) -> bool:  # did this process train anything?
+def _work(
+    draws: Draws, train: Callable, waits: Callable[[], None] | None
+) -> bool:  # did this process train anything?
     "Train batches, or wait for other workers, until the study has all its trials."
     trained, watch, announced = False, Watch(), False
     while True:
@@ -407,6 +409,8 @@ def _work(draws: Draws, train: Callable) -> bool:  # did this process train anyt
             if not announced:
                 logger.info('%s: waiting for trials of other workers', draws.study.study_name)
             announced = True
+            if waits:
+                waits()
             time.sleep(WAIT)
 
 # %% ../../nbs/44_studies.ipynb #18484423
@@ -420,6 +424,7 @@ def run_study(
     n_trials: int,  # wanted in all, including those of earlier calls and of other workers
     default: dict | None = None,  # parameters of the first trial; None: drawn as well
     batch_size: int = BATCH,  # trials that train side by side, and random ones at the start
+    waits: Callable[[], None] | None = None,  # called at each look at other workers' trials
 ) -> bool:  # did this process train anything?
     """Train until the study has `n_trials` finished trials, together with its other workers.
 
@@ -429,7 +434,7 @@ def run_study(
     with quiet_optuna(), storage_errors(study.study_name, storage_of(study)):
         try:
             with signs_of_life(study, draws.alive):
-                return _work(draws, train)
+                return _work(draws, train, waits)
         except BaseException:
             release(study)
             raise

@@ -34,9 +34,7 @@ CHROMIUM = [
     '--disable-sync',
     '--window-size=1200,1500',
 ]
-# All cells stay in the page, so that the test sees them too; a person scrolls.
 SETTINGS = {
-    'notebook-extension/tracker': {'windowingMode': 'none'},
     'apputils-extension/notification': {'fetchNews': 'false'},
 }
 
@@ -154,7 +152,17 @@ PROMPTS = (
     "return [...document.querySelectorAll('.jp-CodeCell .jp-InputPrompt')].map(e => e.textContent)"
 )
 PROGRESS = """return [...document.querySelectorAll('.jp-OutputArea-output')].map(e => e.textContent)
-    .filter(t => /^(preparing|expert\\d: .* trials|Done in|STOPPED)/.test(t.trim()))"""
+    .filter(t => /^(preparing|expert\\d: .* trials|Done in|STOPPED|Interrupted)/.test(t.trim()))"""
+# where the bar of a cell that works is: [its text, is it in sight?, is it the cell's last output?]
+BAR = """const bar = [...document.querySelectorAll('.jp-OutputArea-output pre')].find(
+    e => e.textContent.includes('%|') && e.textContent.includes(' left'));
+if (!bar) return null;
+const outer = bar.closest('.jp-WindowedPanel-outer').getBoundingClientRect();
+const box = bar.getBoundingClientRect();
+const outputs = bar.closest('.jp-OutputArea').querySelectorAll('.jp-OutputArea-child');
+const lines = bar.innerText.split('\\n');
+return [bar.innerText, box.top >= outer.top && box.bottom <= outer.bottom,
+        outputs[outputs.length - 1].contains(bar) && lines.at(-2).includes(' left')]"""
 PICTURES = """return [...document.querySelectorAll('.jp-OutputArea-output img')].map(
     i => [i.naturalWidth, i.getBoundingClientRect().width])"""
 ERRORS = """return ['error', 'stderr'].flatMap(kind => [
@@ -162,18 +170,19 @@ ERRORS = """return ['error', 'stderr'].flatMap(kind => [
     .map(e => e.textContent)"""
 
 
-def picture(browser, name, element):
-    "A screenshot with the element in its middle."
+def picture(browser, name, element=None):
+    "A screenshot, with the element in its middle."
     if not (folder := os.environ.get('MOE_EXPERT_SCREENSHOTS')):
         return
-    browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", element)
-    time.sleep(0.5)
+    if element is not None:
+        browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", element)
+        time.sleep(0.5)
     Path(folder).mkdir(parents=True, exist_ok=True)
     assert browser.save_screenshot(str(Path(folder, f'{name}.png')))
 
 
-def test_run_all_in_jupyterlab(lab, browser):
-    folder, url = lab
+def run_all(browser, url):
+    "Open the notebook, and run all cells."
     browser.get(url)
     wait_for(lambda: len(browser.execute_script(PROMPTS)) > 15, 60, 'the notebook to open')
     wait_for(
@@ -181,28 +190,48 @@ def test_run_all_in_jupyterlab(lab, browser):
     )
     click(browser, '.lm-MenuBar-itemLabel', 'Run')
     click(browser, '.lm-Menu-itemLabel', 'Run All Cells')
-    seen = set()
+
+
+def saved(browser, path):
+    "The code cells of the notebook once it is saved."
+    click(browser, '.lm-MenuBar-itemLabel', 'File')
+    click(browser, '.lm-Menu-itemLabel', 'Save Notebook')
+
+    def read():
+        cells = nbformat.read(path, 4).cells
+        some = any(c.get('execution_count') for c in cells)
+        return [c for c in cells if c.cell_type == 'code'] if some else None
+
+    cells = wait_for(read, 20, 'the notebook to be saved')
+    kinds = {kind for c in cells for o in c.outputs for kind in o.get('data', {})}
+    assert not [kind for kind in kinds if 'widget' in kind], kinds
+    return cells
+
+
+def outputs_of_the_work(cells):
+    (outputs,) = [c.outputs for c in cells if 'NotebookProgress' in c.source]
+    assert '<script' not in str(outputs)
+    return outputs
+
+
+def test_run_all_in_jupyterlab(lab, browser):
+    folder, url = lab
+    run_all(browser, url)
+    bars = []  # as `BAR` tells
 
     def done():
-        lines = browser.execute_script(PROGRESS)
-        if not any('in training' in line for line in seen) and any(
-            'in training' in line for line in lines
-        ):
-            picture(
-                browser,
-                'progress',
-                browser.find_element('xpath', '//p[contains(., "in training")]'),
-            )
-        seen.update(lines)
+        if bar := browser.execute_script(BAR):
+            if len(bars) in (2, 12):
+                picture(browser, f'progress{len(bars)}')
+            bars.append(bar)
         prompts, errors = browser.execute_script(PROMPTS), browser.execute_script(ERRORS)
         assert not errors, errors
         return prompts and all(re.fullmatch(r'\[\d+\]:', p.strip()) for p in prompts)
 
     wait_for(done, 120, 'all cells to have run')
 
-    assert any('in training' in line for line in seen), (
-        f'no progress was shown while it worked: {seen}'
-    )
+    assert bars, 'no bar was shown while it worked'
+    assert all(in_sight and is_last for _, in_sight, is_last in bars), bars
     last = browser.execute_script(PROGRESS)
     assert len(last) == 1 and last[0].startswith('Done in'), last  # one line is left
     wait_for(lambda: len(browser.execute_script(PICTURES)) == 9, 20, 'nine figures')
@@ -214,19 +243,7 @@ def test_run_all_in_jupyterlab(lab, browser):
     for i in (0, 2, 4, 5, 8):
         picture(browser, f'figure{i}', images[i])
 
-    click(browser, '.lm-MenuBar-itemLabel', 'File')
-    click(browser, '.lm-Menu-itemLabel', 'Save Notebook')
-
-    def saved():
-        cells = nbformat.read(folder / 'nbs' / 'tune.ipynb', 4).cells
-        return (
-            [c for c in cells if c.cell_type == 'code']
-            if any(c.get('execution_count') for c in cells)
-            else None
-        )
-
-    cells = wait_for(saved, 20, 'the notebook to be saved')
-    (line,) = [c.outputs for c in cells if 'NotebookProgress' in c.source]
+    line = outputs_of_the_work(saved(browser, folder / 'nbs' / 'tune.ipynb'))
     assert len(line) == 1 and 'Done in' in line[0]['data']['text/html']
     copy = nbformat.read(
         folder / 'weights' / 'moe_experts' / 'synthetic-400_experts_tuning_report.ipynb', 4
@@ -234,3 +251,31 @@ def test_run_all_in_jupyterlab(lab, browser):
     assert (
         sum('image/png' in o.get('data', {}) for c in copy.cells for o in c.get('outputs', ())) == 9
     )
+
+
+def test_the_stop_button_in_jupyterlab(lab, browser):
+    folder, url = lab
+    notebook = folder / 'nbs' / 'tune.ipynb'
+    small_copy(notebook, notebook, {'n_trials': '300'})
+    run_all(browser, url)
+
+    def second_batch():
+        bar = browser.execute_script(BAR)
+        return bar and ' 15 of 300 trials; ' in bar[0]
+
+    wait_for(second_batch, 120, 'the second batch')
+    picture(browser, 'before_stop')
+    browser.find_element('css selector', '[data-jp-item-name="interrupt"]').click()
+    (error,) = wait_for(lambda: browser.execute_script(ERRORS), 20, 'the cell to stop')
+    assert error.strip() == (
+        'Interrupted. Finished trials are kept: run this cell again to go on, then those below it.'
+    )
+    wait_for(
+        lambda: '[*]:' not in [p.strip() for p in browser.execute_script(PROMPTS)],
+        20,
+        'the cells below to be called off',
+    )
+    picture(browser, 'stopped')
+    line, stop = outputs_of_the_work(saved(browser, notebook))
+    assert 'Interrupted after' in line['data']['text/html'] and stop['ename'] == 'Interrupted'
+    assert (folder / 'weights' / 'moe_experts' / 'synthetic-400_studies.db').exists()
