@@ -8,6 +8,7 @@ the rooms is made here, and fonts are those of the reader's machine. `check` mak
 import base64
 import html
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -18,16 +19,20 @@ from urllib.parse import unquote, urlsplit
 
 ROOT = Path(__file__).resolve().parents[1]
 BUILD = ROOT / 'build'
-SOURCE, SITE = BUILD / 'site-source', BUILD / 'site'
+SOURCE, SITE, EXAMPLE = BUILD / 'site-source', BUILD / 'site', BUILD / 'example'
 sys.path.insert(0, str(ROOT / 'docs'))
 import chapters  # noqa: E402
 import rooms  # noqa: E402
 
 PAGES = {  # title in the navigation -> page
     'Home': 'README.md',
-    'Quick start': 'docs/quick_start.md',
-    'Own data': 'docs/own_data.md',
-    'Tutorial': 'nbs/tutorial_own_data.md',
+    'From a table to a page': 'docs/quick_start.md',
+    'For researchers': 'docs/for_researchers.md',
+    'For auditors': 'docs/for_auditors.md',
+    'Extending': 'docs/extending.md',
+    'Your own data': 'docs/own_data.md',
+    'Own data: a notebook': 'nbs/tutorial_own_data.md',
+    'Any groups': 'docs/any_groups.md',
     'Reading a report': 'docs/reading_a_report.md',
     'For auditors': 'docs/for_auditors.md',
     'Tuning the experts': 'moe_expert/EXPERT_TUNING_README.md',
@@ -71,6 +76,8 @@ CONFIG = {
         'nav': {'omitted_files': 'warn'},
     },
 }
+
+EXAMPLE_PAGE = 'synthetic-1000_moe_report.html'
 
 STYLE = """
 .md-grid { max-width: 76rem; }
@@ -212,11 +219,21 @@ def room_drawing(match):
 
 
 def document_page(path):
-    "A document as it is, but for the drawing and for links to what is no page of the site."
+    "A document as it is, but for the drawing and, on the landing page, the report it shows."
     text = re.sub(
         r'```mermaid\n(.*?)```', room_drawing, path.read_text(encoding='utf-8'), flags=re.S
     )
+    if path.name == PAGES['Home'] and path.parent == ROOT:
+        text = re.sub(
+            r'^(!\[[^]]*\]\(docs/report\.png\))$', with_example, text, count=1, flags=re.M
+        )
     return text
+
+
+def with_example(match):
+    "The picture of a report, linked to a whole one."
+    page = f'example/{EXAMPLE_PAGE}'
+    return f'[{match[1]}]({page})\n\n[Open the whole page]({page}) (1,000 generated people).'
 
 
 def with_links(text, path):
@@ -264,7 +281,8 @@ def navigation():
         {k: [{n: p} for n, p in v.items()] if isinstance(v, dict) else v} for k, v in PAGES.items()
     ]
     how = {'How it works': [{'Overview': 'docs/how_it_works.md'}, *by_room]}
-    return [*entries[:5], how, *entries[5:]]
+    after = list(PAGES).index('Reading a report') + 1
+    return [*entries[:after], how, *entries[after:]]
 
 
 def assets():
@@ -275,6 +293,23 @@ def assets():
     (folder / 'worker.js').write_text(WORKER)
     mathjax = Path(find_spec('mathjax').submodule_search_locations[0])
     shutil.copy(mathjax / 'static/mathjax/es5/tex-svg.js', folder / 'mathjax.js')
+
+
+def example():
+    "A small run and its pages, with a picture of the first screen where Chromium is installed."
+    shutil.rmtree(EXAMPLE, ignore_errors=True)
+    run = ['run', 'synthetic-1000', '--preset', 'quick', '--quiet', '--cache_dir', str(EXAMPLE)]
+    environment = os.environ | {'OMP_NUM_THREADS': '1', 'MPLBACKEND': 'agg'}
+    command = [sys.executable, '-m', 'moe_expert.cli', *run]
+    subprocess.run(command, check=True, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL)
+    folder = SOURCE / 'example'
+    folder.mkdir(parents=True)
+    for pattern in ('*.html', '*_report.ipynb'):
+        for path in EXAMPLE.glob(pattern):
+            shutil.copy(path, folder)
+    if shutil.which('chromium'):
+        picture = [ROOT / 'docs/picture.py', EXAMPLE / EXAMPLE_PAGE, SOURCE / 'docs/report.png']
+        subprocess.run([sys.executable, *map(str, picture)], check=True)
 
 
 def write_sources():
@@ -291,6 +326,7 @@ def write_sources():
             copy = SOURCE / path.relative_to(ROOT)
             copy.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(path, copy)
+    example()
     for once_more in (False, True):  # links are made when all pages are there
         for path, text in pages.items():
             target = (SOURCE / path.relative_to(ROOT)).with_suffix('.md')

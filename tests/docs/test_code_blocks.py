@@ -44,7 +44,7 @@ SUBSTITUTIONS = [  # (language, pattern, replacement, why)
     ),
     (
         'bash',
-        r'^make (test|export|env-dev|bench|format|chapters|docs|site)\b.*$',
+        r'^make (test|export|env|env-dev|bench|format|chapters|docs|site)\b.*$',
         r'make -n \1 > /dev/null',
         'installs for minutes; .ci/run does it. Here: the target exists',
     ),
@@ -66,7 +66,13 @@ SUBSTITUTIONS = [  # (language, pattern, replacement, why)
         r"[ -f \2 ] || printf 'age,race,approve\\n3,a,yes\\n5,b,no\\n4,a,no\\n6,b,yes\\n' > \2; \1",
         'the reader has a table already',
     ),
-    ('bash', r'^xdg-open (\S+)$', r'test -s \1', 'there is no desktop here'),
+    (
+        'bash',
+        r'^(moe-expert (?:run|audit) (\S+\.csv) .*)$',
+        rf'[ -f \2 ] || {sys.executable} tests/docs/tables.py \2; \1',
+        'the reader has a table already',
+    ),
+    ('bash', r' --open\b', '', 'there is no desktop here'),
     (
         'both',
         r'\b(bail|recidivism)\b(?!\.)|\bbail(?=_)',
