@@ -29,13 +29,13 @@ from moe_expert.errors import (
 
 # %% auto #0
 __all__ = ['STORAGE_VARIABLE', 'COMMANDS', 'NOTEBOOKS', 'CALLS', 'DOORS', 'PARAMETERS', 'EXPERT_NAMES', 'BACKBONES', 'EDITIONS',
-           'TEACHERS', 'WAY_NAMES', 'PARITIES', 'TOLERANCE', 'PRICES', 'DEFAULT_PRICE', 'PHASE_NAMES', 'GROUPED',
-           'SMALL_GROUPS', 'MISSING_GROUPS', 'STAGE1', 'MIXTURE', 'RUNS', 'READERS', 'LOADERS', 'NOT_READING',
-           'WORKING', 'Kind', 'Whole', 'Number', 'Flag', 'Choice', 'Listed', 'Text', 'Names', 'Columns', 'Several',
-           'Values', 'environment_storage', 'StorageURL', 'Door', 'Parameter', 'define', 'options', 'names', 'defaults',
-           'Given', 'check', 'unknown', 'spelled', 'without_effect', 'card_entries', 'Parser', 'add_option',
-           'default_text', 'hinted', 'parser', 'command', 'call', 'collect', 'injected', 'door_signature', 'takes',
-           'documented', 'markdown_table', 'shown_default', 'parameters_cell']
+           'TEACHERS', 'WAY_NAMES', 'PARITIES', 'TOLERANCE', 'PRICES', 'DEFAULT_PRICE', 'PHASE_NAMES', 'PRESETS',
+           'GROUPED', 'SMALL_GROUPS', 'MISSING_GROUPS', 'STAGE1', 'MIXTURE', 'RUNS', 'READERS', 'LOADERS',
+           'NOT_READING', 'WORKING', 'FOR_A_CARD', 'Kind', 'Whole', 'Number', 'Flag', 'Choice', 'Listed', 'Text',
+           'Names', 'Columns', 'Several', 'Values', 'environment_storage', 'StorageURL', 'Door', 'Parameter', 'define',
+           'options', 'names', 'defaults', 'preset_values', 'Given', 'check', 'unknown', 'spelled', 'without_effect',
+           'card_entries', 'Parser', 'add_option', 'default_text', 'hinted', 'parser', 'command', 'call', 'collect',
+           'injected', 'door_signature', 'takes', 'documented', 'markdown_table', 'shown_default', 'parameters_cell']
 
 # %% ../nbs/01_parameters.ipynb #7d8b201a
 class Kind:
@@ -286,8 +286,8 @@ COMMANDS = {
     'run': Door(
         'All in one go: tune the experts and the gate, fine-tune both, test the mixture once, and '
         'write both reports and an index. What is there already is used; an interrupted call '
-        'continues.',
-        'tune, train, test and report in one go',
+        'continues. A table of your own gets a card first: name its --label and --sensitive.',
+        'from a data set or a table to the reports in one go',
     ),
     'report': Door(
         'Write reports on what is in cache_dir, as notebooks and as pages that open without a '
@@ -309,6 +309,12 @@ COMMANDS = {
 }
 
 # %% ../nbs/01_parameters.ipynb #c52b24f1
+COMMANDS['leaderboard'] = Door(
+    'One table over the models of any number of folders: validation scores of experts and '
+    'mixtures, and the test scores of mixtures that were tested. Only reads. Ends with exit code 1 '
+    'if a file could not be read; it is named, and the others are shown.',
+    'compare the models of any number of folders',
+)
 COMMANDS['card'] = Door(
     'Draft a card for a table of your own: how the file is written, what each column seems to be, '
     'missing codes, spellings, likely leaks, each with its reason. Only the draft is written; what '
@@ -446,9 +452,14 @@ TOLERANCE = 0.02  # how far apart the groups may be
 PRICES = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0)  # of a unit of unfairness, in units of utility
 DEFAULT_PRICE = 1.0  # that of `final_score`
 PHASE_NAMES = ('development', 'confirmatory')
+PRESETS = {  # how much is searched: defaults of other options, where a door has them
+    'quick': {'n_trials': 5},
+    'standard': {},
+    'thorough': {'n_trials': 100, 'ways': 'nine'},
+}
 GROUPED = ('crossed', 'separate')
 SMALL_GROUPS = ('merge', 'leave_out')
-_GROUPED = ('FairMoEClassifier', 'card')  # doors that say how groups are made
+_GROUPED = ('FairMoEClassifier', 'card', 'run')  # doors that say how groups are made
 _CROSSED = (
     'several sensitive columns: `crossed` (each pair of values is a group), or `separate` (each '
     'column for itself, and the one with the largest differences counts)'
@@ -463,6 +474,7 @@ READERS = (*RUNS, 'report')  # of a folder; `report` finds the settings of a run
 LOADERS = ('ExpertTuner', 'MoETrainer')  # their values go to `load_dataset`, which checks them
 NOT_READING = dict(needs=('read_only', False))
 WORKING = dict.fromkeys(('tune.ipynb', 'moe.ipynb'), NOT_READING)  # no effect where they only read
+FOR_A_CARD = dict(run=dict(needs=('label', ...)))  # `run` drafts a card for a table
 
 # %% ../nbs/01_parameters.ipynb #d0d215fe
 define(
@@ -473,7 +485,11 @@ define(
     'lists, `synthetic`, `synthetic-<people>`, or the path of a card about your own data',
     (*READERS, 'verify', 'datasets'),
     {
-        'run': dict(positional=True),
+        'run': dict(
+            positional=True,
+            kind=Text('the name of a data set, or the path of a card or a table'),
+            meaning='a data set, as of `tune`, or a table of your own, for which a card is drafted',
+        ),
         'report': dict(
             kind=Several(Text('the name of a data set, or the path of a card')), default=('bail',)
         ),
@@ -613,6 +629,43 @@ define(
     'trials of one more search, for the trade-off of the three aims; 0: none',
     ('tune.ipynb',),
     {'tune.ipynb': NOT_READING},
+)
+
+# %% ../nbs/01_parameters.ipynb #11a8534b
+_DRAWN = ('ExpertTuner.tune_expert', 'ExpertTuner.tune_all_experts')  # calls that draw trials
+_DRAWN += ('MoETrainer.tune_gate', 'MoETrainer.run')
+
+
+def _preset_text(name: str) -> str:
+    "What a preset sets, in Markdown."
+    said = ', '.join(f'`{option}` {value}' for option, value in PRESETS[name].items())
+    return f'`{name}` ({said or "the defaults"})'
+
+
+define(
+    'preset',
+    Choice(*PRESETS),
+    'standard',
+    f'how much is searched: {", ".join(map(_preset_text, PRESETS))}; options that are given win',
+    ('tune', 'tune.ipynb', *MIXTURE, 'run', *_DRAWN),
+    WORKING,
+)
+define(
+    'time_limit',
+    Number(0),
+    None,
+    'seconds after which no trial is drawn; what has begun is finished, every stage gets a trial '
+    'at least, and the same call again continues; None: no limit',
+    ('tune', 'tune.ipynb', *MIXTURE, 'run', *_DRAWN, 'trade-off', 'FairMoEClassifier'),
+    WORKING
+    | {
+        'MoETrainer': dict(
+            meaning='seconds, from this call on, for all stages; what has begun is finished, every '
+            'stage gets a trial at least, and the same call again continues; None: no limit'
+        ),
+        'MoETrainer.tune_gate': dict(meaning="seconds; None: what the trainer's own limit leaves"),
+        'MoETrainer.run': dict(meaning="seconds; None: what the trainer's own limit leaves"),
+    },
 )
 
 # %% ../nbs/01_parameters.ipynb #9f9ec033
@@ -757,6 +810,10 @@ define(
     | {
         'datasets': dict(needs=('dataset', ...)),
         'card': dict(meaning='column of the sensitive attribute, or several columns'),
+        'run': dict(
+            meaning='column of the sensitive attribute of a table, or several columns; in place of '
+            "the card's where there is one; not for the benchmarks, which have their own"
+        ),
     },
 )
 define(
@@ -776,10 +833,14 @@ define(
     Columns(),
     (),
     'further columns whose groups the report compares',
-    ('tune', 'train', 'run', 'report', 'tune.ipynb', 'moe.ipynb', 'audit', *_GROUPED),
+    ('tune', 'train', 'run', 'report', 'tune.ipynb', 'moe.ipynb', 'audit')
+    + ('FairMoEClassifier', 'card'),
     dict.fromkeys(('tune', 'train'), dict(needs=('report', True)))
     | {'audit': dict(meaning='columns of the sensitive attributes; several are also crossed')}
-    | dict.fromkeys(_GROUPED, dict(kind=Choice(*GROUPED), default='crossed', meaning=_CROSSED)),
+    | dict.fromkeys(
+        ('FairMoEClassifier', 'card'),
+        dict(kind=Choice(*GROUPED), default='crossed', meaning=_CROSSED),
+    ),
 )
 
 # %% ../nbs/01_parameters.ipynb #efd284be
@@ -788,9 +849,15 @@ define(
     Text('a folder'),
     'weights/moe_experts',
     'folder for checkpoints, results and reports, relative to the current folder',
-    (*READERS, 'verify', 'study.ipynb'),
+    (*READERS, 'verify', 'leaderboard', 'study.ipynb'),
     {
         'verify': dict(positional=True, meaning='folder whose files are checked'),
+        'leaderboard': dict(
+            positional=True,
+            kind=Several(Text('a folder')),
+            default=('weights/moe_experts',),
+            meaning='folders whose models are compared',
+        ),
         'study.ipynb': dict(
             default='weights/study',
             meaning='folder of checkpoints and trials; large, can be removed',
@@ -872,6 +939,20 @@ define(
     {'tune': dict(needs=('pareto', False))},
 )
 define(
+    'open',
+    Flag(),
+    False,
+    'show the page in the browser when it is written',
+    ('run', 'report'),
+)
+define(
+    'csv',
+    Text('a file'),
+    None,
+    'also write the table, with all its columns, to this file',
+    ('leaderboard',),
+)
+define(
     'quiet',
     Flag(),
     False,
@@ -930,20 +1011,19 @@ define(
     'two other numbers (-1/1 too), and text warns without it',
     ('FairMoEClassifier',),
 )
+_ON_CARD = dict(
+    kind=Values(),
+    meaning='value or values of the sensitive column that make group 1, or a range such as '
+    "`'{min: 25}'`; None: each value is a group, and the draft asks",
+)
 define(
     'privileged',
     Kind(),
     None,
     'value or values of the sensitive attribute that make group 1 (of several attributes a '
     'mapping); None: each value is a group',
-    ('FairMoEClassifier', 'card'),
-    {
-        'card': dict(
-            kind=Values(),
-            meaning='value or values of the sensitive column that make group 1, or a range such as '
-            "`'{min: 25}'`; None: each value is a group, and the draft asks",
-        )
-    },
+    ('FairMoEClassifier', 'card', 'run'),
+    {'run': _ON_CARD | FOR_A_CARD['run'], 'card': _ON_CARD},
 )
 
 # %% ../nbs/01_parameters.ipynb #8cbda23c
@@ -953,7 +1033,7 @@ define(
     10,
     'people of each of more than two groups in every part, at least',
     (*_GROUPED, 'audit'),
-    {'audit': dict(meaning='people that a group needs to be compared')},
+    FOR_A_CARD | {'audit': dict(meaning='people that a group needs to be compared')},
 )
 define(
     'small_groups',
@@ -962,6 +1042,7 @@ define(
     'what becomes of smaller groups: `merge` makes one of them, `leave_out` compares them with '
     'nobody',
     _GROUPED,
+    FOR_A_CARD,
 )
 define(
     'unknown',
@@ -969,7 +1050,8 @@ define(
     (),
     'values that are counted, but not compared; `missing`: empty cells',
     (*_GROUPED, 'audit'),
-    {
+    FOR_A_CARD
+    | {
         'FairMoEClassifier': dict(kind=Kind()),  # of any type, as the groups themselves
         'audit': dict(meaning='values that are counted, but not compared, besides empty cells'),
     },
@@ -979,8 +1061,9 @@ define(
     Text('the name of a column'),
     None,
     'column of how much each person counts: positive numbers',
-    ('card', 'audit'),
-    {'audit': dict(meaning='column of weights above 0; None: everybody counts the same')},
+    ('card', 'audit', 'run'),
+    FOR_A_CARD
+    | {'audit': dict(meaning='column of weights above 0; None: everybody counts the same')},
 )
 
 # %% ../nbs/01_parameters.ipynb #58922137
@@ -1034,8 +1117,11 @@ define(
     Text('the name of a column'),
     None,
     'column of the outcome',
-    ('card', 'audit'),
-    {'audit': dict(meaning='column of the outcome, 0 or 1')},
+    ('card', 'audit', 'run'),
+    {
+        'audit': dict(meaning='column of the outcome, 0 or 1'),
+        'run': dict(meaning='of a table without a card: the column of the outcome'),
+    },
 )
 define(
     'positive',
@@ -1043,16 +1129,27 @@ define(
     None,
     "value or values of the label that count as 1, or a range such as `'{min: 10}'`; None: a "
     'proposal, as a question where the values do not say it',
-    ('card',),
+    ('card', 'run'),
+    FOR_A_CARD,
 )
+
+# %% ../nbs/01_parameters.ipynb #0f848b58
 define(
     'name',
     Text('a name'),
     None,
     'name of the data set, which becomes part of file names; None: that of the file',
-    ('card',),
+    ('card', 'run'),
+    FOR_A_CARD,
 )
-define('path', Text('a file'), None, 'the draft; None: `card.yaml` beside the table', ('card',))
+define(
+    'path',
+    Text('a file'),
+    None,
+    'the draft; None: `card.yaml` beside the table',
+    ('card', 'run'),
+    FOR_A_CARD,
+)
 
 # %% ../nbs/01_parameters.ipynb #c36b5285
 define(
@@ -1135,6 +1232,20 @@ define(
     ('study.ipynb',),
 )
 
+# %% ../nbs/01_parameters.ipynb #1580c4d2
+def preset_values(
+    door: str,  # one of `DOORS`
+    preset,  # one of `PRESETS`; anything else has no values, and is refused by its own check
+) -> dict:  # name → value
+    """What a preset puts in place of the defaults of a door.
+
+    >>> preset_values('tune', 'thorough'), preset_values('run', 'thorough')
+    ({'n_trials': 100}, {'n_trials': 100, 'ways': 'nine'})
+    """
+    known = options(door)
+    chosen = PRESETS.get(preset, {}) if isinstance(preset, str) and 'preset' in known else {}
+    return {n: v for n, v in chosen.items() if n in known}
+
 # %% ../nbs/01_parameters.ipynb #91b99e59
 class Given(Mapping):
     "Checked values of all options of a door; a mapping whose items are attributes, too."
@@ -1187,10 +1298,10 @@ def check(
     "Checked options. `ParameterError` names every one that cannot be used, with what could."
     given, known = dict(given or {}), options(door)
     problems = [unknown(door, n) for n in given if n not in known]
-    values = {}
+    values, preset = {}, preset_values(door, given.get('preset'))
     for n, p in known.items():
         try:
-            values[n] = p.convert(given.get(n, p.default))
+            values[n] = p.convert(given.get(n, preset.get(n, p.default)))
         except ParameterError as err:
             problems.append(str(err))
     if not problems:
@@ -1312,7 +1423,8 @@ def add_option(
     names_ = [f'--{parameter.name}', *([f'-{parameter.short}'] if parameter.short else [])]
     kwargs = parameter.kind.argument()
     if parameter.positional:
-        names_, kwargs = [parameter.name], kwargs | dict(nargs='?')
+        many = isinstance(parameter.kind, Several)
+        names_, kwargs = [parameter.name], kwargs | dict(nargs='*' if many else '?')
     elif isinstance(parameter.kind, Flag):
         on_off = argparse.BooleanOptionalAction
         kwargs = dict(action='store_true' if parameter.default is False else on_off)
@@ -1401,7 +1513,11 @@ def collect(
 ) -> Given:
     "The parameters of a notebook, checked. Raises `ParameterError` naming every wrong one."
     given = {n: namespace[n] for n in names(door) if n in namespace}
-    extra = [n for n in injected(namespace.get('In', ())) if n not in given]
+    told, usual = injected(namespace.get('In', ())), defaults(door)
+    for n in preset_values(door, given.get('preset')):
+        if n not in told and n in given and given[n] == usual[n]:
+            del given[n]  # the cell's own value, which nobody changed
+    extra = [n for n in told if n not in given]
     return check(door, given | dict.fromkeys(extra))
 
 # %% ../nbs/01_parameters.ipynb #22d1228e

@@ -197,7 +197,8 @@ def tune(
         if given.pareto:
             return search_trade_off(tuner, given)
         experts = parameters.EXPERT_NAMES if given.expert == 'all' else (given.expert,)
-        results = {e: tuner.tune_expert(e, given.n_trials) for e in experts}
+        work = given.of('ExpertTuner.tune_all_experts')
+        results = tuner.tune_all_experts(**work, experts=experts)
     print(closing_words(tuner, results, progress.cached))
     if given.report:
         print('Report:', make_report(given))
