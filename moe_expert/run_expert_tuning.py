@@ -92,7 +92,8 @@ def run_command(
             from moe_expert.errors import MoEExpertError, ParameterError
 
             try:
-                known_dataset(door, given.get('dataset'))
+                if given.get('label') is None:  # else a table, which has no name yet
+                    known_dataset(door, given.get('dataset'))
                 return work(given)
             except ParameterError as err:
                 parser.error(one_line(err))

@@ -67,6 +67,7 @@ from .mixture.teachers import TEACHERS, crossfit_lesson, halves, who_did_what
 from .mixture.thresholds import tested_thresholds
 
 # %% ../nbs/58_trainer.ipynb #25aa4d22
+from .mixture.leaderboard import full_standing
 from .parameters import DEFAULT_PRICE, PRESETS, PRICES, TOLERANCE, takes
 from .scores.evaluation import Evaluator, of_each
 from .scores.intervals import INTERVALS, scores_with_intervals
@@ -83,6 +84,7 @@ from .tuning.folder import ExpertFiles, locked, make_folder, read_record
 from .tuning.progress import Progress
 from .tuning.records import Destination, Done, Search, floor_record, quiet, tune
 from .tuning.settings import GATE_DEFAULTS, GATE_SPACE, study_name
+from .tuning.standings import announce, as_board
 from .tuning.time_limit import Clock, stopped
 
 logger = logging.getLogger(__name__)
@@ -848,3 +850,11 @@ def load(
     self.stage = 'loaded'
     self.made_of, self.gate_sha256 = payload['experts'], None
     return self
+
+# %% ../nbs/58_trainer.ipynb #bcc85774
+@patch
+def leaderboard(
+    self: MoETrainer,
+) -> pd.DataFrame:  # a row for each model, the best `final_score` first
+    "All models in this folder, with test scores once the mixture was tested; reads only."
+    return announce(as_board([full_standing(self.files)]))

@@ -35,10 +35,12 @@ from moe_expert.tuning.settings import (
     settings_record,
 )
 from .tuning.settings import study_name as name_study
+from .tuning.standings import announce, as_board, tuned_standing
 from .tuning.time_limit import Clock
 
 if TYPE_CHECKING:
     import optuna
+    import pandas as pd
 
 logger = logging.getLogger(__name__)
 
@@ -313,3 +315,11 @@ def _write_summary(self: ExpertTuner):
             message = logger.warning if self.files.summary.exists() else logger.info
             message('%s; it is written', err)
         write_json(self.files.summary, summary)
+
+# %% ../nbs/48_tune_experts.ipynb #1064009a
+@patch
+def leaderboard(
+    self: ExpertTuner,
+) -> pd.DataFrame:  # a row for each model, the best `final_score` first
+    "What was tuned in this folder, with the scores on the validation nodes; reads only."
+    return announce(as_board([tuned_standing(self.files)]))
