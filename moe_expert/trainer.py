@@ -19,13 +19,14 @@ from torch import Tensor
 
 if TYPE_CHECKING:
     import pandas as pd
+    from fairlearn.metrics import MetricFrame
     from torch_geometric.data import Data
 
 # %% auto #0
 __all__ = ['logger', 'MoESettings', 'preset_settings', 'MoETrainer', 'gate_record', 'gate_study_name', 'compared']
 
 # %% ../nbs/58_trainer.ipynb #25aa4d21
-from .data.assembly import groups_text
+from .data.assembly import attribute_names, groups_text
 from .datasets import load_dataset
 from .errors import ArgumentError, ArtifactError, MoEExpertError
 from .experts.floor import simple_models
@@ -69,8 +70,10 @@ from .mixture.thresholds import tested_thresholds
 # %% ../nbs/58_trainer.ipynb #25aa4d22
 from .mixture.leaderboard import full_standing
 from .parameters import DEFAULT_PRICE, PRESETS, PRICES, TOLERANCE, takes
+from .scores import frames
 from .scores.evaluation import Evaluator, of_each
 from .scores.intervals import INTERVALS, scores_with_intervals
+from .scores.metrics import weights_of
 from .tune_experts import ExpertTuner
 from moe_expert.tuning.artifacts import (
     Result,
@@ -858,3 +861,39 @@ def leaderboard(
 ) -> pd.DataFrame:  # a row for each model, the best `final_score` first
     "All models in this folder, with test scores once the mixture was tested; reads only."
     return announce(as_board([full_standing(self.files)]))
+
+# %% ../nbs/58_trainer.ipynb #ba46373e
+def _group_labels(data: Data, nodes: Tensor, attribute: str | None) -> list[str | None]:
+    "The group of each node by one attribute; None: in none that is compared."
+    names = attribute_names(data)
+    if attribute is None and len(names) == 1:
+        attribute = names[0][0]
+    known = [name for name, _ in names]
+    if attribute not in known:
+        raise ArgumentError(f'attribute must be one of {", ".join(known)}, not {attribute!r}')
+    k = known.index(attribute)
+    codes = data.sens.reshape(len(data.sens), -1)[nodes, k].tolist()
+    return [names[k][1][c] if c >= 0 else None for c in codes]
+
+
+@patch
+def metric_frame(
+    self: MoETrainer,
+    split: str = 'val',  # 'train', 'val', or 'test', once the mixture was tested
+    attribute: str | None = None,  # which one, of several that are kept separate
+    **options,  # as of `scores.frames.metric_frame`
+) -> MetricFrame:
+    "The mixture by group, of the people that are compared. `ArgumentError` before the test."
+    if split == 'test' and read_tests(self.files).of(self.sha256) is None:
+        raise ArgumentError("this mixture was not tested: evaluate('test') does it, once")
+    if split == 'val' and self.ensemble is not None:
+        raise ArgumentError('a cross-fitted mixture has learned from the validation nodes')
+    nodes = self.evaluator(split).nodes
+    labels = _group_labels(self.data, nodes, attribute)
+    kept = [i for i, label in enumerate(labels) if label is not None]
+    nodes = nodes[torch.tensor(kept, device=nodes.device)]
+    p1 = self._current().probabilities(self.data.x, self.data.edge_index, nodes)[0]
+    weight = weights_of(self.data, nodes)
+    options |= {} if weight is None else {'sample_weight': weight.cpu().numpy()}
+    y, groups = self.data.y[nodes].cpu().numpy(), [labels[i] for i in kept]
+    return frames.metric_frame(y, p1.detach().cpu().numpy(), groups, **options)
