@@ -772,12 +772,15 @@ def run(
     fine_tune: bool,
     time_limit: float | None,
     preset: str,  # has set `n_trials`, unless it was given
-) -> dict:  # {'gate': …, 'fine_tuning': … or None, 'test': …}
+    *,
+    test: bool = True,  # False: leave the test nodes alone
+) -> dict:  # {'gate': …, 'fine_tuning': … or None, 'test': … or None}
     "Stages 2 and 3 and the final test."
     clock = self.clock if time_limit is None else Clock(time_limit)
     gate = self.tune_gate(n_trials, time_limit=clock.share(1 + fine_tune))
     tuned = self.fine_tune(clock.left()) if fine_tune else None
-    return {'gate': gate, 'fine_tuning': tuned, 'test': self.evaluate('test')}
+    tested = self.evaluate('test') if test else None
+    return {'gate': gate, 'fine_tuning': tuned, 'test': tested}
 
 # %% ../nbs/58_trainer.ipynb #abe1c3b0
 @patch
