@@ -20,7 +20,6 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils import check_random_state
 from sklearn.utils.multiclass import check_classification_targets, type_of_target
 from sklearn.utils.validation import check_is_fitted, validate_data
-from torch_geometric.data import Data
 
 from .data.assembly import assemble, feature_range, scale_features
 from .data.catalogue import DatasetSpec
@@ -69,6 +68,7 @@ from .tuning.settings import TuneSettings
 
 if TYPE_CHECKING:
     from fairlearn.metrics import MetricFrame
+    from torch_geometric.data import Data
 
 # %% ../nbs/77_estimator.ipynb #4fede70a
 class FairMoEClassifier(ClassifierMixin, BaseEstimator):
@@ -515,6 +515,8 @@ def _without_sens(
     train: np.ndarray,  # row numbers that train
 ) -> Data:
     "Rows without groups as a data set: everybody is in group 0."
+    from torch_geometric.data import Data  # slow to import
+
     no_edges = torch.empty(2, 0, dtype=torch.long)
     mask = torch.zeros(len(x), dtype=torch.bool)
     weights = {} if rows.weight is None else {'weight': torch.from_numpy(rows.weight)}
