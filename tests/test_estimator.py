@@ -542,7 +542,7 @@ def test_leaderboard_time_limit_and_metric_frame(people, fitted):
         hurried.fit(X, y, sensitive_features=s)
     board = hurried.leaderboard_.set_index('model')
     assert board.loc['expert1', 'trials'] == 1 and board.loc['moe', 'trials'] == 1
-    assert not [n for n in board if n.startswith('test')]
+    assert not [n for n in board if n.startswith('test_')]
     assert any('after 1 of 3 trials' in sentence for sentence in hurried.notices_)
     scores = hurried.results_['best_metrics']
     assert board.loc['moe', 'final_score'] == scores['final_score']
