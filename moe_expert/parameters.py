@@ -414,7 +414,7 @@ def options(
     """The options that a door takes. Raises `ParameterError` for an unknown door.
 
     >>> list(options('trade-off'))
-    ['n_trials', 'time_limit', 'keep']
+    ['n_trials', 'keep', 'time_limit']
     """
     if door not in DOORS:
         raise ParameterError(unknown_name('door', door, list(DOORS)))
@@ -434,7 +434,7 @@ def defaults(
     """The defaults of a door's options.
 
     >>> defaults('trade-off')
-    {'n_trials': 60, 'time_limit': None, 'keep': 0.95}
+    {'n_trials': 60, 'keep': 0.95, 'time_limit': None}
     """
     return {n: p.default for n, p in options(door).items()}
 
