@@ -34,7 +34,6 @@ PAGES = {  # title in the navigation -> page
     'Own data: a notebook': 'nbs/tutorial_own_data.md',
     'Any groups': 'docs/any_groups.md',
     'Reading a report': 'docs/reading_a_report.md',
-    'For auditors': 'docs/for_auditors.md',
     'Tuning the experts': 'moe_expert/EXPERT_TUNING_README.md',
     'Options': 'docs/options.md',
     'When something goes wrong': 'docs/when_something_goes_wrong.md',

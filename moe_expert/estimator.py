@@ -9,16 +9,17 @@ import tempfile
 import warnings
 from dataclasses import replace
 from numbers import Number
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 import scipy.sparse
 import torch
+from fastcore.basics import patch
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils import check_random_state
 from sklearn.utils.multiclass import check_classification_targets, type_of_target
 from sklearn.utils.validation import check_is_fitted, validate_data
-from torch_geometric.data import Data
 
 from .data.assembly import assemble, feature_range, scale_features
 from .data.catalogue import DatasetSpec
@@ -59,11 +60,15 @@ from .mixture.crossfit import WAYS
 from .mixture.ensemble import Ensemble
 from .mixture.gate_training import GateSettings
 from .parameters import Given, check, takes
-from .scores import metrics
+from .scores import frames, metrics
 from .scores.intervals import auc_interval
 from .scores.metrics import decide, weighted_mean, weights_of
 from .trainer import MoESettings, MoETrainer
 from .tuning.settings import TuneSettings
+
+if TYPE_CHECKING:
+    from fairlearn.metrics import MetricFrame
+    from torch_geometric.data import Data
 
 # %% ../nbs/77_estimator.ipynb #4fede70a
 class FairMoEClassifier(ClassifierMixin, BaseEstimator):
@@ -72,8 +77,8 @@ class FairMoEClassifier(ClassifierMixin, BaseEstimator):
     After `fit`: `classes_` (sorted), `pos_label_` (the one that the scores are about), `model_` (a
     `Mixture`, cross-fitted an `Ensemble`, without groups a `Population`), `results_` (the gate's
     record, or validation scores), `group_names_`, `n_clipped_` (values outside the training range),
-    `known_` (rows to link new people to), `feasible_` (is the floor reached?), `notices_` (doubts;
-    warnings too).
+    `known_` (rows to link new people to), `feasible_` (is the floor reached?), `leaderboard_` (what
+    was tuned, and its scores on the rows that select), `notices_` (doubts; warnings too).
 
     >>> from moe_expert.data.synthetic import make_synthetic
     >>> people = make_synthetic(200, 10, seed=3)
@@ -405,12 +410,14 @@ def _fit_mixture(
             seed=seed,
             n_trials=given.n_trials,
             device=given.device,
+            time_limit=given.time_limit,
             settings=MoESettings(gate, WAYS[given.ways], price=given.price),
             tune_settings=TuneSettings(_train_settings(given)),
         )
-        estimator.results_ = trainer.tune_gate(given.n_trials)
-        if given.fine_tune:
-            trainer.fine_tune()
+        done = trainer.run(given.n_trials, given.fine_tune, test=False)
+        estimator.results_ = done['gate']
+        board = trainer.leaderboard()
+        estimator.leaderboard_ = board.drop(columns=['folder', 'dataset', 'sha256'])
         records = {e: about['result'] for e, about in trainer.about.items()}
         found = doubts(records | {'gate': estimator.results_})
         nodes = trainer.evaluator('val').nodes
@@ -493,6 +500,8 @@ def _fit_alone(
     estimator.model_, estimator.known_ = model.population, _known(given, data)
     estimator.results_ = {k: model.metrics[k] for k in ('acc', 'f1', 'auc', 'utility')}
     estimator.feasible_ = 0 < model.metrics['selection_rate'] < 1
+    row = {'model': 'alone', 'above_floor': estimator.feasible_} | estimator.results_
+    estimator.leaderboard_ = pd.DataFrame([row])
     people = (_effective(rows, val[y[val] == c]) for c in (1, 0))
     interval = auc_interval(model.metrics['auc'], *people)
     _say(estimator, no_better_than_guessing('the model', 'validation', *interval))
@@ -506,6 +515,8 @@ def _without_sens(
     train: np.ndarray,  # row numbers that train
 ) -> Data:
     "Rows without groups as a data set: everybody is in group 0."
+    from torch_geometric.data import Data  # slow to import
+
     no_edges = torch.empty(2, 0, dtype=torch.long)
     mask = torch.zeros(len(x), dtype=torch.bool)
     weights = {} if rows.weight is None else {'weight': torch.from_numpy(rows.weight)}
@@ -545,3 +556,30 @@ def _probabilities(estimator: FairMoEClassifier, X, edge_index) -> np.ndarray:
             )
         x, edges, nodes = linked_to_known(x, estimator.known_)
     return model.probabilities(x, edges, nodes)[0].numpy()
+
+# %% ../nbs/77_estimator.ipynb #08f7566b
+def _frame(estimator: FairMoEClassifier, X, y, edge_index, people: tuple, options: dict):
+    "A `MetricFrame` of the positive class. `ArgumentError` for labels that `fit` did not see."
+    column = _positive_column(estimator)
+    labels = plain_array(y, 'y')
+    if len(odd := set(labels.ravel().tolist()) - set(estimator.classes_.tolist())):
+        raise ArgumentError(f'y holds {odd.pop()!r}, which is no class of this model')
+    p1 = estimator.predict_proba(X, edge_index)[:, column]
+    positive = (labels == estimator.pos_label_).astype(np.int64)
+    return frames.metric_frame(positive, p1, *people, **options)
+
+
+@patch
+def metric_frame(
+    self: FairMoEClassifier,
+    X,
+    y,  # [n] of `classes_`
+    *,
+    sensitive_features,  # as Fairlearn takes them
+    sample_weight=None,
+    edge_index=None,  # as of `predict_proba`
+    **options,  # as of `scores.frames.metric_frame`
+) -> MetricFrame:
+    "Fairlearn's table of scores by group, about the positive class."
+    people = sensitive_features, sample_weight
+    return _frame(self, X, y, edge_index, people, options)

@@ -29,13 +29,14 @@ from moe_expert.errors import (
 
 # %% auto #0
 __all__ = ['STORAGE_VARIABLE', 'COMMANDS', 'NOTEBOOKS', 'CALLS', 'DOORS', 'PARAMETERS', 'EXPERT_NAMES', 'BACKBONES', 'EDITIONS',
-           'TEACHERS', 'WAY_NAMES', 'PARITIES', 'TOLERANCE', 'PRICES', 'DEFAULT_PRICE', 'PHASE_NAMES', 'GROUPED',
-           'SMALL_GROUPS', 'MISSING_GROUPS', 'STAGE1', 'MIXTURE', 'RUNS', 'READERS', 'LOADERS', 'NOT_READING',
-           'WORKING', 'OF_PAPERMILL', 'Kind', 'Whole', 'Number', 'Flag', 'Choice', 'Listed', 'Text', 'Names', 'Columns',
-           'Several', 'Values', 'environment_storage', 'StorageURL', 'Door', 'Parameter', 'define', 'options', 'names',
-           'defaults', 'Given', 'check', 'unknown', 'spelled', 'without_effect', 'card_entries', 'Parser', 'add_option',
-           'default_text', 'hinted', 'parser', 'command', 'call', 'collect', 'injected', 'door_signature', 'takes',
-           'documented', 'markdown_table', 'shown_default', 'parameters_cell']
+           'TEACHERS', 'WAY_NAMES', 'PARITIES', 'TOLERANCE', 'PRICES', 'DEFAULT_PRICE', 'PHASE_NAMES', 'PRESETS',
+           'GROUPED', 'SMALL_GROUPS', 'MISSING_GROUPS', 'STAGE1', 'MIXTURE', 'RUNS', 'READERS', 'LOADERS',
+           'NOT_READING', 'WORKING', 'FOR_A_CARD', 'OF_PAPERMILL', 'Kind', 'Whole', 'Number', 'Flag', 'Choice',
+           'Listed', 'Text', 'Names', 'Columns', 'Several', 'Values', 'environment_storage', 'StorageURL', 'Door',
+           'Parameter', 'define', 'options', 'names', 'defaults', 'preset_values', 'Given', 'check', 'unknown',
+           'spelled', 'without_effect', 'card_entries', 'Parser', 'add_option', 'default_text', 'hinted', 'parser',
+           'command', 'call', 'collect', 'injected', 'door_signature', 'takes', 'documented', 'markdown_table',
+           'shown_default', 'parameters_cell']
 
 # %% ../nbs/01_parameters.ipynb #7d8b201a
 class Kind:
@@ -286,8 +287,8 @@ COMMANDS = {
     'run': Door(
         'All in one go: tune the experts and the gate, fine-tune both, test the mixture once, and '
         'write both reports and an index. What is there already is used; an interrupted call '
-        'continues.',
-        'tune, train, test and report in one go',
+        'continues. A table of your own gets a card first: name its --label and --sensitive.',
+        'from a data set or a table to the reports in one go',
     ),
     'report': Door(
         'Write reports on what is in cache_dir, as notebooks and as pages that open without a '
@@ -315,6 +316,12 @@ COMMANDS['pack'] = Door(
     'JSON schemas, checkpoints, model card, data card, and a manifest with the SHA-256 of each '
     'file. Checks them first, as verify does. There is no table of people in it.',
     'put a folder into one zip for an auditor',
+)
+COMMANDS['leaderboard'] = Door(
+    'One table over the models of any number of folders: validation scores of experts and '
+    'mixtures, and the test scores of mixtures that were tested. Only reads. Ends with exit code 1 '
+    'if a file could not be read; it is named, and the others are shown.',
+    'compare the models of any number of folders',
 )
 COMMANDS['card'] = Door(
     'Draft a card for a table of your own: how the file is written, what each column seems to be, '
@@ -415,7 +422,7 @@ def options(
     """The options that a door takes. Raises `ParameterError` for an unknown door.
 
     >>> list(options('trade-off'))
-    ['n_trials', 'keep']
+    ['n_trials', 'keep', 'time_limit']
     """
     if door not in DOORS:
         raise ParameterError(unknown_name('door', door, list(DOORS)))
@@ -435,7 +442,7 @@ def defaults(
     """The defaults of a door's options.
 
     >>> defaults('trade-off')
-    {'n_trials': 60, 'keep': 0.95}
+    {'n_trials': 60, 'keep': 0.95, 'time_limit': None}
     """
     return {n: p.default for n, p in options(door).items()}
 
@@ -453,9 +460,14 @@ TOLERANCE = 0.02  # how far apart the groups may be
 PRICES = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0)  # of a unit of unfairness, in units of utility
 DEFAULT_PRICE = 1.0  # that of `final_score`
 PHASE_NAMES = ('development', 'confirmatory')
+PRESETS = {  # how much is searched: defaults of other options, where a door has them
+    'quick': {'n_trials': 5},
+    'standard': {},
+    'thorough': {'n_trials': 100, 'ways': 'nine'},
+}
 GROUPED = ('crossed', 'separate')
 SMALL_GROUPS = ('merge', 'leave_out')
-_GROUPED = ('FairMoEClassifier', 'card')  # doors that say how groups are made
+_GROUPED = ('FairMoEClassifier', 'card', 'run')  # doors that say how groups are made
 _CROSSED = (
     'several sensitive columns: `crossed` (each pair of values is a group), or `separate` (each '
     'column for itself, and the one with the largest differences counts)'
@@ -470,6 +482,7 @@ READERS = (*RUNS, 'report')  # of a folder; `report` finds the settings of a run
 LOADERS = ('ExpertTuner', 'MoETrainer')  # their values go to `load_dataset`, which checks them
 NOT_READING = dict(needs=('read_only', False))
 WORKING = dict.fromkeys(('tune.ipynb', 'moe.ipynb'), NOT_READING)  # no effect where they only read
+FOR_A_CARD = dict(run=dict(needs=('label', ...)))  # `run` drafts a card for a table
 
 # %% ../nbs/01_parameters.ipynb #d0d215fe
 define(
@@ -480,7 +493,11 @@ define(
     'lists, `synthetic`, `synthetic-<people>`, or the path of a card about your own data',
     (*READERS, 'verify', 'pack', 'datasets'),
     {
-        'run': dict(positional=True),
+        'run': dict(
+            positional=True,
+            kind=Text('the name of a data set, or the path of a card or a table'),
+            meaning='a data set, as of `tune`, or a table of your own, for which a card is drafted',
+        ),
         'report': dict(
             kind=Several(Text('the name of a data set, or the path of a card')), default=('bail',)
         ),
@@ -627,6 +644,43 @@ define(
     {'tune.ipynb': NOT_READING},
 )
 
+# %% ../nbs/01_parameters.ipynb #11a8534b
+_DRAWN = ('ExpertTuner.tune_expert', 'ExpertTuner.tune_all_experts')  # calls that draw trials
+_DRAWN += ('MoETrainer.tune_gate', 'MoETrainer.run')
+
+
+def _preset_text(name: str) -> str:
+    "What a preset sets, in Markdown."
+    said = ', '.join(f'`{option}` {value}' for option, value in PRESETS[name].items())
+    return f'`{name}` ({said or "the defaults"})'
+
+
+define(
+    'preset',
+    Choice(*PRESETS),
+    'standard',
+    f'how much is searched: {", ".join(map(_preset_text, PRESETS))}; options that are given win',
+    ('tune', 'tune.ipynb', *MIXTURE, 'run', *_DRAWN),
+    WORKING,
+)
+define(
+    'time_limit',
+    Number(0),
+    None,
+    'seconds after which no trial is drawn; what has begun is finished, every stage gets a trial '
+    'at least, and the same call again continues; None: no limit',
+    ('tune', 'tune.ipynb', *MIXTURE, 'run', *_DRAWN, 'trade-off', 'FairMoEClassifier'),
+    WORKING
+    | {
+        'MoETrainer': dict(
+            meaning='seconds, from this call on, for all stages; what has begun is finished, every '
+            'stage gets a trial at least, and the same call again continues; None: no limit'
+        ),
+        'MoETrainer.tune_gate': dict(meaning="seconds; None: what the trainer's own limit leaves"),
+        'MoETrainer.run': dict(meaning="seconds; None: what the trainer's own limit leaves"),
+    },
+)
+
 # %% ../nbs/01_parameters.ipynb #9f9ec033
 define(
     'use_cached_experts',
@@ -769,6 +823,10 @@ define(
     | {
         'datasets': dict(needs=('dataset', ...)),
         'card': dict(meaning='column of the sensitive attribute, or several columns'),
+        'run': dict(
+            meaning='column of the sensitive attribute of a table, or several columns; in place of '
+            "the card's where there is one; not for the benchmarks, which have their own"
+        ),
     },
 )
 define(
@@ -788,10 +846,14 @@ define(
     Columns(),
     (),
     'further columns whose groups the report compares',
-    ('tune', 'train', 'run', 'report', 'tune.ipynb', 'moe.ipynb', 'audit', *_GROUPED),
+    ('tune', 'train', 'run', 'report', 'tune.ipynb', 'moe.ipynb', 'audit')
+    + ('FairMoEClassifier', 'card'),
     dict.fromkeys(('tune', 'train'), dict(needs=('report', True)))
     | {'audit': dict(meaning='columns of the sensitive attributes; several are also crossed')}
-    | dict.fromkeys(_GROUPED, dict(kind=Choice(*GROUPED), default='crossed', meaning=_CROSSED)),
+    | dict.fromkeys(
+        ('FairMoEClassifier', 'card'),
+        dict(kind=Choice(*GROUPED), default='crossed', meaning=_CROSSED),
+    ),
 )
 
 # %% ../nbs/01_parameters.ipynb #efd284be
@@ -800,13 +862,19 @@ define(
     Text('a folder'),
     'weights/moe_experts',
     'folder for checkpoints, results and reports, relative to the current folder',
-    (*READERS, 'verify', 'pack', 'study.ipynb'),
+    (*READERS, 'verify', 'pack', 'leaderboard', 'study.ipynb'),
     {
         'verify': dict(
             positional=True,
             meaning='folder whose files are checked; or a pack, zipped or unpacked',
         ),
         'pack': dict(positional=True, meaning='folder whose files are packed'),
+        'leaderboard': dict(
+            positional=True,
+            kind=Several(Text('a folder')),
+            default=('weights/moe_experts',),
+            meaning='folders whose models are compared',
+        ),
         'study.ipynb': dict(
             default='weights/study',
             meaning='folder of checkpoints and trials; large, can be removed',
@@ -900,6 +968,20 @@ define(
     {'tune': dict(needs=('pareto', False))},
 )
 define(
+    'open',
+    Flag(),
+    False,
+    'show the page in the browser when it is written',
+    ('run', 'report'),
+)
+define(
+    'csv',
+    Text('a file'),
+    None,
+    'also write the table, with all its columns, to this file',
+    ('leaderboard',),
+)
+define(
     'quiet',
     Flag(),
     False,
@@ -958,20 +1040,19 @@ define(
     'two other numbers (-1/1 too), and text warns without it',
     ('FairMoEClassifier',),
 )
+_ON_CARD = dict(
+    kind=Values(),
+    meaning='value or values of the sensitive column that make group 1, or a range such as '
+    "`'{min: 25}'`; None: each value is a group, and the draft asks",
+)
 define(
     'privileged',
     Kind(),
     None,
     'value or values of the sensitive attribute that make group 1 (of several attributes a '
     'mapping); None: each value is a group',
-    ('FairMoEClassifier', 'card'),
-    {
-        'card': dict(
-            kind=Values(),
-            meaning='value or values of the sensitive column that make group 1, or a range such as '
-            "`'{min: 25}'`; None: each value is a group, and the draft asks",
-        )
-    },
+    ('FairMoEClassifier', 'card', 'run'),
+    {'run': _ON_CARD | FOR_A_CARD['run'], 'card': _ON_CARD},
 )
 
 # %% ../nbs/01_parameters.ipynb #8cbda23c
@@ -981,7 +1062,7 @@ define(
     10,
     'people of each of more than two groups in every part, at least',
     (*_GROUPED, 'audit'),
-    {'audit': dict(meaning='people that a group needs to be compared')},
+    FOR_A_CARD | {'audit': dict(meaning='people that a group needs to be compared')},
 )
 define(
     'small_groups',
@@ -990,6 +1071,7 @@ define(
     'what becomes of smaller groups: `merge` makes one of them, `leave_out` compares them with '
     'nobody',
     _GROUPED,
+    FOR_A_CARD,
 )
 define(
     'unknown',
@@ -997,7 +1079,8 @@ define(
     (),
     'values that are counted, but not compared; `missing`: empty cells',
     (*_GROUPED, 'audit'),
-    {
+    FOR_A_CARD
+    | {
         'FairMoEClassifier': dict(kind=Kind()),  # of any type, as the groups themselves
         'audit': dict(meaning='values that are counted, but not compared, besides empty cells'),
     },
@@ -1007,8 +1090,9 @@ define(
     Text('the name of a column'),
     None,
     'column of how much each person counts: positive numbers',
-    ('card', 'audit'),
-    {'audit': dict(meaning='column of weights above 0; None: everybody counts the same')},
+    ('card', 'audit', 'run'),
+    FOR_A_CARD
+    | {'audit': dict(meaning='column of weights above 0; None: everybody counts the same')},
 )
 
 # %% ../nbs/01_parameters.ipynb #58922137
@@ -1062,8 +1146,11 @@ define(
     Text('the name of a column'),
     None,
     'column of the outcome',
-    ('card', 'audit'),
-    {'audit': dict(meaning='column of the outcome, 0 or 1')},
+    ('card', 'audit', 'run'),
+    {
+        'audit': dict(meaning='column of the outcome, 0 or 1'),
+        'run': dict(meaning='of a table without a card: the column of the outcome'),
+    },
 )
 define(
     'positive',
@@ -1071,16 +1158,27 @@ define(
     None,
     "value or values of the label that count as 1, or a range such as `'{min: 10}'`; None: a "
     'proposal, as a question where the values do not say it',
-    ('card',),
+    ('card', 'run'),
+    FOR_A_CARD,
 )
+
+# %% ../nbs/01_parameters.ipynb #0f848b58
 define(
     'name',
     Text('a name'),
     None,
     'name of the data set, which becomes part of file names; None: that of the file',
-    ('card',),
+    ('card', 'run'),
+    FOR_A_CARD,
 )
-define('path', Text('a file'), None, 'the draft; None: `card.yaml` beside the table', ('card',))
+define(
+    'path',
+    Text('a file'),
+    None,
+    'the draft; None: `card.yaml` beside the table',
+    ('card', 'run'),
+    FOR_A_CARD,
+)
 
 # %% ../nbs/01_parameters.ipynb #c36b5285
 define(
@@ -1163,6 +1261,20 @@ define(
     ('study.ipynb',),
 )
 
+# %% ../nbs/01_parameters.ipynb #1580c4d2
+def preset_values(
+    door: str,  # one of `DOORS`
+    preset,  # one of `PRESETS`; anything else has no values, and is refused by its own check
+) -> dict:  # name → value
+    """What a preset puts in place of the defaults of a door.
+
+    >>> preset_values('tune', 'thorough'), preset_values('run', 'thorough')
+    ({'n_trials': 100}, {'n_trials': 100, 'ways': 'nine'})
+    """
+    known = options(door)
+    chosen = PRESETS.get(preset, {}) if isinstance(preset, str) and 'preset' in known else {}
+    return {n: v for n, v in chosen.items() if n in known}
+
 # %% ../nbs/01_parameters.ipynb #91b99e59
 class Given(Mapping):
     "Checked values of all options of a door; a mapping whose items are attributes, too."
@@ -1215,10 +1327,10 @@ def check(
     "Checked options. `ParameterError` names every one that cannot be used, with what could."
     given, known = dict(given or {}), options(door)
     problems = [unknown(door, n) for n in given if n not in known]
-    values = {}
+    values, preset = {}, preset_values(door, given.get('preset'))
     for n, p in known.items():
         try:
-            values[n] = p.convert(given.get(n, p.default))
+            values[n] = p.convert(given.get(n, preset.get(n, p.default)))
         except ParameterError as err:
             problems.append(str(err))
     if not problems:
@@ -1340,7 +1452,8 @@ def add_option(
     names_ = [f'--{parameter.name}', *([f'-{parameter.short}'] if parameter.short else [])]
     kwargs = parameter.kind.argument()
     if parameter.positional:
-        names_, kwargs = [parameter.name], kwargs | dict(nargs='?')
+        many = isinstance(parameter.kind, Several)
+        names_, kwargs = [parameter.name], kwargs | dict(nargs='*' if many else '?')
     elif isinstance(parameter.kind, Flag):
         on_off = argparse.BooleanOptionalAction
         kwargs = dict(action='store_true' if parameter.default is False else on_off)
@@ -1432,8 +1545,11 @@ def collect(
 ) -> Given:
     "The parameters of a notebook, checked. Raises `ParameterError` naming every wrong one."
     given = {n: namespace[n] for n in names(door) if n in namespace}
-    assigned = injected(namespace.get('In', ()))
-    extra = [n for n in assigned if n not in given and n not in OF_PAPERMILL]
+    told, usual = injected(namespace.get('In', ())), defaults(door)
+    for n in preset_values(door, given.get('preset')):
+        if n not in told and n in given and given[n] == usual[n]:
+            del given[n]  # the cell's own value, which nobody changed
+    extra = [n for n in told if n not in given and n not in OF_PAPERMILL]
     return check(door, given | dict.fromkeys(extra))
 
 # %% ../nbs/01_parameters.ipynb #22d1228e
@@ -1459,7 +1575,7 @@ def door_signature(
     """The signature of a door.
 
     >>> str(door_signature('trade-off'))
-    '(n_trials: int = 60, keep: float = 0.95)'
+    '(n_trials: int = 60, keep: float = 0.95, *, time_limit: float = None)'
     """
     known, opened = options(door), DOORS[door].positional
     kept = signature(function).parameters.values() if function else ()

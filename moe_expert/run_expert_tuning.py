@@ -127,7 +127,8 @@ def run_command(
                 from moe_expert.errors import MoEExpertError, ParameterError
 
                 try:
-                    known_dataset(door, given.get('dataset'))
+                    if given.get('label') is None:  # else a table, which has no name yet
+                        known_dataset(door, given.get('dataset'))
                     return work(given)
                 except ParameterError as err:
                     parser.error(one_line(err))
@@ -237,7 +238,8 @@ def tune(
         if given.pareto:
             return search_trade_off(tuner, given)
         experts = parameters.EXPERT_NAMES if given.expert == 'all' else (given.expert,)
-        results = {e: tuner.tune_expert(e, given.n_trials) for e in experts}
+        work = given.of('ExpertTuner.tune_all_experts')
+        results = tuner.tune_all_experts(**work, experts=experts)
     print(closing_words(tuner, results, progress.cached))
     if given.report:
         print('Report:', make_report(given))

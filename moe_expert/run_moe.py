@@ -71,7 +71,8 @@ def trained(
             ),
             progress=progress,
         )
-        done = trainer.run(**given.of('MoETrainer.run'))
+        work = given.of('MoETrainer.run')
+        done = trainer.run(**work | {'time_limit': None})  # what the trainer's own limit leaves
     return trainer, done, progress.cached
 
 
@@ -104,6 +105,8 @@ def closing_words(
     kept = ''
     if tuned is not None:
         kept = f'Fine-tuning {"kept" if tuned["kept"] else "not kept"}: {tuned["why"]}.\n'
+    if tuned is not None and (early := tuned.get('stopped')):
+        kept += 'The time limit ended fine-tuning after {done} of {wanted} ways.\n'.format(**early)
     if tuned is not None and 'nested' in tuned:
         kept += f'{out_of_fold_words(tuned)}\n'
     apart = thresholds_words(trainer, given)

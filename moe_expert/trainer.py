@@ -19,13 +19,14 @@ from torch import Tensor
 
 if TYPE_CHECKING:
     import pandas as pd
+    from fairlearn.metrics import MetricFrame
     from torch_geometric.data import Data
 
 # %% auto #0
-__all__ = ['logger', 'MoESettings', 'MoETrainer', 'gate_record', 'gate_study_name', 'compared']
+__all__ = ['logger', 'MoESettings', 'preset_settings', 'MoETrainer', 'gate_record', 'gate_study_name', 'compared']
 
 # %% ../nbs/58_trainer.ipynb #25aa4d21
-from .data.assembly import groups_text
+from .data.assembly import attribute_names, groups_text
 from .datasets import load_dataset
 from .errors import ArgumentError, ArtifactError, MoEExpertError
 from .experts.floor import simple_models
@@ -67,9 +68,12 @@ from .mixture.teachers import TEACHERS, crossfit_lesson, halves, who_did_what
 from .mixture.thresholds import tested_thresholds
 
 # %% ../nbs/58_trainer.ipynb #25aa4d22
-from .parameters import DEFAULT_PRICE, PRICES, TOLERANCE, takes
+from .mixture.leaderboard import full_standing
+from .parameters import DEFAULT_PRICE, PRESETS, PRICES, TOLERANCE, takes
+from .scores import frames
 from .scores.evaluation import Evaluator, of_each
 from .scores.intervals import INTERVALS, scores_with_intervals
+from .scores.metrics import weights_of
 from .tune_experts import ExpertTuner
 from moe_expert.tuning.artifacts import (
     Result,
@@ -83,6 +87,8 @@ from .tuning.folder import ExpertFiles, locked, make_folder, read_record
 from .tuning.progress import Progress
 from .tuning.records import Destination, Done, Search, floor_record, quiet, tune
 from .tuning.settings import GATE_DEFAULTS, GATE_SPACE, study_name
+from .tuning.standings import announce, as_board
+from .tuning.time_limit import Clock, stopped
 
 logger = logging.getLogger(__name__)
 
@@ -120,6 +126,17 @@ class MoESettings:
         several = isinstance(self.fine_tuning, (tuple, list))
         return tuple(self.fine_tuning) if several else (self.fine_tuning,)
 
+# %% ../nbs/58_trainer.ipynb #49243f27
+def preset_settings(
+    preset: str,  # one of `PRESETS`
+) -> MoESettings:
+    """The settings of stages 2 and 3 by a preset.
+
+    >>> len(preset_settings('standard').ways), len(preset_settings('thorough').ways)
+    (1, 9)
+    """
+    return MoESettings(fine_tuning=WAYS[PRESETS[preset].get('ways', 'one')])
+
 # %% ../nbs/58_trainer.ipynb #7182ad3b
 class MoETrainer:
     """Stages 2 and 3 on the experts of a data set: gate, fine-tuning, final test.
@@ -141,28 +158,33 @@ class MoETrainer:
         storage,
         settings,
         progress,
-        data_dir,
-        edition,
-        split_seed,
-        drop,
         n_trials,
         epochs,
         tune_settings,
-        **own,  # how to read a table of your own, as of `load_dataset`
+        preset,
+        time_limit,
+        **source,  # where the data are and how to read them, as of `load_dataset`
     ):
-        source = {'data_dir': data_dir, 'edition': edition, 'split_seed': split_seed, 'drop': drop}
-        data = load_dataset(dataset, **source, **own)
-        self.seed, self.settings = seed, settings or MoESettings()
+        self.seed, self.clock = seed, Clock(time_limit)
+        data = load_dataset(dataset, **source)
+        self.settings = settings or preset_settings(preset)
         self.device, self.progress = resolve_device(device), progress or quiet
         self.files = ExpertFiles(cache_dir, data.name)
         if not _use_cached(self.files, use_cached_experts, overwrite):
-            options = {'epochs': epochs, 'device': device, 'overwrite': overwrite}
-            options |= {'storage': storage, 'settings': tune_settings, 'progress': progress}
+            options = dict(epochs=epochs, device=device, overwrite=overwrite, storage=storage)
+            options |= {'settings': tune_settings, 'progress': progress}
             options |= {} if backbone is None else {'backbone': backbone}
-            ExpertTuner(data, seed, cache_dir, **options).tune_all_experts(n_trials)
+            work = {'n_trials': n_trials, 'time_limit': _of_experts(self.clock)}
+            ExpertTuner(data, seed, cache_dir, **options).tune_all_experts(**work)
         self._load(data, backbone, storage, overwrite)
 
 # %% ../nbs/58_trainer.ipynb #e5c8a90e
+def _of_experts(clock: Clock) -> float | None:  # seconds
+    "What the three experts get: of five stages, gate and integration are two."
+    share = clock.share(len(EXPERTS) + 2)
+    return None if share is None else len(EXPERTS) * share
+
+
 def _use_cached(files: ExpertFiles, use_cached_experts: bool | None, overwrite: bool) -> bool:
     "Should the experts be loaded as they are? None: if all three exist."
     if use_cached_experts and overwrite:
@@ -379,6 +401,8 @@ def _gate_facts(self: MoETrainer) -> dict:
 def tune_gate(
     self: MoETrainer,
     n_trials: int,
+    time_limit: float | None,
+    preset: str,  # has set `n_trials`, unless it was given
 ) -> dict:  # what its result file holds
     "Tune the gate for the mixture's `final_score` and use it. Errors as of `tuning.records.tune`."
     experts, files = gate_record(self)['experts'], self.files
@@ -392,7 +416,8 @@ def tune_gate(
     destination = Destination(
         files, files.gate_checkpoint, files.gate_results, payload, lambda done: self._gate_facts()
     )
-    result = tune(self._gate_search(), n_trials, destination)
+    limit = self.clock.left() if time_limit is None else time_limit
+    result = tune(self._gate_search(), n_trials, destination, limit)
     self._use_gate(result['checkpoint_sha256'])
     return Result(result)
 
@@ -476,8 +501,8 @@ def _earlier_fine_tuning(self: MoETrainer, record: dict) -> dict | None:
 
 # %% ../nbs/58_trainer.ipynb #69c3fd11
 @patch
-def _try_ways(self: MoETrainer, mixture: Mixture) -> list[TrainedModel]:
-    "Fine-tune in every way."
+def _try_ways(self: MoETrainer, mixture: Mixture, clock: Clock) -> list[TrainedModel]:
+    "Fine-tune in every way; in one at least, and in no other when the time is over."
     ways, models = self.settings.ways, []
 
     def show(i: int, epochs: int) -> Callable[[int, int], None]:
@@ -489,6 +514,8 @@ def _try_ways(self: MoETrainer, mixture: Mixture) -> list[TrainedModel]:
         return report
 
     for i, way in enumerate(ways):
+        if models and clock.is_over:
+            break
         nodes, progress = self.evaluator('select'), show(i, way.epochs)
         progress(0, 1)
         model = fine_tuned(mixture, self.data, way, nodes, self.floor, self.seed, progress)
@@ -499,6 +526,7 @@ def _try_ways(self: MoETrainer, mixture: Mixture) -> list[TrainedModel]:
 @patch
 def fine_tune(
     self: MoETrainer,
+    time_limit: float | None = None,  # seconds; None: what the trainer's own limit leaves
 ) -> dict:  # what its result file holds; `kept` says whether the validation score improved
     """Train gate and experts together from the tuned gate; keep the result if the score improves.
 
@@ -506,6 +534,7 @@ def fine_tune(
     `ArtifactError` without a tuned gate of these experts and settings.
     """
     gate, ways = self._tuned_gate(), self.settings.ways
+    clock = self.clock if time_limit is None else Clock(time_limit)
     taught = int(self.data.train_mask.sum())
     self._use_gate(gate['checkpoint_sha256'])
     record = {
@@ -518,7 +547,10 @@ def fine_tune(
         if self.settings.cross_fitted:
             result = self._write_crossfit(record, self._crossfit(), before)
         else:
-            models = self._try_ways(self.tuned_gate)
+            models = self._try_ways(self.tuned_gate, clock)
+            if early := stopped(clock, len(models), len(ways)):
+                tried = record['fine_tuning'][: len(models)]
+                record |= {'fine_tuning': tried, 'stopped': early}
             result = self._write_fine_tuning(record, gate['feasible'], models, before)
     if result['kept']:
         self._use_final(result['checkpoint_sha256'])
@@ -748,11 +780,17 @@ def run(
     self: MoETrainer,
     n_trials: int,
     fine_tune: bool,
-) -> dict:  # {'gate': …, 'fine_tuning': … or None, 'test': …}
+    time_limit: float | None,
+    preset: str,  # has set `n_trials`, unless it was given
+    *,
+    test: bool = True,  # False: leave the test nodes alone
+) -> dict:  # {'gate': …, 'fine_tuning': … or None, 'test': … or None}
     "Stages 2 and 3 and the final test."
-    gate = self.tune_gate(n_trials)
-    tuned = self.fine_tune() if fine_tune else None
-    return {'gate': gate, 'fine_tuning': tuned, 'test': self.evaluate('test')}
+    clock = self.clock if time_limit is None else Clock(time_limit)
+    gate = self.tune_gate(n_trials, time_limit=clock.share(1 + fine_tune))
+    tuned = self.fine_tune(clock.left()) if fine_tune else None
+    tested = self.evaluate('test') if test else None
+    return {'gate': gate, 'fine_tuning': tuned, 'test': tested}
 
 # %% ../nbs/58_trainer.ipynb #abe1c3b0
 @patch
@@ -828,3 +866,47 @@ def load(
     self.stage = 'loaded'
     self.made_of, self.gate_sha256 = payload['experts'], None
     return self
+
+# %% ../nbs/58_trainer.ipynb #bcc85774
+@patch
+def leaderboard(
+    self: MoETrainer,
+) -> pd.DataFrame:  # a row for each model, the best `final_score` first
+    "All models in this folder, with test scores once the mixture was tested; reads only."
+    return announce(as_board([full_standing(self.files)]))
+
+# %% ../nbs/58_trainer.ipynb #ba46373e
+def _group_labels(data: Data, nodes: Tensor, attribute: str | None) -> list[str | None]:
+    "The group of each node by one attribute; None: in none that is compared."
+    names = attribute_names(data)
+    if attribute is None and len(names) == 1:
+        attribute = names[0][0]
+    known = [name for name, _ in names]
+    if attribute not in known:
+        raise ArgumentError(f'attribute must be one of {", ".join(known)}, not {attribute!r}')
+    k = known.index(attribute)
+    codes = data.sens.reshape(len(data.sens), -1)[nodes, k].tolist()
+    return [names[k][1][c] if c >= 0 else None for c in codes]
+
+
+@patch
+def metric_frame(
+    self: MoETrainer,
+    split: str = 'val',  # 'train', 'val', or 'test', once the mixture was tested
+    attribute: str | None = None,  # which one, of several that are kept separate
+    **options,  # as of `scores.frames.metric_frame`
+) -> MetricFrame:
+    "The mixture by group, of the people that are compared. `ArgumentError` before the test."
+    if split == 'test' and read_tests(self.files).of(self.sha256) is None:
+        raise ArgumentError("this mixture was not tested: evaluate('test') does it, once")
+    if split == 'val' and self.ensemble is not None:
+        raise ArgumentError('a cross-fitted mixture has learned from the validation nodes')
+    nodes = self.evaluator(split).nodes
+    labels = _group_labels(self.data, nodes, attribute)
+    kept = [i for i, label in enumerate(labels) if label is not None]
+    nodes = nodes[torch.tensor(kept, device=nodes.device)]
+    p1 = self._current().probabilities(self.data.x, self.data.edge_index, nodes)[0]
+    weight = weights_of(self.data, nodes)
+    options |= {} if weight is None else {'sample_weight': weight.cpu().numpy()}
+    y, groups = self.data.y[nodes].cpu().numpy(), [labels[i] for i in kept]
+    return frames.metric_frame(y, p1.detach().cpu().numpy(), groups, **options)

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from copy import copy
 from dataclasses import asdict
 from functools import cache
@@ -35,9 +35,12 @@ from moe_expert.tuning.settings import (
     settings_record,
 )
 from .tuning.settings import study_name as name_study
+from .tuning.standings import announce, as_board, tuned_standing
+from .tuning.time_limit import Clock
 
 if TYPE_CHECKING:
     import optuna
+    import pandas as pd
 
 logger = logging.getLogger(__name__)
 
@@ -224,6 +227,8 @@ def tune_expert(
     self: ExpertTuner,
     expert: str,  # 'expert1', 'expert2' or 'expert3'
     n_trials: int,
+    time_limit: float | None,
+    preset: str,  # has set `n_trials`, unless it was given
 ) -> dict:  # what its result file holds
     """Tune one expert; write its checkpoint, its result file and the summary.
 
@@ -242,19 +247,28 @@ def tune_expert(
             **self.simple_models(),
         },
     )
-    result = tune(self.search(spec, self.study(expert), floor), n_trials, destination)
+    search = self.search(spec, self.study(expert), floor)
+    result = tune(search, n_trials, destination, time_limit)
     self._write_summary()
     return Result(result)
 
-
+# %% ../nbs/48_tune_experts.ipynb #e870029a
 @patch
 @takes('ExpertTuner.tune_all_experts')
 def tune_all_experts(
     self: ExpertTuner,
     n_trials: int,
+    time_limit: float | None,  # for all of them; each gets an equal share of what is left
+    preset: str,  # has set `n_trials`, unless it was given
+    *,
+    experts: Sequence[str] = tuple(EXPERTS),  # or some of them
 ) -> dict[str, dict]:  # expert → what its result file holds
-    "Tune all three experts."
-    return Results({expert: self.tune_expert(expert, n_trials) for expert in EXPERTS})
+    "Tune all three experts, or some of them."
+    clock, results = Clock(time_limit), Results()
+    for k, expert in enumerate(experts):
+        share = clock.share(len(experts) - k)
+        results[expert] = self.tune_expert(expert, n_trials, time_limit=share)
+    return results
 
 # %% ../nbs/48_tune_experts.ipynb #e7a44494
 SUMMARISED = (  # what the summary repeats of each result file
@@ -301,3 +315,11 @@ def _write_summary(self: ExpertTuner):
             message = logger.warning if self.files.summary.exists() else logger.info
             message('%s; it is written', err)
         write_json(self.files.summary, summary)
+
+# %% ../nbs/48_tune_experts.ipynb #1064009a
+@patch
+def leaderboard(
+    self: ExpertTuner,
+) -> pd.DataFrame:  # a row for each model, the best `final_score` first
+    "What was tuned in this folder, with the scores on the validation nodes; reads only."
+    return announce(as_board([tuned_standing(self.files)]))

@@ -529,3 +529,70 @@ def test_what_is_no_weight(people, weight, message):
     weight = weight * 300 if isinstance(weight, list) else weight
     with pytest.raises(DataError, match=message):
         FairMoEClassifier(**SHORT).fit(X, y, sensitive_features=s, sample_weight=weight)
+
+
+def test_leaderboard_time_limit_and_metric_frame(people, fitted):
+    from fairlearn.metrics import MetricFrame, selection_rate, true_positive_rate
+    from sklearn.metrics import accuracy_score, f1_score, roc_auc_score
+
+    X, y, s, _ = people
+    hurried = FairMoEClassifier(n_trials=3, epochs=30, time_limit=0, random_state=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        hurried.fit(X, y, sensitive_features=s)
+    board = hurried.leaderboard_.set_index('model')
+    assert board.loc['expert1', 'trials'] == 1 and board.loc['moe', 'trials'] == 1
+    assert not [n for n in board if n.startswith('test_')]
+    assert any('after 1 of 3 trials' in sentence for sentence in hurried.notices_)
+    scores = hurried.results_['best_metrics']
+    assert board.loc['moe', 'final_score'] == scores['final_score']
+
+    weight = np.resize([1.0, 2.0, 0.5], len(y))
+    named = np.where(s == 1, 'here', 'elsewhere')
+    own = fitted.metric_frame(X, y, sensitive_features=named, sample_weight=weight)
+    decided, p1 = fitted.predict(X), fitted.predict_proba(X)[:, 1]
+    oracles = dict(
+        accuracy=(accuracy_score, decided),
+        f1=(f1_score, decided),
+        auc=(roc_auc_score, p1),
+        selection_rate=(selection_rate, decided),
+        true_positive_rate=(true_positive_rate, decided),
+    )
+    for name, (metric, told) in oracles.items():
+        said = dict(sensitive_features=named, sample_params=dict(sample_weight=weight))
+        frame = MetricFrame(metrics=metric, y_true=y, y_pred=told, **said)
+        np.testing.assert_allclose(own.by_group[name], frame.by_group, atol=1e-12)
+        np.testing.assert_allclose(own.overall[name], frame.overall, atol=1e-12)
+    with pytest.raises(ValueError, match='no class of this model'):
+        fitted.metric_frame(X, np.full(len(y), 7), sensitive_features=named)
+
+
+def test_groups_and_weights_are_routed_through_a_pipeline_and_a_grid(people, monkeypatch):
+    import sklearn
+    from sklearn.model_selection import GridSearchCV, cross_validate
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    from moe_expert import estimator
+
+    X, y, s, _ = people
+    weight, seen = np.arange(1.0, len(y) + 1), []
+
+    def noted(model, X, y, groups, edge_index, weight):
+        seen.append((len(X), len(groups), len(weight), set(np.unique(groups)) == set(np.unique(s))))
+        model.classes_, model.n_features_in_ = np.array([0, 1]), X.shape[1]
+        return model
+
+    monkeypatch.setattr(estimator, '_fit', noted)
+    monkeypatch.setattr(FairMoEClassifier, 'predict', lambda self, X: np.zeros(len(X), int))
+    params = dict(sensitive_features=s, sample_weight=weight)
+    with sklearn.config_context(enable_metadata_routing=True):
+        model = FairMoEClassifier().set_fit_request(sensitive_features=True, sample_weight=True)
+        scaler = StandardScaler().set_fit_request(sample_weight=False)
+        model.set_score_request(sample_weight=False)
+        pipeline = make_pipeline(scaler, model).set_output(transform='pandas')
+        grid = dict(fairmoeclassifier__n_trials=[1, 2])
+        GridSearchCV(pipeline, grid, cv=2).fit(X, y, **params)
+        cross_validate(pipeline, X, y, cv=3, params=params)
+    assert len(seen) == 2 * 2 + 1 + 3
+    assert all(n == groups == weights and all_groups for n, groups, weights, all_groups in seen)

@@ -35,9 +35,10 @@ if TYPE_CHECKING:
 
 # %% auto #0
 __all__ = ['BELOW', 'METHODS', 'ENOUGH_FEASIBLE', 'LARGEST_SHARE', 'Method', 'gate_usage', 'too_few_feasible',
-           'no_better_than_guessing', 'outscored', 'default_won', 'one_expert_alone', 'search_doubts', 'mixture_doubts',
-           'doubts', 'doubts_in_lines', 'compared_methods', 'at_price', 'out_of_fold_words', 'floor_last', 'row_name',
-           'price_of', 'ruled', 'Comparison', 'PastTests', 'read_tests', 'write_test', 'keep_tested', 'tested_words']
+           'no_better_than_guessing', 'stopped_early', 'outscored', 'default_won', 'one_expert_alone', 'search_doubts',
+           'mixture_doubts', 'doubts', 'doubts_in_lines', 'compared_methods', 'at_price', 'out_of_fold_words',
+           'floor_last', 'row_name', 'price_of', 'ruled', 'Comparison', 'PastTests', 'read_tests', 'write_test',
+           'keep_tested', 'tested_words']
 
 # %% ../../nbs/57_comparison.ipynb #33ee4999
 @dataclass(frozen=True)
@@ -142,6 +143,20 @@ _SIMPLE = {
 }
 
 
+def stopped_early(
+    name: str,  # of what was tuned
+    r: dict,  # its result record
+) -> list[str]:
+    """A search that its time limit ended.
+
+    >>> stopped_early('expert1', {'stopped': {'time_limit': 60, 'done': 12, 'wanted': 30}})
+    ['The time limit ended the search of expert1 after 12 of 30 trials.']
+    """
+    if not (s := r.get('stopped')):
+        return []
+    return [f'The time limit ended the search of {name} after {s["done"]} of {s["wanted"]} trials.']
+
+
 def outscored(
     name: str,  # of the model
     nodes: str,  # which ones were evaluated
@@ -199,7 +214,7 @@ def search_doubts(
     name, model = r['expert_type'], r['expert_type']
     if name == 'gate':
         name, model = 'the gate', 'the mixture with the tuned gate'
-    found = too_few_feasible(name, r)
+    found = stopped_early(name, r) + too_few_feasible(name, r)
     if 'baselines' in r:
         (n0, n1), scores = r['outcomes'], r['best_metrics']
         simple = {m: values['final_score'] for m, values in r['baselines'].items()}

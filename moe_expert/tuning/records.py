@@ -29,6 +29,7 @@ from moe_expert.tuning.artifacts import (
 )
 from .folder import ExpertFiles, check_identity, locked, read_record
 from .progress import Progress
+from .time_limit import Clock, stopped
 
 if TYPE_CHECKING:
     import optuna
@@ -101,6 +102,7 @@ def _best_so_far(records: Sequence[dict], spec: ExpertSpec) -> float | None:
 def run(
     self: Search,
     n_trials: int,  # wanted in all, including those of earlier calls and of other workers
+    clock: Clock | None = None,  # stop drawing when it is over; None: no limit
 ) -> bool:  # did this process train anything?
     "Train until the study has `n_trials`. Errors as of `run_study`."
     from moe_expert.tuning.studies import run_study, trial_records
@@ -123,7 +125,7 @@ def run(
         return [self.outcome(model) for model in self.train(batch, show)]
 
     options = {'seed': self.seed, 'label': self.spec.name, 'default': self.default}
-    options['waits'] = lambda: self.progress(now())
+    options |= {'waits': lambda: self.progress(now()), 'clock': clock}
     return run_study(self.study, self.space, train, n_trials=n_trials, **options)
 
 # %% ../../nbs/47_records.ipynb #442be0de
@@ -227,16 +229,12 @@ def _own_record(search: Search, destination: Destination) -> dict:
     return result
 
 
-def _unchanged(
-    search: Search, destination: Destination, n_trials: int, best_trial: int | None = None
-) -> dict | None:
+def _unchanged(search: Search, destination: Destination, n_trials: int, **said) -> dict | None:
     """The result file, if it and its checkpoint are intact and it says what the study says.
 
     Else None.
     """
-    wanted = destination.must_match | {'n_trials': n_trials}
-    if best_trial is not None:
-        wanted |= {'best_trial': best_trial}
+    wanted = destination.must_match | {'n_trials': n_trials} | said
     try:
         result = _own_record(search, destination)
         if not _of_study(search, result) or {k: result.get(k) for k in wanted} != wanted:
@@ -301,15 +299,17 @@ def is_feasible(
     return result.get('feasible', True)
 
 
-def _write(search: Search, destination: Destination) -> dict:
+def _write(search: Search, destination: Destination, n_trials: int, clock: Clock) -> dict:
     "Write both files unless they already say what the study says. Of several workers, one writes."
     with locked(destination.files):
         done = search.done(destination.choose)  # under the lock: a later look never sees fewer
-        best = done.best['number']
-        result = _unchanged(search, destination, len(done.records), best)
+        count, best = len(done.records), done.best['number']
+        early = stopped(clock, count, n_trials)
+        result = _unchanged(search, destination, count, best_trial=best, stopped=early)
         if result is None:
             digest = save_checkpoint(destination.checkpoint, destination.payload(done))
             made = {'checkpoint': destination.checkpoint.name, 'checkpoint_sha256': digest}
+            made |= {'stopped': early} if early else {}
             result = _common_record(search, done) | made | destination.facts(done)
             result |= destination.must_match
             result = write_json(destination.results, result)
@@ -323,16 +323,20 @@ def tune(
     search: Search,
     n_trials: int,  # wanted in all, including those of earlier calls and of other workers
     destination: Destination,
+    time_limit: float | None = None,  # seconds; None: no limit
 ) -> dict:  # what the result file holds
     """Run a search and keep its winner; what earlier calls left is taken up.
+
+    A search that its time limit ended says so in its record, as `stopped`.
 
     `MoEExpertError` with the first error if all trials failed, `ArtifactError` if a file cannot be
     written, the storage does not answer, or it has lost trials.
     """
     result, trained = _after_a_loss(search, destination, n_trials), False
     if result is None:
-        trained = search.run(n_trials)
-        result = _write(search, destination)
+        clock = Clock(time_limit)
+        trained = search.run(n_trials, clock)
+        result = _write(search, destination, n_trials, clock)
     name, count = search.spec.name, result['n_trials']
     if not trained:
         dataset, message = (

@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import optuna
 import torch
@@ -31,6 +31,7 @@ from moe_expert.tuning.storage import (
     quiet_optuna,
     storage_errors,
 )
+from .time_limit import Clock, affordable
 from moe_expert.tuning.trials import (
     Outcome,
     Watch,
@@ -389,21 +390,35 @@ def _run_batch(study: optuna.Study, train: Callable, batch: Batch):
             tell(study, trial, outcomes[i], seconds)
 
 
+def _within(draws: Draws, clock: Clock) -> Draws:
+    "The draws with as many trials as will end in time; one at least."
+    if clock.limit is None:
+        return draws
+    done, taken = finished(draws.study), draws.standing().taken
+    lengths = [t.user_attrs['result']['seconds'] for t in done if 'result' in t.user_attrs]
+    more = affordable(clock, lengths[-1] if lengths else None)
+    if taken == 0:
+        more = min(more, 1)  # which tells how long the others will take
+    possible = taken + more if more else len(done)
+    return replace(draws, n_trials=max(1, min(draws.n_trials, possible)))
+
+
 def _work(
-    draws: Draws, train: Callable, waits: Callable[[], None] | None
+    draws: Draws, train: Callable, waits: Callable[[], None] | None, clock: Clock
 ) -> bool:  # did this process train anything?
-    "Train batches, or wait for other workers, until the study has all its trials."
+    "Train batches, or wait for other workers, until all trials are there or the time is over."
     trained, watch, announced = False, Watch(), False
     while True:
         draws.alive.clear()
         with uninterrupted():
             requeue(draws.study, watch)
+            now = _within(draws, clock)
             # drawn now, new trials would come before those that a killed process left behind
-            batch = None if watch.dead_alone else ask_batch(draws)
+            batch = None if watch.dead_alone else ask_batch(now)
         if batch:
             _run_batch(draws.study, train, batch)
             trained = True
-        elif len(finished(draws.study)) >= draws.n_trials:
+        elif len(finished(draws.study)) >= now.n_trials:
             return trained
         else:
             if not announced:
@@ -425,6 +440,7 @@ def run_study(
     default: dict | None = None,  # parameters of the first trial; None: drawn as well
     batch_size: int = BATCH,  # trials that train side by side, and random ones at the start
     waits: Callable[[], None] | None = None,  # called at each look at other workers' trials
+    clock: Clock | None = None,  # stop drawing when it is over; None: no limit
 ) -> bool:  # did this process train anything?
     """Train until the study has `n_trials` finished trials, together with its other workers.
 
@@ -434,7 +450,7 @@ def run_study(
     with quiet_optuna(), storage_errors(study.study_name, storage_of(study)):
         try:
             with signs_of_life(study, draws.alive):
-                return _work(draws, train, waits)
+                return _work(draws, train, waits, clock or Clock())
         except BaseException:
             release(study)
             raise

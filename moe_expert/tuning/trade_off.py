@@ -112,6 +112,7 @@ def search_pareto(
     tuner: ExpertTuner,  # whose data, settings and files
     n_trials: int,
     keep: float,
+    time_limit: float | None,
 ) -> dict:  # what its result file holds
     """Search the front, choose a point, write its checkpoint and the record.
 
@@ -128,7 +129,7 @@ def search_pareto(
         must_match={'keep': keep},
     )
     search = tuner.search(PARETO, pareto_study(tuner), floor, objectives=tuple(AIMS))
-    return tune(search, n_trials, destination)
+    return tune(search, n_trials, destination, time_limit)
 
 
 def load_pareto(
