@@ -29,7 +29,7 @@ from moe_expert.data.assembly import (
 )
 from .catalogue import DATASETS
 from .reading import card_text
-from .shown import as_html
+from .shown import apart, as_html
 from .styled import html_table
 from ..errors import visible
 
@@ -522,11 +522,12 @@ def gap_table(
         least, most = int(np.argmin(shares)), int(np.argmax(shares))
         sizes = [int(mask.sum()) for mask in groups.values()]
         error = sum(shares[s] * (1 - shares[s]) / sizes[s] for s in sorted({least, most})) ** 0.5
-        apart = shares[most] - shares[least]
+        between = shares[most] - shares[least]
         share = gap.double().mean().item()
-        unlike = round(apart, 9) >= 0.1 and apart > 2 * error
+        unlike = round(between, 9) >= 0.1 and between > 2 * error
         rows.append((column, share, *shares, round(share, 9) >= 0.2 or unlike))
-    names = ['column', 'everybody', *groups, 'flagged']
+    ours = ('column', 'everybody', 'flagged')
+    names = [*ours[:2], *(apart(g, *ours) for g in groups), ours[2]]
     table = pd.DataFrame(rows, columns=names).set_index('column')
     return table.sort_values('everybody', ascending=False, kind='stable')
 

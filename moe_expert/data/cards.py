@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cache
@@ -150,6 +151,11 @@ def _check_kinds(card: Card) -> None:
         value = getattr(card, name)
         if not isinstance(value, Mapping):
             raise DataError(f'{name} must be a mapping ({name}: {{…}}), not {value!r}')
+    if wrong := [k for k, v in card.same.items() if not isinstance(v, Mapping)]:
+        raise DataError(
+            f'same: {wrong[0]}: must be a mapping ({{spelling: value}}), not '
+            f'{card.same[wrong[0]]!r}'
+        )
     for name in _NAMES:
         if wrong := [v for v in getattr(card, name) if not isinstance(v, str)]:
             raise DataError(
@@ -307,6 +313,12 @@ def _check_card(card: Card) -> None:
     _check_split(card)
 
 # %% ../../nbs/11_cards.ipynb #61fbd04e
+def _brief(text: object, most: int = 1000) -> str:
+    "A message that may repeat an entry, cut in the middle where it is long."
+    text = str(text)
+    return text if len(text) <= most else f'{text[: most // 2]} … {text[-most // 2 :]}'
+
+
 def make_card(
     entries: Mapping,  # fields of `Card`
     where: str = 'the card',  # for the error
@@ -325,9 +337,11 @@ def make_card(
     try:
         return Card(**entries)
     except DataError as e:
-        raise DataError(f'{where}: {" ".join(str(e).split())}') from e
+        raise DataError(f'{where}: {_brief(" ".join(str(e).split()))}') from e
 
 # %% ../../nbs/11_cards.ipynb #b8ce63db
+_MOST_TEXT = 2**19  # characters of a card; also of what its aliases stand for
+_DEEPEST = 20  # lists and mappings inside each other
 _DECIMAL = r'[-+]?(0|[1-9][0-9_]*)'
 _PLAIN = {  # what YAML may read as something other than text
     'bool': (r'true|True|TRUE|false|False|FALSE', 'tTfF'),
@@ -349,14 +363,20 @@ def _strict_loader():
     class Loader(yaml.SafeLoader):
         yaml_implicit_resolvers = {}
 
+        def fetch_flow_collection_start(self, token):  # the time to read them is their square
+            if self.flow_level >= _DEEPEST:
+                mark = self.get_mark()
+                raise yaml.scanner.ScannerError(None, None, 'entries nested too deeply', mark)
+            super().fetch_flow_collection_start(token)
+
     for kind, (pattern, first) in _PLAIN.items():
         Loader.add_implicit_resolver(
             f'tag:yaml.org,2002:{kind}', re.compile(f'^(?:{pattern})$'), list(first)
         )
 
     def mapping(loader, node):
-        keys = [k.value for k, _ in node.value]
-        if twice := [k for k in keys if keys.count(k) > 1]:
+        keys = Counter(str(k.value) for k, _ in node.value)
+        if twice := [k for k, count in keys.items() if count > 1]:
             problem = f'the key {twice[0]!r} stands twice'
             raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
         return yaml.SafeLoader.construct_mapping(loader, node, deep=True)
@@ -365,15 +385,75 @@ def _strict_loader():
     return Loader
 
 # %% ../../nbs/11_cards.ipynb #ceabf254
+def _written_out(node, sizes: dict[int, int | None]) -> int:
+    "Characters of what a node of YAML stands for. `ValueError` where they are too many."
+    if (known := sizes.get(id(node), 0)) is None:
+        raise ValueError('an entry contains itself')
+    if known:
+        return known
+    sizes[id(node)] = None
+    parts = [node.value] if isinstance(node.value, str) else node.value
+    flat = [p for part in parts for p in (part if isinstance(part, tuple) else (part,))]
+    size = 1 + sum(len(p) if isinstance(p, str) else _written_out(p, sizes) for p in flat)
+    if size > _MOST_TEXT:
+        raise ValueError(f'its aliases stand for more than {_MOST_TEXT:,} characters')
+    sizes[id(node)] = size
+    return size
+
+
+def _check_nesting(entries: object) -> None:
+    "`ValueError` for entries nested too deeply, and for text with half a character."
+    left = [(entries, 0)]
+    while left:
+        value, depth = left.pop()
+        if depth > _DEEPEST:
+            raise ValueError(f'entries are nested more than {_DEEPEST} deep')
+        if isinstance(value, str):
+            value.encode()
+        elif isinstance(value, dict | list | tuple | set):
+            parts = [*value, *value.values()] if isinstance(value, dict) else value
+            left += [(part, depth + 1) for part in parts]
+
+# %% ../../nbs/11_cards.ipynb #9d89691d
+def _from_yaml(text: str) -> object:
+    loader = _strict_loader()(text)
+    try:
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        _written_out(node, {})
+        return loader.construct_document(node)
+    finally:
+        loader.dispose()
+
+
+def _from_json(text: str) -> object:
+    def once(pairs):
+        names = Counter(name for name, _ in pairs)
+        if twice := [name for name, count in names.items() if count > 1]:
+            raise ValueError(f'the key {twice[0]!r} stands twice')
+        return dict(pairs)
+
+    def no_number(name):
+        raise ValueError(f'{name} is no number')
+
+    return json.loads(text, object_pairs_hook=once, parse_constant=no_number)
+
+
 def _parse(text: str, path: Path) -> dict:
     "The mapping that a YAML or JSON file holds."
     import yaml
 
     kind = 'JSON' if path.suffix.lower() == '.json' else 'YAML'
     try:
-        entries = json.loads(text) if kind == 'JSON' else yaml.load(text, Loader=_strict_loader())
+        if len(text) > _MOST_TEXT:
+            raise ValueError(f'it has more than {_MOST_TEXT:,} characters')
+        entries = _from_json(text) if kind == 'JSON' else _from_yaml(text)
+        _check_nesting(entries)
+    except RecursionError as e:
+        raise DataError(f'{path} is no card: entries are nested too deeply') from e
     except (ValueError, yaml.YAMLError) as e:
-        raise DataError(f'{path} is not {kind}: {e}') from e
+        raise DataError(f'{path} is not {kind}, or no card: {_brief(e)}') from e
     if not isinstance(entries, dict):
         raise DataError(f'{path} is no card: a card has lines like "label: approve"')
     return entries
@@ -427,10 +507,14 @@ def read_card(
             f'{OR_A_KNOWN_NAME}'
         )
     try:
-        text = path.read_text(encoding='utf-8')
+        with open(path, 'rb') as file:
+            text = file.read(4 * _MOST_TEXT + 1).decode('utf-8')
     except (OSError, UnicodeDecodeError) as e:
         raise DataError(f'{path} cannot be read: {e}') from e
-    return make_card({'folder': path.parent} | _parse(text, path), str(path))
+    entries = _parse(text, path)
+    if 'folder' in entries:
+        raise DataError(f'{path}: folder is no entry: paths on a card start at the card')
+    return make_card(entries | {'folder': path.parent}, str(path))
 
 # %% ../../nbs/11_cards.ipynb #40dac2cc
 def own_name(

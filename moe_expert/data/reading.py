@@ -13,10 +13,11 @@ import operator
 import os
 import re
 import warnings
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -221,6 +222,36 @@ class _Grid:
 
 # %% ../../nbs/02_reading.ipynb #01398d2c
 _MOST_BYTES = 4 * 2**30
+_MOST_COLUMNS = 20_000
+_LONGEST_LINE = 2**24  # characters
+_DENSE = 100  # bytes that a byte of a compressed table stands for, at most …
+_SMALL = 2**25  # … where it stands for more than so many
+
+
+def _check_columns(where: object, names: Sequence) -> None:
+    "`DataError` for more columns than a table of people has."
+    if len(names) > _MOST_COLUMNS:
+        raise DataError(
+            f'{where} has {len(names):,} columns, and no more than {_MOST_COLUMNS:,} can be read: '
+            'keep those that are needed, or turn the table if its rows and columns are swapped'
+        )
+
+
+def _check_size(path: Path, size: int, what: str = 'unpacks to') -> None:
+    "`DataError` where a file stands for so many bytes, which is too many for it."
+    if size <= min(_SMALL, _MOST_BYTES):
+        return
+    most = min(_MOST_BYTES, max(_SMALL, _DENSE * path.stat().st_size))
+    if size > most:
+        raise DataError(
+            f'{path} {what} more than {most / 2**20:,.0f} MiB, which is too much for a file of '
+            f'{path.stat().st_size:,} bytes: if that is right, unpack it and save it as text'
+        )
+
+
+def _check_cells(path: Path, rows: int, columns: int, each: int = 8) -> None:
+    "`DataError` where a file stands for more cells, of so many bytes each, than it can hold."
+    _check_size(path, each * rows * columns, f'holds {rows:,} × {columns:,} cells,')
 
 
 @contextmanager
@@ -248,11 +279,7 @@ class _Unpacked(io.RawIOBase):
     def readinto(self, buffer) -> int:
         block = self.stream.read(len(buffer))
         self.total += len(block)
-        if self.total > _MOST_BYTES:
-            raise DataError(
-                f'{self.path} unpacks to more than {_MOST_BYTES / 2**30:g} GiB: if that is right, '
-                'unpack it yourself'
-            )
+        _check_size(self.path, self.total)
         buffer[: len(block)] = block
         return len(block)
 
@@ -270,6 +297,32 @@ def _member(path: Path, archive) -> str:
 
 
 @contextmanager
+def _unpacked(path: Path) -> Iterator[io.BufferedReader]:
+    "The bytes of a compressed file."
+    import bz2
+    import gzip
+    import lzma
+    import zipfile
+
+    kind = path.suffix.lower()
+    if kind == '.zip':
+        with zipfile.ZipFile(path) as archive, archive.open(_member(path, archive)) as stream:
+            yield io.BufferedReader(_Unpacked(path, stream))
+    else:
+        opener = {'.gz': gzip.open, '.bz2': bz2.open, '.xz': lzma.open}[kind]
+        with opener(path, 'rb') as stream:
+            yield io.BufferedReader(_Unpacked(path, stream))
+
+
+@lru_cache(64)
+def _check_unpacked_size(path: Path, size: int, changed: int) -> None:
+    "`DataError` for too many bytes, before one of them is looked at; once for a file's state."
+    with _unpacked(path) as stream:
+        while stream.read(1 << 20):
+            pass
+
+
+@contextmanager
 def opened(path: Path) -> Iterator[io.BufferedReader]:
     """The bytes of a file, unpacked. `DataError` for an archive of several, or of too many bytes.
 
@@ -278,22 +331,14 @@ def opened(path: Path) -> Iterator[io.BufferedReader]:
     ...     stream.read()
     b'age'
     """
-    import bz2
-    import gzip
-    import lzma
-    import zipfile
-
-    kind = path.suffix.lower()
-    if kind not in PACKED:
+    if path.suffix.lower() not in PACKED:
         with open(path, 'rb') as file:
             yield file
-    elif kind == '.zip':
-        with zipfile.ZipFile(path) as archive, archive.open(_member(path, archive)) as stream:
-            yield io.BufferedReader(_Unpacked(path, stream))
-    else:
-        opener = {'.gz': gzip.open, '.bz2': bz2.open, '.xz': lzma.open}[kind]
-        with opener(path, 'rb') as stream:
-            yield io.BufferedReader(_Unpacked(path, stream))
+        return
+    state = path.stat()
+    _check_unpacked_size(path, state.st_size, state.st_mtime_ns)
+    with _unpacked(path) as stream:
+        yield stream
 
 # %% ../../nbs/02_reading.ipynb #6de1fa30
 _MARKS = {  # first bytes of a file → its encoding
@@ -370,7 +415,12 @@ def _lines(path: Path, reader: Reader) -> Iterator[str]:
         try:
             # newline='' keeps line ends inside quotation marks as they are
             with io.TextIOWrapper(raw, encoding, newline='') as text:
-                for number, line in enumerate(text, 1):
+                for number, line in enumerate(iter(lambda: text.readline(_LONGEST_LINE), ''), 1):
+                    if len(line) == _LONGEST_LINE:
+                        raise DataError(
+                            f'{path}: line {number} has more than {_LONGEST_LINE:,} characters: '
+                            'write one person a line'
+                        )
                     if '\0' in line:
                         raw_line, cure = line.encode(encoding), 'remove it'
                         if 3 * line.count('\0') > len(line):
@@ -649,6 +699,7 @@ def _text_grid(path: Path, reader: Reader, separator: str) -> _Grid:
     records = _Records(path, _lines(path, reader), reader, separator, spaced)
     rest = iter(records)
     first = _first_line(rest, path)
+    _check_columns(path, first)
     names = _names(first, path, reader)
     columns, width, trailing = _Columns(len(names), reader.trim), len(names), False
     repeated = [names] + [[c.strip() for c in first]] * reader.header
@@ -734,9 +785,10 @@ def _without_twins(
     grid: _Grid, where: str, drop: Iterable[str], wanted: Iterable[str] = ()
 ) -> _Grid:
     "`DataError` if two columns have the same name; where `drop` names it, one of them stays."
-    twins = sorted({n for n in grid.names if grid.names.count(n) > 1})
+    counts = Counter(grid.names)
+    twins = sorted(n for n, count in counts.items() if count > 1)
     if wrong := [n for n in twins if n not in drop]:
-        count = grid.names.count(wrong[0])
+        count = counts[wrong[0]]
         if _NUMBER.fullmatch(wrong[0]):
             cure = 'if the first line holds values, reader: {header: false, columns: […]}'
         elif wrong[0] in wanted:
@@ -744,10 +796,11 @@ def _without_twins(
         else:
             cure = f'rename them, or leave them out with drop: {card_text(wrong)}'
         raise DataError(f'{where}: {count} columns have the same name, {wrong[0]!r}: {cure}')
+    first = {n: k for k, n in reversed([*enumerate(grid.names)])}
     left_out = {
-        k: ('twin columns', f'{n!r} stands {grid.names.count(n)} times, and is in drop')
+        k: ('twin columns', f'{n!r} stands {counts[n]} times, and is in drop')
         for k, n in enumerate(grid.names)
-        if n in grid.names[:k]
+        if k > first[n]
     }
     return _without(grid, grid.names, left_out)
 
@@ -924,6 +977,7 @@ def _settled(grid: _Grid, where: str, drop: Iterable[str], wanted: Sequence[str]
     import pandas as pd
 
     drop = [drop] if isinstance(drop, str) else list(drop)
+    _check_columns(where, grid.names)
     if not len(grid.rows):
         raise DataError(f'{where} has a header and no rows: {_shown(grid.names)}')
     grid = _without_nameless(grid, where, {*drop, *wanted})
@@ -1196,6 +1250,7 @@ def _record_grid(records: Sequence[Mapping], where: str, trim: bool = True) -> _
     import pandas as pd
 
     keys = list(dict.fromkeys(key for record in records for key in record))
+    _check_columns(where, keys)
     columns = (pd.Series([r.get(k) for r in records], dtype=object) for k in keys)
     return _grid_of_series(keys, columns, where, trim)
 
@@ -1251,19 +1306,42 @@ def _seekable(path: Path) -> Iterator[BinaryIO]:
 # %% ../../nbs/02_reading.ipynb #2ddb91a0
 def _read_parquet(path: Path, reader: Reader) -> _Grid:
     parquet = _package(path, 'pyarrow.parquet', 'parquet')
+    pa = _package(path, 'pyarrow', 'parquet')
     with _seekable(path) as stream:
-        return _arrow_grid(parquet.ParquetFile(stream).read(), str(path), reader.trim)
+        file = parquet.ParquetFile(stream)
+        _check_columns(path, file.schema_arrow.names)
+        _check_cells(path, file.metadata.num_rows, len(file.schema_arrow.names))
+        blocks = _within(path, file.iter_batches(1 << 10))
+        table = pa.Table.from_batches(blocks, file.schema_arrow).unify_dictionaries()
+        return _arrow_grid(table, str(path), reader.trim)
+
+
+def _within(path: Path, blocks: Iterable) -> list:
+    "Blocks of an Arrow table. `DataError` where they become too many bytes."
+    taken, size = [], 0
+    for block in blocks:
+        size += block.nbytes
+        _check_size(path, size)
+        taken.append(block)
+    return taken
 
 
 def _read_feather(path: Path, reader: Reader) -> _Grid:
     feather = _package(path, 'pyarrow.feather', 'parquet')
     pa = _package(path, 'pyarrow', 'parquet')
     with _seekable(path) as stream:
+        old = stream.read(4) == b'FEA1'  # Feather 1: never compressed
+        stream.seek(0)
+        if old:
+            return _arrow_grid(feather.read_table(stream), str(path), reader.trim)
         try:
-            table = feather.read_table(stream)
+            file = pa.ipc.open_file(stream)
+            blocks = (file.get_batch(k) for k in range(file.num_record_batches))
         except pa.ArrowInvalid:  # the other form of Arrow's files, without a footer
             stream.seek(0)
-            table = pa.ipc.open_stream(stream).read_all()
+            blocks = file = pa.ipc.open_stream(stream)
+        _check_columns(path, file.schema.names)
+        table = pa.Table.from_batches(_within(path, blocks), file.schema).unify_dictionaries()
         return _arrow_grid(table, str(path), reader.trim)
 
 
@@ -1284,9 +1362,11 @@ def _read_json(path: Path, reader: Reader) -> _Grid:
                 raise _no_object(path, number, ' '.join(str(e).split())) from e
             if not isinstance(record, dict):
                 raise _no_object(path, number, _short(record))
+            _check_columns(path, record)
             records.append(record)
     if not records:
         raise DataError(f'{path} is empty: it has no line with an object')
+    _check_cells(path, len(records), len({key for record in records for key in record}))
     return _record_grid(records, str(path), reader.trim)
 
 
@@ -1333,19 +1413,26 @@ def _check_unpacked(path: Path, stream: BinaryIO) -> None:
     "`DataError` for an archive that unpacks to more than a table can hold."
     import zipfile
 
-    size = sum(info.file_size for info in zipfile.ZipFile(stream).infolist())
-    if size > _MOST_BYTES:
-        raise DataError(f'{path} unpacks to more than {_MOST_BYTES / 2**30:g} GiB')
+    _package(path, 'openpyxl', 'excel')  # the error about it comes first
+    _check_size(path, sum(info.file_size for info in zipfile.ZipFile(stream).infolist()))
     stream.seek(0)
+
+
+def _load_book(path: Path, stream: BinaryIO, **options) -> Any:
+    "A workbook. `DataError` where cells lie so far apart that all between them are too many."
+    book = _package(path, 'openpyxl', 'excel').load_workbook(stream, **options)
+    for sheet in book.worksheets:
+        _check_columns(f'{path}: the sheet {sheet.title!r}', range(sheet.max_column))
+        _check_cells(path, sheet.max_row, sheet.max_column, 64)
+    return book
 
 
 def _sheet_rows(path: Path, reader: Reader) -> list[tuple]:
     "The rows of the sheet, as Excel shows them."
-    openpyxl = _package(path, 'openpyxl', 'excel')
     with _seekable(path) as stream, warnings.catch_warnings():
         warnings.simplefilter('ignore')  # about styles and the like, which are not read
         _check_unpacked(path, stream)
-        sheet = _sheet(path, openpyxl.load_workbook(stream), reader.sheet)
+        sheet = _sheet(path, _load_book(path, stream), reader.sheet)
         if sheet.merged_cells.ranges:
             where = min(map(str, sheet.merged_cells.ranges))
             raise DataError(
@@ -1356,7 +1443,7 @@ def _sheet_rows(path: Path, reader: Reader) -> list[tuple]:
         if not formulas:
             return list(sheet.values)
         stream.seek(0)
-        values = openpyxl.load_workbook(stream, data_only=True)[sheet.title]
+        values = _load_book(path, stream, data_only=True)[sheet.title]
     for cell in formulas:
         if values[cell.coordinate].value is None:
             raise DataError(
@@ -1483,6 +1570,7 @@ def _read_arff(path: Path, reader: Reader) -> _Grid:
             if not data:
                 if line.lower().startswith('@attribute'):
                     declared.append(_attribute(line))
+                    _check_columns(path, declared)
                 data = line.lower().startswith('@data')
                 continue
             if line.startswith('{'):
@@ -1577,11 +1665,10 @@ def propose_reader(
 
 def _propose_for_excel(path: Path) -> tuple[dict, list[str]]:
     "The first sheet with cells, where there are several."
-    openpyxl = _package(path, 'openpyxl', 'excel')
     with _seekable(path) as stream, warnings.catch_warnings():
         warnings.simplefilter('ignore')
         _check_unpacked(path, stream)
-        filled = _filled_sheets(openpyxl.load_workbook(stream))
+        filled = _filled_sheets(_load_book(path, stream))
     if len(filled) < 2:
         return {}, []
     listed = ', '.join(repr(s.title) for s in filled)

@@ -18,15 +18,15 @@ from ..data.graph import nearest_known, undirected_graph
 from ..data.reading import is_table
 from ..errors import ArtifactError, DataError
 from ..experts.floor import Floor
-from ..experts.initialisation import population_of
+from ..experts.initialisation import parameter_shapes, population_of
 from ..experts.populations import Population, joined
 from ..experts.specs import EXPERTS
 from .ensemble import Ensemble
-from .gate import Mixture
+from .gate import Mixture, gate_shapes
 from ..parameters import call, command
-from ..tuning.artifacts import load_checkpoint, sha256_file
-from ..tuning.folder import ExpertFiles, check_identity, read_record
-from ..tuning.records import load_expert
+from ..tuning.artifacts import Declared, load_checkpoint, sha256_file
+from ..tuning.folder import ExpertFiles, check_identity, misfit, read_record
+from ..tuning.records import header_misfit, load_expert, shapes_misfit
 from ..tuning.settings import TuneSettings, settings_record
 
 if TYPE_CHECKING:
@@ -200,10 +200,56 @@ def mixture_of(
     return Mixture(experts, gates, payload['temperature'])
 
 # %% ../../nbs/53_checkpoints.ipynb #cc57643f
+_CROSSFIT = {  # what the header of a cross-fitted mixture holds besides
+    'prices': [(int, float)],
+    'cross_fitting': {'ways': [int], 'parts': int, 'seed': int},
+}
+
+
+def _length(state: dict[str, Declared], name: str) -> int:
+    "Of the last axis of a tensor; 1 where there is none."
+    return state[name].shape[-1] if name in state and state[name].shape else 1
+
+
+def _crossfit_misfit(declared: dict, networks: int) -> str | None:
+    "What is wrong with the header of a cross-fitted mixture of so many networks."
+    if problem := misfit(declared, _CROSSFIT):
+        return problem
+    about, prices = declared['cross_fitting'], declared['prices']
+    for name, values in (('prices', prices), ('cross_fitting.ways', about['ways'])):
+        if not values or len(set(values)) < len(values):
+            return f'holds {name} = {values!r:.60}, which must name something, each once'
+    ways, parts, experts = len(about['ways']), about['parts'], len(declared['experts'])
+    if parts < 2 or about['seed'] < 0 or networks % (ways * parts * experts):
+        told = f'{ways} ways, {parts} parts, {experts} experts and the seed {about["seed"]}'
+        return f'holds {networks} networks where its header tells of {told}'
+
+# %% ../../nbs/53_checkpoints.ipynb #83be198d
 _MIXTURE_KEYS = (
     *('state_dict', 'backbone', 'temperature', 'settings'),
     *('experts', 'stage', 'recipe', 'metrics'),
 )
+
+
+def _mixture_misfit(declared: dict) -> str | None:
+    "What is wrong with the checkpoint of a mixture."
+    form = {'temperature': (int, float), 'experts': {str: str}}
+    if problem := header_misfit(declared) or misfit(declared, form):
+        return problem
+    if declared['temperature'] <= 0 or not declared['experts']:
+        return 'names no experts, or a temperature that cannot be'
+    state, about, k = declared['state_dict'], declared['backbone'], len(declared['experts'])
+    crossed = 'prices' in declared
+    if crossed:
+        k = _length(state, 'shares')
+        if problem := _crossfit_misfit(declared, k):
+            return problem
+        others = {'shares': (len(declared['prices']), k)}
+    else:
+        others = gate_shapes(about['in_features'], k, _length(state, 'gate.bias'))
+    one = parameter_shapes(about['name'], about['in_features'], about['hidden'])
+    prefix = _NETWORKS if crossed else _PREFIX
+    return shapes_misfit(state, {prefix + name: (k, *s) for name, s in one.items()} | others)
 
 # %% ../../nbs/53_checkpoints.ipynb #91e275b4
 def load_mixture(
@@ -213,7 +259,7 @@ def load_mixture(
     **wanted: str,  # what it must say about itself, as of `check_identity`: stage='gate'
 ) -> tuple[Mixture | Ensemble, dict]:  # the mixture on the CPU; the checkpoint's other contents
     "A whole mixture. `ArtifactError` for a file that is missing, damaged or of a different kind."
-    payload = load_checkpoint(path, keys=_MIXTURE_KEYS, sha256_expected=sha256_expected)
+    payload = load_checkpoint(path, _MIXTURE_KEYS, sha256_expected, _mixture_misfit)
     if files is not None:
         check_identity(files, Path(path), payload, kind='mixture', **wanted)
     return mixture_of(payload), payload

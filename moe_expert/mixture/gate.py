@@ -25,7 +25,7 @@ from moe_expert.scores.attributions import (
 )
 
 # %% auto #0
-__all__ = ['GATE_PARAMETERS', 'gate_state', 'init_gates', 'gate_weights', 'PathState', 'ExpertPath', 'expert_path',
+__all__ = ['GATE_PARAMETERS', 'gate_state', 'gate_shapes', 'init_gates', 'gate_weights', 'PathState', 'ExpertPath', 'expert_path',
            'mixture_attributions', 'Mixture', 'uniform_mixture']
 
 # %% ../../nbs/50_gate.ipynb #2d1e6c7f
@@ -39,6 +39,20 @@ def gate_state(
 
 # %% ../../nbs/50_gate.ipynb #f836c2ac
 GATE_PARAMETERS = ('gate.features', 'gate.state', 'gate.bias', 'gate.out', 'gate.out_bias')
+
+
+def gate_shapes(
+    in_features: int,  # number of features d
+    n_experts: int,  # K
+    hidden: int,  # hidden units g
+) -> dict[str, tuple[int, ...]]:
+    """The shapes of one gate's parameters, by name.
+
+    >>> gate_shapes(5, n_experts=3, hidden=16)['gate.state']
+    (16, 7)
+    """
+    d, k, g = in_features, n_experts, hidden
+    return dict(zip(GATE_PARAMETERS, ((g, d), (g, 2 * k + 1), (g,), (k, g), (k,))))
 
 # %% ../../nbs/50_gate.ipynb #3b21d792
 def init_gates(

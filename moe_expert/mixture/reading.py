@@ -27,7 +27,7 @@ from .gate import Mixture
 from ..parameters import DEFAULT_PRICE, EDITIONS, Given, command, options
 from ..scores.evaluation import Evaluator
 from ..tuning.artifacts import Result, Results, facts_html, sha256_file
-from ..tuning.folder import ExpertFiles, owner, read_record
+from ..tuning.folder import ExpertFiles, read_record, settings_of
 
 if TYPE_CHECKING:
     from torch_geometric.data import Data
@@ -73,7 +73,7 @@ def read_settings(
 ) -> dict:  # of `settings_record`
     "The settings of the files. `ArtifactError` says what to run where there are none."
     files = files_of(given)
-    settings = owner(files.cache_dir, files.dataset)
+    settings = settings_of(files)
     if settings is None:
         raise ArtifactError(
             f'{files.cache_dir} holds nothing about {files.dataset}: tune its experts with '

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..data.assembly import attribute_names
+from ..data.shown import apart
 from ..errors import MoEExpertError
 from .look import Picture, Sentences, Table, table
 from moe_expert.scores.cells import (
@@ -121,7 +122,8 @@ def group_scores(
     for expert, w in winners.items():
         rates = rates_by(data, w.record, by)
         groups = rates.by_group.to_dict('index')
-        rows += [dict(expert=expert, group=g) | of_group for g, of_group in groups.items()]
+        ours = ('overall', 'difference', 'ratio')
+        rows += [dict(expert=expert, group=apart(g, *ours)) | r for g, r in groups.items()]
         people = int(rates.overall['people'])
         rows.append(dict(expert=expert, group='overall') | dict(rates.overall, people=people))
         for name, compared in (('difference', rates.difference()), ('ratio', rates.ratio())):

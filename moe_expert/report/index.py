@@ -6,8 +6,9 @@
 __all__ = ['INDEX_NOTE', 'saved_files', 'published_scores', 'report_names', 'index_rows', 'write_index']
 
 # %% ../../nbs/70_index.ipynb #bee2d079
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import pandas as pd
@@ -26,7 +27,7 @@ from .pages import read_notebook
 from ..scores.facts import COMPOSITES
 from ..scores.intervals import interval_text
 from ..tuning.artifacts import sha256_file
-from ..tuning.folder import ExpertFiles, owner, read_record
+from ..tuning.folder import ExpertFiles, read_record, settings_of
 
 # %% ../../nbs/70_index.ipynb #80407285
 def saved_files(
@@ -109,15 +110,16 @@ def index_rows(
     "What the index says about a data set."
     reports = report_names(files)
     published = [published_scores(p) for subject, p in reports.items() if subject != 'mixture']
-    rows = []
-    for expert in EXPERTS:
-        if files.results(expert).exists():
-            r = read_record(files, files.results(expert), 'expert')
-            row = _expert_row(r, [p[expert] for p in published if expert in p])
-            about = ('all experts', expert)
-            row['reports'] = {s: path for s, path in reports.items() if s in about}
-            rows.append(row | dict(expert=expert_title(expert, r['title'])))
-    return rows
+    there = [e for e in EXPERTS if files.results(e).exists()]
+    return [_index_row(files, expert, published) for expert in there]
+
+
+def _index_row(files: ExpertFiles, expert: str, published: list[dict]) -> dict:
+    "What the index says about one expert that was tuned."
+    r, reports = read_record(files, files.results(expert), 'expert'), report_names(files)
+    row = _expert_row(r, [p[expert] for p in published if expert in p])
+    row['reports'] = {s: p for s, p in reports.items() if s in ('all experts', expert)}
+    return row | dict(expert=expert_title(expert, r['title']))
 
 # %% ../../nbs/70_index.ipynb #2ad141b4
 def _expert_row(r: dict, published: list[dict]) -> dict:
@@ -167,8 +169,8 @@ def _expert_cells(row: dict) -> dict:
 
 
 def _experts_table(rows: list[dict]) -> str:  # `Markup`
-    "A row per expert."
-    shown = pd.DataFrame(map(_expert_cells, rows), dtype=object)
+    "A row per expert, of `_expert_cells`."
+    shown = pd.DataFrame(rows, dtype=object)
     return html_table(shown.set_index('expert') if rows else shown, 'On the validation nodes')
 
 # %% ../../nbs/70_index.ipynb #8c3aee77
@@ -200,37 +202,68 @@ def _mixture_parts(
     return [*before, *shown, *(Markup(f'<p>{line}</p>') for line in lines)]
 
 # %% ../../nbs/70_index.ipynb #ab65e3fc
+_ODD = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
+
+
+def _told(warnings: list[str], path: Path, do: Callable, *args) -> Any:
+    "What is made of a file; or None, and a warning that names it."
+    try:
+        return do(*args)
+    except ArtifactError as err:
+        warnings.append(str(err))
+    except _ODD as err:  # its seal is right, and an entry of it cannot be
+        said = f'{path} holds what cannot be shown ({type(err).__name__}: {err})'
+        cure = 'restore it, or delete it and run the command that wrote it again'
+        warnings.append(f'{said}: {cure}')
+    return None
+
+
 def _doubts_said(files: ExpertFiles, test: dict | None) -> list[str]:
     "What must be said before the tables, from the result files; empty if there is nothing."
     names = {e: (files.results(e), 'expert') for e in EXPERTS}
     names |= {'gate': (files.gate_results, 'gate')}
-    read, sentences = {}, []
+    odd: list[str] = []
+    found = list((_told(odd, files.moe_results, doubts, {}, test) or {}).values())
     for name, (path, kind) in names.items():
-        try:
-            read |= {name: read_record(files, path, kind)} if path.exists() else {}
-        except ArtifactError as err:
-            sentences.append(str(err))
-    return sentences + [s for found in doubts(read, test).values() for s in found]
+        if path.exists():
+            read = lambda name, *of: doubts({name: read_record(files, *of)})
+            found += (_told(odd, path, read, name, path, kind) or {}).values()
+    return odd + [s for sentences in found for s in sentences]
 
 # %% ../../nbs/70_index.ipynb #1c2070a4
-def _section(files: ExpertFiles) -> dict:  # what the template takes
-    "One data set. A file that cannot be read is named and does not hide the others."
-    section = dict(name=files.dataset, about='', warnings=[], doubts=[], parts=[])
-    try:
-        settings, rows = owner(files.cache_dir, files.dataset), index_rows(files)
-        tests = read_tests(files)
-        test, state = _test_at_hand(files, tests)
-        doubted = _doubts_said(files, test)
-    except ArtifactError as err:
-        return section | dict(warnings=[str(err)])
-    about = (
+def _rows_shown(files: ExpertFiles, warnings: list[str]) -> list[dict]:
+    "A row per expert; one that cannot be shown is named."
+    reports = {s: p for s, p in report_names(files).items() if s != 'mixture'}
+    published = [_told(warnings, path, published_scores, path) for path in reports.values()]
+    show = lambda *of: _expert_cells(_index_row(files, *of))
+    there = [e for e in EXPERTS if files.results(e).exists()]
+    known = [p for p in published if p]
+    rows = [_told(warnings, files.results(e), show, e, known) for e in there]
+    return [row for row in rows if row]
+
+
+def _about(files: ExpertFiles) -> str:
+    "The settings of a data set's files."
+    if (settings := settings_of(files)) is None:
+        return ''
+    return (
         f'{settings["edition"]} edition, seed {settings["seed"]}, split {settings["split_seed"]}, '
         f'columns left out: {", ".join(settings["drop"]) or "none"}'
     )
+
+
+def _section(files: ExpertFiles) -> dict:  # what the template takes
+    "One data set. A file that cannot be read is named and does not hide the others."
     stopped = sorted(files.cache_dir.glob(f'{files.dataset}_*_report.failed.ipynb'))
     warnings = [Markup(f'A report stopped: {_link(p.name, p.name)}') for p in stopped]
-    parts = [_experts_table(rows), *_mixture_parts(files, tests, test, state)]
-    return section | dict(about=about, warnings=warnings, doubts=doubted, parts=parts)
+    about, tests = _told(warnings, files.settings, _about, files) or '', read_tests(files)
+    found = _told(warnings, files.gate_results, _test_at_hand, files, tests)
+    test, state = found or (None, '')
+    rows = _rows_shown(files, warnings)
+    of_test = (files, tests, test, state)
+    mixture = _told(warnings, files.moe_results, _mixture_parts, *of_test) or []
+    facts = dict(about=about, warnings=warnings, doubts=_doubts_said(files, test))
+    return dict(name=files.dataset, parts=[_experts_table(rows), *mixture]) | facts
 
 # %% ../../nbs/70_index.ipynb #81074b42
 INDEX_NOTE = (
@@ -247,9 +280,13 @@ def write_index(
     cache_dir: str | Path,  # with the files of any number of data sets
 ) -> Path:  # cache_dir/index.html
     "Write a page with all data sets, experts and scores in `cache_dir`, and links to reports."
-    settings = sorted(Path(cache_dir).glob('*_settings.json'))
-    names = [p.name.removesuffix('_settings.json') for p in settings]
-    sections = [_section(ExpertFiles(cache_dir, name)) for name in names]
+    endings = ('_settings.json', *(f'_{e}_tuning_results.json' for e in EXPERTS))
+    names = {p.name.removesuffix(end) for end in endings for p in Path(cache_dir).glob(f'*{end}')}
+    sections = []
+    for name in sorted(names):
+        show, odd = lambda name: _section(ExpertFiles(cache_dir, name)), []
+        shown = _told(odd, Path(cache_dir, name), show, name)
+        sections.append(shown or dict(name=name, about='', warnings=odd, doubts=[], parts=[]))
     shown = dict(note=INDEX_NOTE, sections=sections)
     meanings = Markup(score_meanings()._repr_html_())
     path = Path(cache_dir, 'index.html')

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['logger', 'KINDS', 'check_expert', 'ExpertFiles', 'marked', 'everything', 'locked', 'make_folder', 'owner',
-           'differences', 'claim', 'misfit', 'read_record', 'check_identity']
+           'differences', 'claim', 'misfit', 'read_record', 'settings_of', 'check_identity']
 
 # %% ../../nbs/41_folder.ipynb #c4562431
 import json
@@ -23,6 +23,7 @@ from ..data.catalogue import check_name
 from ..data.files import sweep
 from ..errors import ArtifactError
 from ..experts.specs import EXPERTS
+from ..scores.facts import COMPOSITES
 from moe_expert.tuning.artifacts import (
     RECORDS_FORMAT,
     SEAL,
@@ -326,7 +327,9 @@ _TUNED = {
     'versions': {str: str},
     'trials': [{'params': {str: _NUMBER}, 'feasible': bool}],
 }
+_SCORES = {str: _NUMBER} | dict.fromkeys((*COMPOSITES, 'auc'), _NUMBER)
 _SELECTED = _TUNED | {
+    'best_metrics': _SCORES,
     **dict.fromkeys(('expert_type', 'title', 'objective', 'direction'), str),
     'best_score': _NUMBER,
     'feasible': bool,
@@ -373,7 +376,9 @@ def misfit(
         if isinstance(form, list):
             form = dict.fromkeys(range(len(value)), form[0])
             value = dict(enumerate(value))
-        for key, inner in (dict.fromkeys(value, form[str]) if str in form else form).items():
+        every = dict.fromkeys(value, form[str]) if str in form else {}
+        named = {key: inner for key, inner in form.items() if key is not str}
+        for key, inner in (every | named).items():
             path = f'{where}.{key}' if where else str(key)
             if key not in value:
                 return f'lacks {path}'
@@ -420,6 +425,18 @@ def read_record(
             f'{"" if kind == "test" else again}.'
         )
     return record
+
+# %% ../../nbs/41_folder.ipynb #fb0ccbc7
+def settings_of(
+    files: ExpertFiles,  # of the data set
+) -> dict | None:  # None without files
+    "The settings of the files, with all that reports read in them. Errors as of `owner`."
+    settings = owner(files.cache_dir, files.dataset)
+    if settings is not None and (problem := misfit(settings, _SETTINGS, 'settings')):
+        raise ArtifactError(
+            f'{files.settings} {problem}: restore it, or tune again with overwrite=True'
+        )
+    return settings
 
 # %% ../../nbs/41_folder.ipynb #c353cffe
 def check_identity(

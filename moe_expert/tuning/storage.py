@@ -16,7 +16,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from datetime import datetime
 from functools import partial, wraps
 from importlib.util import find_spec
@@ -264,6 +264,52 @@ def _for_optuna(url: URL) -> str:
     shown = _by_uri(url).render_as_string(hide_password=False)
     return shown.replace('{', '{{').replace('}', '}}')
 
+# %% ../../nbs/42_storage.ipynb #1d49189a
+_TABLES = {  # of Optuna: table → columns, some of them
+    'studies': 'study_id study_name',
+    'study_directions': 'study_id direction objective',
+    **dict.fromkeys(
+        ('study_user_attributes', 'study_system_attributes'), 'study_id key value_json'
+    ),
+    'trials': 'trial_id number study_id state datetime_start datetime_complete',
+    **dict.fromkeys(
+        ('trial_user_attributes', 'trial_system_attributes'), 'trial_id key value_json'
+    ),
+    'trial_params': 'trial_id param_name param_value distribution_json',
+    'trial_values': 'trial_id objective value value_type',
+    'trial_intermediate_values': 'trial_id step intermediate_value',
+    'trial_heartbeats': 'trial_id heartbeat',
+    'version_info': 'schema_version',
+}
+
+
+def _database_fault(path: Path) -> str | None:
+    "Why Optuna must not write into a database. `sqlite3.DatabaseError` for what is none."
+    with closing(sqlite3.connect(path, timeout=60)) as connection:
+        ask = lambda query: connection.execute(query).fetchall()
+        state = ask('PRAGMA quick_check(1)')[0][0]
+        names = {name for (name,) in ask("SELECT name FROM sqlite_master WHERE type = 'table'")}
+        ours = [name for name in _TABLES if name in names]
+        columns = {name: {row[1] for row in ask(f'PRAGMA table_info({name})')} for name in ours}
+        filled = any(
+            ask(f'SELECT 1 FROM {name} LIMIT 1') for name in ours if name != 'version_info'
+        )
+    if state != 'ok':
+        return f'it is damaged: {state}'
+    if names and not ours:
+        return f'it is a database of something else, with {", ".join(sorted(names)[:3])}'
+    for name in ours:
+        if lost := [c for c in _TABLES[name].split() if c not in columns[name]]:
+            return f'its table {name} has no column {lost[0]}'
+    missing = [name for name in _TABLES if name not in names]  # or another worker makes them
+    return f'its table {missing[0]} is missing' if filled and missing else None
+
+
+def _check_database(path: Path):
+    "`sqlite3.DatabaseError` for a file that Optuna would spoil, or would read with gaps."
+    if path.is_file() and path.stat().st_size and (fault := _database_fault(path)):
+        raise sqlite3.DatabaseError(fault)
+
 # %% ../../nbs/42_storage.ipynb #1d156356
 DEAD_LINE = {  # for a server that is switched off, or behind a broken line
     'connect_timeout': 10,  # seconds
@@ -279,6 +325,8 @@ def _connect(
     import sqlalchemy  # slow to import
 
     sqlite = url.get_backend_name() == 'sqlite'
+    if sqlite and 'uri' not in url.query:
+        _check_database(Path(url.database))
     # a server may have been restarted since the last query: test each connection before use
     options = {'connect_args': {'timeout': 60}} if sqlite else {'pool_pre_ping': True}
     if url.drivername in ('postgresql', 'postgresql+psycopg', 'postgresql+psycopg2'):
@@ -396,6 +444,11 @@ DRIVERS = {  # module → what pip installs
 
 def _cure(url: URL, err: Exception) -> str:
     "What to do about a storage that does not open."
+    if any(type(e) is sqlite3.DatabaseError for e in _chain(err)):
+        return (
+            'it is not touched: restore it from a copy, or move it to another folder, and start '
+            'anew with overwrite=True (--overwrite)'
+        )
     if not isinstance(err, ImportError):
         return (
             'check the address, that it can be reached, and that the disk is neither full nor '
