@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..data.assembly import group_masks
 from ..data.files import write_bytes
+from ..data.shown import apart
 from ..data.styled import html_table
 from ..errors import ArtifactError
 from ..experts.floor import BASELINES
@@ -87,7 +88,7 @@ def gate_usage(
         }
 
     groups = {name: mask[nodes] for name, mask in group_masks(data).items()}
-    used = {name: usage(people) for name, people in groups.items() if people.any()}
+    used = {apart(n, 'all'): usage(people) for n, people in groups.items() if people.any()}
     return {'all': usage(torch.ones_like(first, dtype=torch.bool)), **used}
 
 # %% ../../nbs/57_comparison.ipynb #0adfb02e

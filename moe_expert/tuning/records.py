@@ -11,23 +11,26 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
 from fastcore.basics import patch
 from torch import Tensor
 
 from ..errors import ArtifactError
 from ..experts.floor import CONSTRAINTS, Floor
-from ..experts.initialisation import population_of
+from ..experts.initialisation import parameter_shapes, population_of
 from ..experts.populations import Population
 from ..experts.specs import PARETO, ExpertSpec, Range
 from ..experts.training import TrainedModel
+from ..parameters import BACKBONES
 from moe_expert.tuning.artifacts import (
+    Declared,
     load_checkpoint,
     save_checkpoint,
     sha256_file,
     versions,
     write_json,
 )
-from .folder import ExpertFiles, check_identity, locked, read_record
+from .folder import ExpertFiles, check_identity, locked, misfit, read_record
 from .progress import Progress
 from .time_limit import Clock, stopped
 
@@ -40,7 +43,7 @@ logger = logging.getLogger(__name__)
 
 # %% auto #0
 __all__ = ['logger', 'model_parameters', 'quiet', 'Search', 'Done', 'Destination', 'floor_record', 'is_feasible', 'tune',
-           'load_tuned', 'load_expert']
+           'header_misfit', 'shapes_misfit', 'load_tuned', 'load_expert']
 
 # %% ../../nbs/47_records.ipynb #ab8669f4
 def model_parameters(
@@ -348,7 +351,57 @@ def tune(
     search.progress(Progress(name, count, n_trials, best=best, cached=not trained))
     return result
 
+# %% ../../nbs/47_records.ipynb #47775eb0
+_HEADER = {  # of every checkpoint of networks
+    'state_dict': {str: Declared},
+    'backbone': {'name': str, 'in_features': int, 'hidden': int, 'dropout': (int, float)},
+    'settings': dict,
+    'metrics': {str: (int, float)},
+}
+
+
+def header_misfit(
+    declared: dict,  # payload of a checkpoint, with `Declared` in place of tensors
+) -> str | None:  # in words; None: it can be read
+    "What is wrong with what a checkpoint says about its networks."
+    if problem := misfit(declared, _HEADER):
+        return problem
+    backbone = declared['backbone']
+    fits = {
+        'name': backbone['name'] in BACKBONES,
+        'in_features': backbone['in_features'] > 0,
+        'hidden': backbone['hidden'] > 0,
+        'dropout': 0 <= backbone['dropout'] < 1,
+    }
+    wrong = next((name for name, good in fits.items() if not good), None)
+    return wrong and f'holds backbone.{wrong} = {backbone[wrong]!r:.60}, which cannot be'
+
+
+def shapes_misfit(
+    state: dict[str, Declared],  # the tensors of a checkpoint
+    shapes: dict[str, tuple[int, ...]],  # those that follow from its header
+) -> str | None:
+    "The first tensor that is missing, or not as the header says."
+    for name, shape in shapes.items():
+        if name not in state:
+            return f'lacks state_dict.{name}'
+        if state[name].shape != shape:
+            return f'holds {name} of shape {state[name].shape} where its header asks for {shape}'
+        if state[name].dtype not in (torch.float32, torch.float64):
+            return f'holds {name} as {state[name].dtype}, which is no kind of parameter'
+    more = next((name for name in state if name not in shapes), None)
+    return more and f'holds {more!r:.60}, which is no tensor of such a model'
+
 # %% ../../nbs/47_records.ipynb #2d833cf1
+def _expert_misfit(declared: dict) -> str | None:
+    "What is wrong with the checkpoint of one network."
+    if problem := header_misfit(declared):
+        return problem
+    about = declared['backbone']
+    shapes = parameter_shapes(about['name'], about['in_features'], about['hidden'])
+    return shapes_misfit(declared['state_dict'], shapes)
+
+
 def load_tuned(
     files: ExpertFiles,  # of the data set
     name: str,  # what was tuned: 'expert1' …, 'pareto'
@@ -364,8 +417,7 @@ def load_tuned(
     """
     kind = 'trade-off' if name == PARETO.name else 'expert'
     recorded = read_record(files, results, kind)['checkpoint_sha256']
-    keys = ('state_dict', 'backbone', 'settings', 'metrics')
-    payload = load_checkpoint(checkpoint, keys=keys, sha256_expected=recorded)
+    payload = load_checkpoint(checkpoint, tuple(_HEADER), recorded, _expert_misfit)
     check_identity(files, checkpoint, payload, kind='expert', expert=name)
     params = {name: v[None] for name, v in payload['state_dict'].items()}
     backbone = payload['backbone']
