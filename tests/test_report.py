@@ -586,6 +586,16 @@ def test_notebook_defaults_are_the_parameters(repo_root, name):
     assert (f'## {report_winners.SELECTED}\n' in prose + '\n') == (name == 'tune.ipynb')
 
 
+@pytest.mark.parametrize('name', ['tune.ipynb', 'moe.ipynb'])
+def test_the_notebooks_open_on_the_result(repo_root, name):
+    cells = json.loads((repo_root / 'nbs' / name).read_text(encoding='utf-8'))['cells']
+    texts = [''.join(c['source']) for c in cells if c['cell_type'] == 'markdown']
+    sections = re.findall('^## (.*)', '\n'.join(texts), flags=re.M)
+    assert sections[:3] == ['The result', 'What was asked for', 'What the scores mean']
+    work = [c for c in cells if 'work' in c['metadata'].get('tags', [])]
+    assert len(work) == 1 and 'NotebookProgress' in ''.join(work[0]['source'])
+
+
 def test_every_name_of_the_door_resolves():
     rooms = {room.split('.')[-1] for room in report.ROOMS}
     assert len(report.__all__) == len(set(report.__all__)) and not rooms & set(report.__all__)

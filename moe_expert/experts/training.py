@@ -214,7 +214,7 @@ def validate(
     if self.spec.objective not in scores:  # validations need explanations
         self.stop_behind()
 
-
+# %% ../../nbs/39_training.ipynb #c2f11253
 @patch
 def write_history(
     self: TrainingRun, epoch: int, scores: dict[str, Tensor], violations: list[float]

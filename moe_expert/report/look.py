@@ -160,8 +160,11 @@ def narrow_png(
     if columns > 1:
         _stack(copy, sorted(axes, key=lambda s: (s.colspan.start, s.rowspan.start)), axes)
     copy.set_size_inches(NARROW_WIDTH, copy.get_figheight() * columns)
+    drawn = [zip(*ax.get_legend_handles_labels()[::-1]) for ax in copy.axes]
+    artists = {label: artist for pairs in drawn for label, artist in pairs}
     for legend in list(copy.legends):
-        handles, labels = legend.legend_handles, [t.get_text() for t in legend.get_texts()]
+        labels = [t.get_text() for t in legend.get_texts()]
+        handles = [artists.get(t, h) for t, h in zip(labels, legend.legend_handles)]
         legend.remove()
         style = dict(fontsize=8, frameon=False, loc='outside lower center')
         copy.legend(handles, labels, ncols=1 + (max(map(len, labels), default=0) < 24), **style)

@@ -142,7 +142,7 @@ def _rank(test: dict) -> str:
     others = [s for m, s in known.items() if m != mixture]
     return f'{said}; {_overlap(mine, others)}.'
 
-
+# %% ../../nbs/68_opening.ipynb #26e36598
 def _overlap(mine: dict, others: list[dict]) -> str:
     "How many intervals overlap with that of the mixture."
     ends = [s for s in (mine, *others) if s['low'] is not None]

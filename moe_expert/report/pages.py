@@ -304,7 +304,7 @@ def markdown_shown(
     """A text of a notebook, as a page shows it.
 
     >>> markdown_shown('## A *b*')
-    '<h2 id="A-b">A <em>b</em></h2>\\n'
+    '<h2 id="A-b">A <em>b</em></h2>'
     """
     with quick_notebooks():
         from nbconvert.filters.markdown_mistune import markdown2html_mistune
