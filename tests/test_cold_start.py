@@ -39,7 +39,8 @@ def test_saved_models_predict_without_heavy_modules(tmp_path, repo_root):
     settings = dict(dataset='people', seed=0)
     backbone = dict(name='mlp', in_features=5, hidden=8, dropout=0.0)
     payload = dict(kind='mixture', stage='gate', dataset='people', settings=settings, config={})
-    payload |= dict(experts={}, metrics={}, backbone=backbone, temperature=1.0, recipe=None)
+    experts = {f'expert{k}': 'a' * 64 for k in (1, 2, 3)}
+    payload |= dict(experts=experts, metrics={}, backbone=backbone, temperature=1.0, recipe=None)
     payload |= dict(state_dict=mixture_state(mixture), feature_names=list('abcde'))
     save_checkpoint(tmp_path / 'mixture.pt', payload)
     people = make_synthetic(120, seed=0)
