@@ -881,6 +881,8 @@ define(
         ),
     },
 )
+
+# %% ../nbs/01_parameters.ipynb #39a4b434
 define(
     'overwrite',
     Flag(),

@@ -402,7 +402,7 @@ def _within(draws: Draws, clock: Clock) -> Draws:
     possible = taken + more if more else len(done)
     return replace(draws, n_trials=max(1, min(draws.n_trials, possible)))
 
-
+# %% ../../nbs/44_studies.ipynb #e38e6803
 def _work(
     draws: Draws, train: Callable, waits: Callable[[], None] | None, clock: Clock
 ) -> bool:  # did this process train anything?
