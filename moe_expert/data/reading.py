@@ -313,7 +313,7 @@ def _unpacked(path: Path) -> Iterator[io.BufferedReader]:
         with opener(path, 'rb') as stream:
             yield io.BufferedReader(_Unpacked(path, stream))
 
-
+# %% ../../nbs/02_reading.ipynb #37289b79
 @lru_cache(64)
 def _check_unpacked_size(path: Path, size: int, changed: int) -> None:
     "`DataError` for too many bytes, before one of them is looked at; once for a file's state."
