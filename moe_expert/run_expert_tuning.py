@@ -24,9 +24,9 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
 
+import moe_expert.data.shown as text_shown
 import moe_expert.errors as errors
 import moe_expert.parameters as parameters
-from .data.shown import any_encoding
 
 # %% ../nbs/73_run_expert_tuning.ipynb #0086308b
 def one_line(
@@ -96,7 +96,7 @@ def terminal() -> Iterator[None]:
     main = threading.current_thread() is threading.main_thread()
     before = signal.signal(signal.SIGTERM, end) if main else None
     try:
-        with any_encoding():
+        with text_shown.any_encoding():
             yield
     finally:
         if main:
