@@ -306,6 +306,8 @@ def example():
     for pattern in ('*.html', '*_report.ipynb'):
         for path in EXAMPLE.glob(pattern):
             shutil.copy(path, folder)
+    for path in (BUILD / 'browser').glob('task_*.png'):  # what .ci/docs saw
+        shutil.copy(path, folder)
     if shutil.which('chromium'):
         picture = [ROOT / 'docs/picture.py', EXAMPLE / EXAMPLE_PAGE, SOURCE / 'docs/report.png']
         subprocess.run([sys.executable, *map(str, picture)], check=True)

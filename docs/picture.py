@@ -1,7 +1,7 @@
 """Make docs/report.png: `python docs/picture.py REPORT.html docs/report.png`.
 
-The picture is a screenshot of a report's page from the figure of the scores on, in few colours, so
-that the file stays small. Chromium and its driver must be installed; see .ci/browser.
+The picture is a screenshot of the first screen of a report's page, in few colours, so that the file
+stays small. Chromium and its driver must be installed; see .ci/browser.
 """
 
 import io
@@ -27,7 +27,7 @@ OPTIONS = (
 
 
 def screenshot(page: Path) -> Image.Image:
-    "The page from the figure of the scores on."
+    "The first screen of the page."
     with tempfile.TemporaryDirectory() as profile:
         options = webdriver.ChromeOptions()
         options.binary_location = shutil.which('chromium')
@@ -36,14 +36,13 @@ def screenshot(page: Path) -> Image.Image:
         driver = webdriver.ChromeService(shutil.which('chromedriver'))
         browser = webdriver.Chrome(options=options, service=driver)
         browser.get(page.resolve().as_uri())
-        figure = browser.find_element('css selector', 'img[alt^="Scores of the winners"]')
-        browser.execute_script('arguments[0].scrollIntoView()', figure)
         picture = Image.open(io.BytesIO(browser.get_screenshot_as_png())).convert('RGB')
         browser.quit()
     return picture
 
 
-report, target = map(Path, sys.argv[1:3])
-picture = screenshot(report)
-picture.quantize(64, dither=Image.Dither.NONE).save(target, optimize=True)
-print(target, picture.size, f'{target.stat().st_size // 1000} kB')
+if __name__ == '__main__':
+    report, target = map(Path, sys.argv[1:3])
+    picture = screenshot(report)
+    picture.quantize(64, dither=Image.Dither.NONE).save(target, optimize=True)
+    print(target, picture.size, f'{target.stat().st_size // 1000} kB')

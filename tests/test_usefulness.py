@@ -257,7 +257,7 @@ def test_the_report_flags_noise(coin):
     assert GUESSING in ' '.join(n.text for n in tuned)
     assert not any('test nodes' in n.text for n in tuned)
     tested = report.result_notices(results, read_json(files.moe_results))
-    assert tested[0].title == 'Is mixture of any use?' and 'test nodes' in tested[0].text
+    assert tested[0].title == 'Is the mixture of any use?' and 'test nodes' in tested[0].text
 
 
 def outputs_in_order(path):

@@ -44,7 +44,8 @@ def result_notices(
     notices = Notices()
     for name, sentences in doubts(results, test).items():
         infeasible = not results.get(name, {'feasible': True})['feasible']
-        title = f'{name} is infeasible' if infeasible else f'Is {name} of any use?'
+        subject = name if name.startswith('expert') else f'the {name}'
+        title = f'{name} is infeasible' if infeasible else f'Is {subject} of any use?'
         notices.append(Notice(title, ' '.join(sentences)))
     for expert, r in results.items():
         notices.extend(_failure_notices(expert, r))

@@ -849,6 +849,7 @@ def _composite(name: str, parts: dict[str, Part]) -> Interval:
         high = torch.minimum(value - much + Z_OF_SIZE * near, cap)
         return Interval(value, low, torch.maximum(high, torch.maximum(value, debiased)), debiased)
     low, high = _within(value, value - much - Z_OF_SUM * near, value - little + Z * far)
+    high = high.clamp(max=FACTS[name].high)
     chance = total(p.interval.by_chance for p in used)
     return Interval(value, torch.minimum(low, debiased), high, debiased, chance)
 

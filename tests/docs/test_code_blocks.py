@@ -6,6 +6,7 @@ would wait for, each with its reason. A substitution that no block needs fails, 
 in a language that is neither run nor listed as data. `.ci/docs` runs this with `-m docs`.
 """
 
+import html
 import os
 import re
 import shutil
@@ -192,7 +193,7 @@ def place(tmp_path):
 def test_code_of_the_page_runs(path, place, monkeypatch):
     clone, env = place
     monkeypatch.chdir(clone)
-    namespace = {'__name__': '__main__'}
+    namespace, said = {'__name__': '__main__'}, []
     for line, language, code in blocks(path):
         where = f'{path.name}, line {line}'
         if language in DATA:
@@ -213,10 +214,33 @@ def test_code_of_the_page_runs(path, place, monkeypatch):
             assert done.returncode == 0, (
                 f'{where}\n{code}\n{done.stdout[-1500:]}\n{done.stderr[-1500:]}'
             )
+            said.append(f'$ {code.strip()}\n{done.stdout}')
         else:
             with warnings.catch_warnings():
                 warnings.simplefilter('ignore')
                 exec(compile('\n' * line + code, where, 'exec'), namespace)
+    if path == ROOT / 'README.md' and os.environ.get('MOE_EXPERT_SCREENSHOTS'):
+        namespace['model'].predict(namespace['people'][['age', 'income']])
+        tasks_as_pictures(clone, said, Path(os.environ['MOE_EXPERT_SCREENSHOTS']))
+
+
+def tasks_as_pictures(clone, said, folder):
+    "What the README's tasks leave, for a person to look at."
+    sys.path.insert(0, str(ROOT / 'docs'))
+    from picture import screenshot
+
+    folder.mkdir(parents=True, exist_ok=True)
+    terminal = clone / 'terminal.html'
+    terminal.write_text(f'<meta charset=utf-8><pre>{html.escape(chr(10).join(said[:4]))}</pre>')
+    results = clone / 'weights' / 'moe_experts'
+    pages = {
+        'own_table': results / 'people_moe_report.html',
+        'compare_runs': results / 'index.html',
+        'worst_off_group': clone / 'audit.html',
+        'terminal': terminal,
+    }
+    for name, page in pages.items():
+        screenshot(page).save(folder / f'task_{name}.png')
 
 
 @pytest.mark.docs
