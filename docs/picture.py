@@ -22,7 +22,7 @@ OPTIONS = (
     '--disable-component-update',
     '--disable-sync',
     '--hide-scrollbars',
-    '--window-size=1060,932',
+    '--window-size=1060,1230',
 )
 
 
