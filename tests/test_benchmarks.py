@@ -68,6 +68,7 @@ def experts(seconds):
     }
 
 
+@pytest.mark.slow
 def test_one_command_measures_and_renders(tmp_path):
     subprocess.run(
         [

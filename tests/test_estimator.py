@@ -471,6 +471,7 @@ def test_separate_attributes_are_compared_each_for_itself(people):
         assert model.results_['best_metrics'][name] == pytest.approx(value, abs=1e-12)
 
 
+@pytest.mark.slow
 def test_every_container_of_several_attributes_gives_the_same_model(people):
     X, y, s, _ = people
     columns = [np.where(s == 1, 'm', 'f'), np.resize([*'ABC'], len(s))]

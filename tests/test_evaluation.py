@@ -202,7 +202,9 @@ def with_columns(population, columns):
     return replace(population, params=population.params | {'hidden.weight': weight})
 
 
-@pytest.mark.parametrize('name', ['bail', 'german', 'math', 'por'])
+@pytest.mark.parametrize(
+    'name', [pytest.param('bail', marks=pytest.mark.slow), 'german', 'math', 'por']
+)
 def test_order_does_not_matter(data_dir, name):
     "Columns, rows and edges of the benchmarks in another order: the same scores."
     data = load_dataset(name, data_dir=data_dir, edition='full')

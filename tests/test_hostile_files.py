@@ -356,7 +356,10 @@ OPENERS = {'gz': gzip.open, 'xz': lzma.open, 'bz2': bz2.open}
 
 
 @pytest.mark.parametrize('what', [b'\0', ROWS], ids=['zeros', 'rows'])
-@pytest.mark.parametrize('packed', [*OPENERS, 'zip'])
+@pytest.mark.parametrize(
+    'packed',
+    [pytest.param(p, marks=[pytest.mark.slow] * (p in ('bz2', 'xz'))) for p in (*OPENERS, 'zip')],
+)
 def test_a_small_file_that_unpacks_to_a_large_one(tmp_path, packed, what):
     block, path = what * (2**20 // len(what)), tmp_path / f't.csv.{packed}'
     if packed == 'zip':

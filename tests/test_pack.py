@@ -198,9 +198,9 @@ def shortened(value, form):
         return [shortened(v, form[0]) for v in value[:1]]
     if not isinstance(form, dict):
         return value
-    if str in form:
-        return {k: shortened(v, form[str]) for k, v in list(value.items())[:1]}
-    return {k: shortened(value[k], inner) for k, inner in form.items()}
+    named = {k: shortened(value[k], inner) for k, inner in form.items() if k is not str}
+    others = [k for k in value if k not in named][:1] if str in form else []
+    return named | {k: shortened(value[k], form[str]) for k in others}
 
 
 @pytest.mark.parametrize('kind', ABOUT)
@@ -376,6 +376,7 @@ def test_a_leftover_checkpoint_is_loaded_before_it_is_packed(run, tmp_path):
 # --- several data sets, version 0.1 ---------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_folder_of_version_0_1(old, tmp_path, monkeypatch, capsys):
     "From a terminal: packed, verified, and named what was changed."
     monkeypatch.chdir(tmp_path)

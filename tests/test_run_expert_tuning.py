@@ -19,7 +19,9 @@ def clone(tmp_path_factory):
     return marked_clone(tmp_path_factory.mktemp('clone'), 'tune_experts.py')
 
 
-@pytest.mark.parametrize('how', ['path', 'module', 'elsewhere'])
+@pytest.mark.parametrize(
+    'how', ['path', *(pytest.param(h, marks=pytest.mark.slow) for h in ('module', 'elsewhere'))]
+)
 def test_it_runs_uninstalled(clone, tmp_path, how):
     cwd = tmp_path if how == 'elsewhere' else clone
     script = dict(

@@ -98,7 +98,9 @@ def test_the_end_names_edition_winners_notebook_and_page(tmp_path):
     assert '<table' in page.read_text('utf-8') and nbformat.read(out, 4).cells
     done = run('moe.ipynb', 'moe.ipynb', *SMALL, *place, cwd=tmp_path)
     assert done.returncode == 0 and done.stderr == '', done.stderr
-    assert 'scores on the 50 test nodes' in done.stdout and 'majority_class' in done.stdout
+    assert (
+        'scores on the 50 test nodes' in done.stdout and 'constant (below the floor)' in done.stdout
+    )
     assert done.stdout.endswith('Notebook: moe.ipynb\nPage: moe.html\n')
     assert (tmp_path / 'moe.html').stat().st_size > 10_000
 

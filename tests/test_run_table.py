@@ -55,7 +55,7 @@ def test_from_a_table_to_results_and_page(table, without_reports, monkeypatch, c
         ('card.yaml', 'mixture'),
     ]
     places = [out.index(words) for words in (
-        'Card: card.yaml (drafted now', 'privileged: which value', 'expert1', 'moe_finetuned',
+        'Card: card.yaml (drafted now', 'privileged: which value', 'expert1', 'mixture, fine-tuned',
         'Report of the mixture: ', 'All reports: ')]  # fmt: skip
     assert places == sorted(places)
     assert opened == [(table.parent / 'mixture_report.html').as_uri()]
@@ -80,7 +80,7 @@ def test_from_a_table_to_results_and_page(table, without_reports, monkeypatch, c
     monkeypatch.setattr(cli, 'make_report', stops)
     assert cli.main([*command, '--time_limit', '0']) == 1
     out, err = capsys.readouterr()
-    assert 'moe_finetuned' in out and 'the report stopped' in err
+    assert 'mixture, fine-tuned' in out and 'the report stopped' in err
 
 
 @pytest.mark.parametrize(

@@ -293,9 +293,12 @@ def test_the_command_can_be_pasted(data, tmp_path):
 def test_cached_experts_yes_no_or_either(data, tmp_path, monkeypatch):
     made = []
     original = ExpertTuner.tune_all_experts
-    monkeypatch.setattr(
-        ExpertTuner, 'tune_all_experts', lambda self, n: (made.append(n), original(self, n))[1]
-    )
+
+    def counted(self, n_trials, **more):
+        made.append(n_trials)
+        return original(self, n_trials, **more)
+
+    monkeypatch.setattr(ExpertTuner, 'tune_all_experts', counted)
     args = dict(n_trials=1, tune_settings=TINY)
     moe(data, tmp_path, use_cached_experts=None, **args)  # none there: tuned
     assert made == [1]

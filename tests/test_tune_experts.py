@@ -546,14 +546,19 @@ def interrupt(monkeypatch, name, at):
     'name, at',
     [
         ('train_population', 1),
-        ('train_population', 2),
         ('tell', 4),
-        ('tell', 17),
-        ('make_sampler', 7),
-        ('save_checkpoint', 1),
-        ('write_json', 1),
         ('_write_outcome', 17),
-        ('_alive', 17),
+        *(
+            pytest.param(*more, marks=pytest.mark.slow)
+            for more in [
+                ('train_population', 2),
+                ('tell', 17),
+                ('make_sampler', 7),
+                ('save_checkpoint', 1),
+                ('write_json', 1),
+                ('_alive', 17),
+            ]
+        ),
     ],
 )
 def test_an_interrupted_run_ends_like_one_that_was_not(

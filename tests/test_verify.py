@@ -311,7 +311,18 @@ def test_every_forged_score_is_named(folder, end):
     assert forged and not missed
 
 
-@pytest.mark.parametrize('end', KINDS)
+@pytest.mark.parametrize(
+    'end',
+    [
+        'expert1_tuning_results.json',
+        'moe_results.json',
+        *(
+            pytest.param(end, marks=pytest.mark.slow)
+            for end in KINDS
+            if end not in ('expert1_tuning_results.json', 'moe_results.json')
+        ),
+    ],
+)
 def test_other_forged_values_are_found(folder, end):
     "A sample of all values that are told elsewhere, too; one at a time, sealed again."
     record = read(folder, end)

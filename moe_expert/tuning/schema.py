@@ -40,10 +40,11 @@ def schema_of(
         return {'type': 'array', 'items': schema_of(form[0])}
     if not isinstance(form, dict):
         return _named(form if isinstance(form, tuple) else (form,))
-    if str in form:
-        return {'type': 'object', 'additionalProperties': schema_of(form[str])}
-    entries = {name: schema_of(inner) for name, inner in form.items()}
-    return {'type': 'object', 'required': list(form), 'properties': entries}
+    entries = {name: schema_of(inner) for name, inner in form.items() if name is not str}
+    made = {'type': 'object'}
+    if str in form:  # and any others
+        made['additionalProperties'] = schema_of(form[str])
+    return made | ({'required': list(entries), 'properties': entries} if entries else {})
 
 # %% ../../nbs/41_schema.ipynb #d322a6cb
 DIALECT = 'https://json-schema.org/draft/2020-12/schema'
