@@ -129,6 +129,32 @@ def _inside(numbers: np.ndarray) -> np.ndarray:
 def _positive(numbers: np.ndarray) -> np.ndarray:
     return (numbers > 0) & np.isfinite(numbers)
 
+# %% ../nbs/29_audit_predictions.ipynb #3a6ef6ed
+def _coded(frame: pd.DataFrame, names: Sequence[str], positive: str | None) -> pd.DataFrame:
+    "Texts of two values as 1 and 0; columns of numbers stay. `DataError` for other texts."
+    coded = {}
+    for name in names:
+        column = frame[name]
+        if pd.to_numeric(column, errors='coerce').notna().any():
+            continue
+        values = sorted(map(str, column.dropna().unique()))
+        if positive is None or positive not in values or len(values) > 2:
+            held = ', '.join(repr(v) for v in values[:5]) + (', …' if len(values) > 5 else '')
+            raise DataError(
+                f'{name!r} holds {held}: give numbers, or two texts and the one that stands for 1 '
+                f'(--positive {values[-1] if values else "yes"})'
+            )
+        coded[name] = (column.astype(str) == positive).astype(float).where(column.notna())
+    return frame.assign(**coded) if coded else frame
+
+
+def _frame_of(table: str | os.PathLike | pd.DataFrame, wanted: dict[str, str]) -> tuple:
+    "(the table, where it comes from)"
+    if not is_table(table):
+        return read_predictions(table, wanted), str(table)
+    _check_names([str(c) for c in table.columns], wanted, 'the data frame')
+    return table, 'the data frame'
+
 # %% ../nbs/29_audit_predictions.ipynb #ea4f84db
 @dataclass(frozen=True)
 class Audit:
@@ -172,6 +198,7 @@ def audit_predictions(
     *,
     weight: str | None = None,  # column of weights above 0; None: everybody counts the same
     threshold: float | None = None,  # from which on 1 is predicted; None: 0.5, or decisions
+    positive: str | None = None,  # text for 1 in `label` and `prediction`; None: numbers
     unknown: Iterable = (),  # values of the groups that mean: not known
     min_group: int = 10,  # people that a cell needs to be compared
     min_share: float = 0.0,  # share of the people that a cell needs to be compared
@@ -184,13 +211,10 @@ def audit_predictions(
     """
     groups = [groups] if isinstance(groups, str) else list(groups)
     wanted = _roles(label, prediction, groups, weight)
-    if is_table(table):
-        frame, where = table, 'the data frame'
-        _check_names([str(c) for c in frame.columns], wanted, where)
-    else:
-        frame, where = read_predictions(table, wanted), str(table)
+    frame, where = _frame_of(table, wanted)
     if not len(frame):
         raise DataError(f'{where} has no rows')
+    frame = _coded(frame, (label, prediction), positive)
     y = _checked(frame, label, 'must hold the outcomes 0 and 1', _zero_one)
     said = _checked(frame, prediction, 'must hold probabilities or decisions in [0, 1]', _inside)
     decisions = threshold is None and bool(_zero_one(said).all())
@@ -203,7 +227,9 @@ def audit_predictions(
     made = cells(y, frame[groups], **numbers, **asked, unknown=unknown)
     about = dict(file=where, rows=len(frame), label=label, prediction=prediction, groups=groups)
     about |= dict(predictions='decisions' if decisions else 'probabilities', threshold=threshold)
-    return Audit(made, about | dict(weight=weight, unknown=unknown) | asked, f'{label} = 1')
+    about |= dict(weight=weight, unknown=unknown) | asked
+    about |= {} if positive is None else {'positive': positive}
+    return Audit(made, about, f'{label} = {1 if positive is None else positive}')
 
 # %% ../nbs/29_audit_predictions.ipynb #fca8c71b
 MOST_DRAWN = 150  # cells in a picture

@@ -273,10 +273,11 @@ def datasets(
 # %% ../nbs/75_cli.ipynb #6a3d69c6
 def draft_lines(
     made,  # a `Draft`
+    ask: bool = True,  # else leave out the questions: somebody has answered on the card
 ) -> list[str]:
     "What a draft found, and what it asks."
     lines = ['', 'Found in the table:', *(f'  - {f}' for f in made.found)]
-    if made.questions:
+    if made.questions and ask:
         lines += ['', 'Only you can answer, on the card:', *(f'  - {q}' for q in made.questions)]
     return lines
 
@@ -323,9 +324,11 @@ def card_shown(
     own,  # an `OwnCard`
 ) -> str:
     "Where the card of a table is, what was found, and what it asks."
-    lines = [f'Card: {own.path} ({_STATES[own.state]})', *draft_lines(own.draft)]
+    found = draft_lines(own.draft, ask=own.state != 'edited')
+    lines = [f'Card: {own.path} ({_STATES[own.state]})', *found]
     if own.state == 'written':
-        lines += ['', 'To change it, edit the card and run the same command with --overwrite.']
+        change = 'edit the card and run the same command with another --cache_dir'
+        lines += ['', f'To change it, {change}.']
     return '\n'.join([*lines, ''])
 
 

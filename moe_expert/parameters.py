@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import csv
 import os
 import re
 import shlex
@@ -178,7 +179,8 @@ class Names(Kind):
         if isinstance(value, str) and value.strip().startswith('['):
             value = ast.literal_eval(value)  # a SyntaxError is a ValueError for `Parameter.convert`
         if isinstance(value, str):
-            value = [v for v in map(str.strip, value.split(',')) if v]
+            cells = next(csv.reader([value], skipinitialspace=True), [])  # "a, b",c: two names
+            value = [v for v in map(str.strip, cells) if v]
         value = [value] if self.item is int and type(value) is int else value
         if not isinstance(value, (list, tuple, range)):
             raise ValueError(value)
@@ -1160,8 +1162,15 @@ define(
     None,
     "value or values of the label that count as 1, or a range such as `'{min: 10}'`; None: a "
     'proposal, as a question where the values do not say it',
-    ('card', 'run'),
-    FOR_A_CARD,
+    ('card', 'run', 'audit'),
+    FOR_A_CARD
+    | {
+        'audit': dict(
+            kind=Text('a value'),
+            meaning='text that stands for 1 in the columns `label` and `prediction`; None: they '
+            'hold numbers',
+        )
+    },
 )
 
 # %% ../nbs/01_parameters.ipynb #0f848b58

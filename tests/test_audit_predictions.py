@@ -53,6 +53,22 @@ def test_all_forms_give_the_table_of_the_arrays(form, tmp_path):
     assert 'NA' in there.loc['race'].index  # a group may be called so
 
 
+def test_texts_give_the_table_of_the_numbers(tmp_path, capsys):
+    people = frame().assign(said=lambda p: (p.score > 0.5).astype(int))
+    plain = audit_predictions(people, 'repaid', 'said', ['sex'])
+    words = people.assign(**{n: people[n].map({0: 'no', 1: 'yes'}) for n in ('repaid', 'said')})
+    told = audit_predictions(words, 'repaid', 'said', ['sex'], positive='yes')
+    pd.testing.assert_frame_equal(told.table, plain.table)
+    assert told.about['positive'] == 'yes' and 'repaid = yes' in ' '.join(told.words)
+    words.rename(columns={'sex': 'sex, as told'}).to_csv(tmp_path / 'p.csv', index=False)
+    command = ['audit', str(tmp_path / 'p.csv'), '--label', 'repaid', '--prediction', 'said']
+    command += ['--groups', '"sex, as told"']
+    assert cli.main([*command, '--positive', 'yes']) == 0
+    capsys.readouterr()
+    assert cli.main(command) == 1
+    assert "'repaid' holds 'no', 'yes'" in capsys.readouterr().err
+
+
 def test_decisions_have_no_calibration_unless_a_threshold_says_that_they_are_probabilities():
     people = frame().assign(said=lambda p: (p.score > 0.5).astype(int))
     made = audit_predictions(people, 'repaid', 'said', ['sex'])

@@ -1058,7 +1058,7 @@ def _whole_flags(name: str, known: np.ndarray, n: int) -> list[str]:
     flags, low, high = [], known.min(), known.max()
     counter = n > 20 and len(known) == n and low in (0, 1) and high - low == n - 1
     if counter and len(np.unique(known)) == n:
-        flags.append(f'{name} counts the rows: if it is no measurement, drop: [{name}]')
+        flags.append(f'{name} counts the rows: if it is no measurement, drop: {card_text([name])}')
     if max(-low, high) > 2**53:
         flags.append(
             f'{name} holds whole numbers beyond 2^53, which lose digits and are probably names of '

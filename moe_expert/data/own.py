@@ -762,7 +762,7 @@ def _equal_columns(read: _Read) -> list[str]:
     # most columns differ in the first rows: texts of all rows are made for the others alone
     sets = [names for some in _alike(frame.head(200)) for names in _alike(frame[some])]
     return [
-        f'{" and ".join(names)} are equal in every row: drop: [{", ".join(names[1:])}]'
+        f'{" and ".join(names)} are equal in every row: drop: {card_text(names[1:])}'
         for names in sets
         if features & set(names)
     ]

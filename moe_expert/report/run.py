@@ -67,7 +67,7 @@ def about(
 # %% ../../nbs/71_run.ipynb #c1d945f5
 def _people(given: Given) -> str:
     "The data, where they come from, and the seed."
-    columns, source = 'no column is left out', 'looked for where `load_dataset` says'
+    columns, source = 'no column is left out for this run', 'looked for where `load_dataset` says'
     if given.drop:
         dropped = in_markdown(', '.join(given.drop))
         columns = f'without the columns {dropped}; the graph is rebuilt without them'
