@@ -13,6 +13,7 @@ if __name__ == '__main__' and not __package__ and '__file__' in globals():
     sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 # %% ../nbs/74_run_notebook.ipynb #448fb7a2
+import logging
 from pathlib import Path
 
 import moe_expert.errors as errors
@@ -181,7 +182,9 @@ def main(
                     print(f'error: {script.one_line(err)}', file=sys.stderr)
                     return 1
         except KeyboardInterrupt as stop:
-            return script.interrupted(stop, script.continues({}))
+            logging.getLogger('asyncio').setLevel(logging.CRITICAL)  # of the cell that ended
+            tuning = {'n_trials': None}  # its folder is a parameter of the notebook
+            return script.interrupted(stop, script.continues(tuning))
 
 # %% ../nbs/74_run_notebook.ipynb #2b3f8704
 if __name__ == '__main__' and '__file__' in globals():

@@ -287,7 +287,7 @@ def test_from_nothing_to_the_reports_in_one_go(tmp_path, capsys):
     assert cli.main(['run', *few, '--quiet', '--cache_dir', str(folder)]) == 0
     out = capsys.readouterr().out
     record = read_json(folder / f'{NAME}_moe_results.json')
-    assert 'max utility' in out and 'logistic_regression' in out
+    assert 'max utility' in out and 'logistic regression' in out
     assert f'This mixture was tested once: {record["mixture_sha256"][:8]}…' in out
     reports = [folder / f'{NAME}_{what}_report' for what in ('experts_tuning', 'moe')]
     pages = [f'{path}.html' for path in reports]

@@ -58,11 +58,12 @@ def test_it_runs_uninstalled_from_nothing_to_the_table(clone):
     ]
     stages += [f'expert{i}_best.pt' for i in (1, 2, 3)]
     assert {f'synthetic-200_{f}' for f in stages} <= files
-    table = {line.split()[0]: line for line in done.stdout.splitlines() if line}
     record = json.loads((clone / 'weights' / 'synthetic-200_moe_results.json').read_text())[
         'methods'
     ]
-    assert set(METHODS) <= table.keys()
+    assert set(METHODS) <= record.keys()
+    lines = done.stdout.splitlines()
+    table = {m: line for m in record for line in lines if line.startswith(f'{row_name(m)}  ')}
     for method, scores in record.items():
         for name in ('utility', 'fair_result', 'fair_procedure', 'final_score'):
             v = scores[name]

@@ -146,7 +146,7 @@ def kernel_environment() -> Iterator[None]:
 
 # %% ../../nbs/71_run.ipynb #ddc13f8c
 ENGINE = 'moe_expert'  # its name in papermill
-_KERNEL_OPTIONS = ('--IPKernelApp.log_level=ERROR',)
+_KERNEL_OPTIONS = ('--IPKernelApp.log_level=CRITICAL',)
 
 
 def papermill_engine() -> str:  # `ENGINE`
