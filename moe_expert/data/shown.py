@@ -13,7 +13,7 @@ import re
 import sys
 import unicodedata
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from ..errors import visible
 
@@ -132,9 +132,15 @@ def any_encoding() -> Iterator[None]:
     streams = [s for s in (sys.stdout, sys.stderr) if isinstance(s, io.TextIOWrapper)]
     before = [(s, s.errors) for s in streams]
     for stream in streams:
-        stream.reconfigure(errors='moe_expert.nearest')
+        _takes(stream, 'moe_expert.nearest')
     try:
         yield
     finally:
         for stream, errors in before:
-            stream.reconfigure(errors=errors)
+            _takes(stream, errors)
+
+
+def _takes(stream: io.TextIOWrapper, errors: str) -> None:
+    "Let a stream treat errors of encoding so."
+    with suppress(OSError):  # a file that a pipe has replaced since: it stays as it was
+        stream.reconfigure(errors=errors)
