@@ -39,12 +39,6 @@ SUBSTITUTIONS = [  # (language, pattern, replacement, why)
     ),
     (
         'bash',
-        r'^make moe.*$',
-        'make -n moe DATASET=german > /dev/null',
-        'installs for minutes; .ci/run does it. Here: the target exists',
-    ),
-    (
-        'bash',
         r'^make (test|export|env|env-dev|bench|format|chapters|docs|site)\b.*$',
         r'make -n \1 > /dev/null',
         'installs for minutes; .ci/run does it. Here: the target exists',
