@@ -327,8 +327,7 @@ def card_shown(
     found = draft_lines(own.draft, ask=own.state != 'edited')
     lines = [f'Card: {own.path} ({_STATES[own.state]})', *found]
     if own.state == 'written':
-        change = 'edit the card and run the same command with another --cache_dir'
-        lines += ['', f'To change it, {change}.']
+        lines += ['', 'To change it, edit the card, and run the command with another --cache_dir.']
     return '\n'.join([*lines, ''])
 
 
