@@ -222,7 +222,7 @@ def document_page(path):
     text = re.sub(
         r'```mermaid\n(.*?)```', room_drawing, path.read_text(encoding='utf-8'), flags=re.S
     )
-    if path.name == PAGES['Home'] and path.parent == ROOT:
+    if path == ROOT / PAGES['Home']:
         text = re.sub(
             r'^(!\[[^]]*\]\(docs/report\.png\))$', with_example, text, count=1, flags=re.M
         )

@@ -113,7 +113,7 @@ def _cell(name: str, value) -> str:
         return '–'
     if name == 'above_floor':
         return 'yes' if value else 'NO'
-    return f'{value:.4f}' if 'score' in name or name in _SHOWN[6:9] else f'{value}'
+    return f'{value:.4f}' if isinstance(value, float) else f'{value}'
 
 
 def board_text(

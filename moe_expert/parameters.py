@@ -469,7 +469,8 @@ PRESETS = {  # how much is searched: defaults of other options, where a door has
 }
 GROUPED = ('crossed', 'separate')
 SMALL_GROUPS = ('merge', 'leave_out')
-_GROUPED = ('FairMoEClassifier', 'card', 'run')  # doors that say how groups are made
+_MADE = ('FairMoEClassifier', 'card')  # doors that make groups of what they are given
+_GROUPED = (*_MADE, 'run')  # doors that say how groups are made
 _CROSSED = (
     'several sensitive columns: `crossed` (each pair of values is a group), or `separate` (each '
     'column for itself, and the one with the largest differences counts)'
@@ -848,14 +849,10 @@ define(
     Columns(),
     (),
     'further columns whose groups the report compares',
-    ('tune', 'train', 'run', 'report', 'tune.ipynb', 'moe.ipynb', 'audit')
-    + ('FairMoEClassifier', 'card'),
+    ('tune', 'train', 'run', 'report', 'tune.ipynb', 'moe.ipynb', 'audit', *_MADE),
     dict.fromkeys(('tune', 'train'), dict(needs=('report', True)))
     | {'audit': dict(meaning='columns of the sensitive attributes; several are also crossed')}
-    | dict.fromkeys(
-        ('FairMoEClassifier', 'card'),
-        dict(kind=Choice(*GROUPED), default='crossed', meaning=_CROSSED),
-    ),
+    | dict.fromkeys(_MADE, dict(kind=Choice(*GROUPED), default='crossed', meaning=_CROSSED)),
 )
 
 # %% ../nbs/01_parameters.ipynb #efd284be

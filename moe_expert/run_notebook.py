@@ -183,8 +183,7 @@ def main(
                     return 1
         except KeyboardInterrupt as stop:
             logging.getLogger('asyncio').setLevel(logging.CRITICAL)  # of the cell that ended
-            tuning = {'n_trials': None}  # its folder is a parameter of the notebook
-            return script.interrupted(stop, script.continues(tuning))
+            return script.interrupted(stop, script.KEPT.format(place='', unsaid=''))
 
 # %% ../nbs/74_run_notebook.ipynb #2b3f8704
 if __name__ == '__main__' and '__file__' in globals():

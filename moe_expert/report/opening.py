@@ -44,6 +44,16 @@ def _short(numbers: list) -> str:
     "A score with its interval alone."
     return interval_text(*numbers[:3]).replace('-', '−')
 
+
+def _short_record(score: dict) -> str:
+    "The same of a score in the record of a test."
+    return _short([score[k] for k in ('value', 'low', 'high')])
+
+
+def _by_chance(value: float | None) -> str:
+    "What stands beside a gap, if it is known."
+    return '' if value is None else f', by chance alone {value:.3f}'
+
 # %% ../../nbs/68_opening.ipynb #bd8a6120
 def _searched(results: dict[str, dict]) -> str:
     "How much was searched, and whether it found anything feasible."
@@ -73,9 +83,9 @@ def _baselines(results: dict[str, dict]) -> dict[str, dict]:
     return floor_last({m: found[m] for m in BASELINES if m in found})
 
 
-def _plain(method: str) -> str:
+def _plain(method: str, price: float | None = None) -> str:
     "The name of a method without the mark of a row."
-    return row_name(method).removesuffix(BELOW).strip()
+    return row_name(method, price).removesuffix(BELOW).strip()
 
 
 def _even(records: dict[str, dict]) -> str:
@@ -83,9 +93,8 @@ def _even(records: dict[str, dict]) -> str:
     said = []
     for score, what in (('fair_result', 'decisions'), ('fair_procedure', 'reasons')):
         least = min(records, key=lambda e: records[e][score][0])
-        value, by_chance = _short(records[least][score]), records[least][score][4]
-        beside = '' if by_chance is None else f', by chance alone {by_chance:.3f}'
-        said.append(f'in {what} with {least} ({score} {value}{beside})')
+        record = records[least][score]
+        said.append(f'in {what} with {least} ({score} {_short(record)}{_by_chance(record[4])})')
     return f'The groups differ least {" and ".join(said)}.'
 
 # %% ../../nbs/68_opening.ipynb #ee249af2
@@ -118,7 +127,7 @@ def final_method(
 def _tested(test: dict) -> str:
     mixture = final_method(test)
     scores = test['methods'][mixture]
-    texts = [f'{n} {_short([scores[n][k] for k in ("value", "low", "high")])}' for n in COMPOSITES]
+    texts = [f'{n} {_short_record(scores[n])}' for n in COMPOSITES]
     return (
         f'The {row_name(mixture, price_of(test))}, was tested once on {test["nodes"]:,} people who '
         f'had no part in training or choosing: {", ".join(texts)}.'
@@ -136,8 +145,7 @@ def _rank(test: dict) -> str:
     place = 1 + sum(s['value'] > mine['value'] for s in known.values())
     said = f'By final_score it has place {place} of {len(known)} methods'
     if best != mixture:
-        price = price_of(test)
-        name = row_name(best, price).removesuffix(BELOW).strip()
+        name = _plain(best, price_of(test))
         said += f'; the first is: {name}, with {interval_text(known[best]["value"])}'
     others = [s for m, s in known.items() if m != mixture]
     return f'{said}; {_overlap(mine, others)}.'
@@ -157,10 +165,8 @@ def _gaps(test: dict) -> str:
     said = []
     scores = test['methods'][final_method(test)]
     for score, what in (('dp', 'shares predicted 1'), ('eo', 'true positive rates')):
-        s = scores[score]
-        beside = '' if s.get('by_chance') is None else f', by chance alone {s["by_chance"]:.3f}'
-        value = _short([s[k] for k in ('value', 'low', 'high')])
-        said.append(f'the {what} by {value} ({score}{beside})')
+        beside = _by_chance(scores[score].get('by_chance'))
+        said.append(f'the {what} by {_short_record(scores[score])} ({score}{beside})')
     return f'Between the groups, at most, differ {" and ".join(said)}.'
 
 # %% ../../nbs/68_opening.ipynb #7477d65c
