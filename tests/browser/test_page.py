@@ -6,13 +6,12 @@ are left in the folder named by MOE_EXPERT_SCREENSHOTS, for a person to look at.
 
 import base64
 import os
-import shutil
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
-from test_site import NO_NETWORK, addresses
+from offline import addresses, chromium_offline
 
 from moe_expert.audit_predictions import audit_page, audit_predictions
 from moe_expert.report import run_moe_report, run_report, write_index
@@ -64,16 +63,7 @@ def pages(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def chromium(tmp_path_factory):
-    from selenium import webdriver
-
-    options = webdriver.ChromeOptions()
-    options.binary_location = shutil.which('chromium') or pytest.fail('run .ci/browser')
-    profile = f'--user-data-dir={tmp_path_factory.mktemp("chromium")}'
-    for argument in ('--headless=new', '--no-sandbox', '--disable-gpu', NO_NETWORK, profile):
-        options.add_argument(argument)
-    options.set_capability('goog:loggingPrefs', {'browser': 'ALL', 'performance': 'ALL'})
-    service = webdriver.ChromeService(shutil.which('chromedriver'))
-    driver = webdriver.Chrome(options=options, service=service)
+    driver = chromium_offline(tmp_path_factory.mktemp('chromium'))
     driver.set_script_timeout(60)
     yield driver
     driver.quit()

@@ -4,18 +4,16 @@
 MOE_EXPERT_SCREENSHOTS, for a person to look at.
 """
 
-import json
 import os
-import shutil
 import time
 from pathlib import Path
 
 import pytest
+from offline import addresses, chromium_offline
 
 pytestmark = pytest.mark.site
 PAGES = ['index.html', 'CONTRIBUTING.html', 'docs/how_it_works.html', 'nbs/*_metrics.html']
 WIDTHS = {'desk': 1300, 'phone': 400}
-NO_NETWORK = '--proxy-server=127.0.0.1:9'  # nothing listens there
 
 
 @pytest.fixture(scope='module')
@@ -27,16 +25,7 @@ def site(repo_root):
 
 @pytest.fixture(params=WIDTHS)
 def browser(request, tmp_path):
-    from selenium import webdriver
-
-    options = webdriver.ChromeOptions()
-    options.binary_location = shutil.which('chromium') or pytest.fail('run .ci/chromium')
-    profile = f'--user-data-dir={tmp_path / "chromium"}'
-    for argument in ('--headless=new', '--no-sandbox', '--disable-gpu', NO_NETWORK, profile):
-        options.add_argument(argument)
-    options.set_capability('goog:loggingPrefs', {'browser': 'ALL', 'performance': 'ALL'})
-    service = webdriver.ChromeService(shutil.which('chromedriver'))
-    driver = webdriver.Chrome(options=options, service=service)
+    driver = chromium_offline(tmp_path / 'chromium')
     size = {'width': WIDTHS[request.param], 'height': 1000, 'deviceScaleFactor': 1}
     driver.execute_cdp_cmd(
         'Emulation.setDeviceMetricsOverride', size | {'mobile': request.param == 'phone'}
@@ -52,14 +41,6 @@ def wait_for(condition, seconds=10):
     while not (value := condition()) and time.monotonic() < until:
         time.sleep(0.1)
     return value
-
-
-def addresses(driver):
-    "What the browser asked for since the last call."
-    for entry in driver.get_log('performance'):
-        message = json.loads(entry['message'])['message']
-        if message['method'] == 'Network.requestWillBeSent':
-            yield message['params']['request']['url']
 
 
 def picture(driver, name):
