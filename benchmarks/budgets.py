@@ -164,7 +164,9 @@ def compute_gates(work: Path, name: str, seeds, n: int, data_dir: Path | None):
         print({**about, **found}, flush=True)
 
 
-def compute_studies(work: Path, name: str, seeds, n: int, variant: str, data_dir: Path | None):
+def compute_studies(
+    work: Path, name: str, seeds, experts, n: int, variant: str, data_dir: Path | None
+):
     "Compute the studies that are missing with the code at hand."
     import tempfile
 
@@ -172,11 +174,11 @@ def compute_studies(work: Path, name: str, seeds, n: int, variant: str, data_dir
     from moe_expert.tune_experts import ExpertTuner
 
     place = lambda seed, e: work / f'{name}-{seed}-{e}-study-{variant}.json'
-    for seed in (s for s in seeds if not all(place(s, e).exists() for e in EXPERTS)):
+    for seed in (s for s in seeds if not all(place(s, e).exists() for e in experts)):
         with tempfile.TemporaryDirectory() as folder:
             data = load_dataset(name, data_dir=data_dir)
             tuner = ExpertTuner(data, seed=seed, cache_dir=folder, device='cpu')
-            for expert in EXPERTS:
+            for expert in experts:
                 begin = time.process_time()
                 result = tuner.tune_expert(expert, n)
                 about = {'data': f'{name}, studies', 'seed': seed, 'expert': expert}
@@ -275,7 +277,7 @@ def main():
             compute_gates(a.work, name, seeds, a.configurations, a.data_dir)
         for name in a.studies or ():
             variant = FULL if a.before else LIMITED
-            compute_studies(a.work, name, seeds, 30, variant, a.data_dir)
+            compute_studies(a.work, name, seeds, a.experts, 30, variant, a.data_dir)
         if not a.gates and not a.studies:
             options = a.configurations, a.epochs, a.public
             compute(a.work, a.data, seeds, a.experts, *options)

@@ -392,7 +392,7 @@ def run(
     options = check('train', options | dict(use_cached_experts=False))  # tune up to `n_trials`
     trainer, done, cached = stages.trained(options)
     experts = {expert: about['result'] for expert, about in trainer.about.items()}
-    print(script.closing_words(trainer, experts, cached), end='\n\n', flush=True)
+    print(script.winners_words(trainer, experts, cached), end='\n\n', flush=True)
     try:
         reports(given, pages)
     finally:

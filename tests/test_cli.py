@@ -9,6 +9,7 @@ import pytest
 
 from moe_expert import cli, parameters
 from moe_expert.data.catalogue import SHIPPED
+from moe_expert.run_expert_tuning import readers
 
 
 def test_the_console_script_is_the_main_function(repo_root):
@@ -42,6 +43,18 @@ def test_as_a_module_in_a_process_of_its_own(repo_root):
         *SHIPPED,
         'synthetic',
     ]
+
+
+def test_a_reader_that_goes_ends_a_command_quietly(repo_root):
+    for words in ('datasets', '--help'):
+        shell = f'{sys.executable} -m moe_expert {words} | true; exit ${{PIPESTATUS[0]}}'
+        done = subprocess.run(['bash', '-c', shell], cwd=repo_root, capture_output=True, text=True)
+        assert (done.returncode, done.stderr) == (141, '')
+
+
+def test_another_broken_pipe_is_an_error():
+    with pytest.raises(BrokenPipeError, match='a server'), readers():
+        raise BrokenPipeError('the pipe to a server')
 
 
 @pytest.mark.parametrize(

@@ -63,11 +63,15 @@ def test_it_runs_uninstalled_from_nothing_to_the_table(clone):
     ]
     assert set(METHODS) <= record.keys()
     lines = done.stdout.splitlines()
-    table = {m: line for m in record for line in lines if line.startswith(f'{row_name(m)}  ')}
+    starts = {m: k for m in record for k, x in enumerate(lines) if x.startswith(f'{row_name(m)}  ')}
     for method, scores in record.items():
-        for name in ('utility', 'fair_result', 'fair_procedure', 'final_score'):
-            v = scores[name]
-            assert f'{v["value"]:.3f} [{v["low"]:.3f}, {v["high"]:.3f}]' in table[method]
+        shown = [scores[n] for n in ('utility', 'fair_result', 'fair_procedure', 'final_score')]
+        values, intervals = lines[starts[method] : starts[method] + 2]
+        assert values.split()[-4:] == [f'{v["value"]:.3f}' for v in shown]
+        assert (
+            intervals.split()
+            == ' '.join(f'[{v["low"]:.3f}, {v["high"]:.3f}]' for v in shown).split()
+        )
     assert 'Fine-tuning ' in done.stdout
     again = run_python(
         '-m', 'moe_expert.run_moe', *FEW, '--cache_dir', 'weights', cwd=clone, timeout=300

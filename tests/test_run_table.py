@@ -63,7 +63,8 @@ def test_from_a_table_to_results_and_page(table, without_reports, monkeypatch, c
     for what in ('expert1', 'expert3', 'gate'):
         record = json.loads((folder / f'people_{what}_tuning_results.json').read_text())
         assert record['stopped'] == {'time_limit': 0, 'done': 1, 'wanted': 30}
-    assert 'The time limit ended the search of expert1 after 1 of 30 trials.' in out
+    assert out.count('The time limit ended the search of expert1 after 1 of 30 trials.') == 1
+    assert out.count('Before you use this:') == out.count('Files in ') == 1  # not after each stage
 
     edited = card.read_text().replace('# Draft of a card', '# Checked by hand: a card')
     card.write_text(edited)
@@ -146,6 +147,9 @@ def test_the_clock_is_not_asked_without_a_limit(monkeypatch):
 def test_everything_from_a_table_with_reports(table, capsys):
     command = 'run people.csv --label approve --sensitive race --epochs 50 --preset quick -q'
     assert cli.main(command.split()) == 0
-    last = capsys.readouterr().out.splitlines()[-2]
-    assert last.startswith('Report of the mixture: ')
-    assert '<html' in (table.parent / last.split(': ')[1]).read_text()
+    lines = capsys.readouterr().out.splitlines()
+    start = next(k for k, line in enumerate(lines) if line.startswith('method '))
+    assert max(map(len, lines[start : lines.index('', start)])) <= 100
+    assert lines[-2].startswith('Report of the mixture: ')
+    page = (table.parent / lines[-2].split(': ')[1]).read_text()
+    assert '<html' in page and 'the models predict approve = 1 (yes), which' in page

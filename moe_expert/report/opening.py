@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from datetime import date
+from textwrap import shorten
 from typing import TYPE_CHECKING
 
 from ..data.assembly import groups_text
@@ -29,13 +30,19 @@ __all__ = ['VERSIONS', 'tuned_summary', 'final_method', 'tested_summary', 'tuned
            'tuned_opening', 'tested_opening']
 
 # %% ../../nbs/68_opening.ipynb #de03c7f9
+def _outcome(data: Data) -> str:
+    "The label and what counts as 1, in the words of the table."
+    said = data.get('notes', {}).get('label 1', '').removeprefix(f'{data.label_name}: ')
+    return f'{data.label_name} = 1' + (f' ({shorten(said, 60)})' if said not in ('', '1') else '')
+
+
 def _people_sentence(data: Data) -> str:
     "Who the records are about."
     known = data.y[data.y >= 0]
     share = f'{100 * float(known.double().mean()):.0f} of 100'
     return (
         f'{data.name} ({data.edition} edition) holds {data.num_nodes:,} people in the groups '
-        f'{groups_text(data)}; the models predict {data.label_name} = 1, which is the outcome of '
+        f'{groups_text(data)}; the models predict {_outcome(data)}, which is the outcome of '
         f'{share}.'
     )
 
