@@ -25,6 +25,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                         'moe_expert/audit_predictions.py'),
                                               'moe_expert.audit_predictions._names_of': ( 'audit_predictions.html#_names_of',
                                                                                           'moe_expert/audit_predictions.py'),
+                                              'moe_expert.audit_predictions._png': ( 'audit_predictions.html#_png',
+                                                                                     'moe_expert/audit_predictions.py'),
                                               'moe_expert.audit_predictions._positive': ( 'audit_predictions.html#_positive',
                                                                                           'moe_expert/audit_predictions.py'),
                                               'moe_expert.audit_predictions._read_parquet': ( 'audit_predictions.html#_read_parquet',

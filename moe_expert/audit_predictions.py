@@ -33,7 +33,8 @@ from moe_expert.scores.cells import (
 )
 
 # %% auto #0
-__all__ = ['MOST_DRAWN', 'READING', 'read_predictions', 'Audit', 'audit_predictions', 'audit_page', 'terminal_tables']
+__all__ = ['MOST_DRAWN', 'LONGEST_NARROW', 'READING', 'read_predictions', 'Audit', 'audit_predictions', 'audit_page',
+           'terminal_tables']
 
 # %% ../nbs/29_audit_predictions.ipynb #f2da6e9a
 def _names_of(path: Path, separator: str) -> list[str]:
@@ -233,6 +234,7 @@ def audit_predictions(
 
 # %% ../nbs/29_audit_predictions.ipynb #fca8c71b
 MOST_DRAWN = 150  # cells in a picture
+LONGEST_NARROW = 24  # characters of a name beside which a phone has room for dots
 READING = (
     'In brackets: 95 % interval over people. The impact ratio is the share of people predicted 1, '
     'over that of the most selected group; its interval allows for the choice of that group. Four '
@@ -249,14 +251,22 @@ def _image(audit: Audit) -> str:
     "The picture, inside the page."
     if len(audit.table) > MOST_DRAWN:
         return f'No picture: there are more than {MOST_DRAWN} cells.'
+    size = [round(100 * inches) for inches in picture_size(audit.table)]
+    longest = max(map(len, audit.table.index.get_level_values(1)))
+    narrow = _png(audit, narrow=True) if longest <= LONGEST_NARROW else ''
+    wide = _png(audit)
+    shown = dict(alt=picture_alt(audit.table), size=size)
+    return render('picture.html', wide=wide, narrow=narrow, **shown)
+
+
+def _png(audit: Audit, narrow: bool = False) -> str:
+    "The picture in base64, with two pixels for each that is shown."
     from matplotlib.figure import Figure  # slow to import
 
-    figure, buffer = Figure(picture_size(audit.table), layout='constrained'), io.BytesIO()
+    figure, buffer = Figure(picture_size(audit.table, narrow), layout='constrained'), io.BytesIO()
     draw_cells(figure, audit.table)
     figure.savefig(buffer, format='png', dpi=200)
-    data, size = base64.b64encode(buffer.getvalue()).decode(), 100 * figure.get_size_inches()
-    shown = dict(alt=picture_alt(audit.table), size=size.round().astype(int).tolist())
-    return render('picture.html', wide=data, narrow='', **shown)
+    return base64.b64encode(buffer.getvalue()).decode()
 
 # %% ../nbs/29_audit_predictions.ipynb #2e437e7c
 def audit_page(

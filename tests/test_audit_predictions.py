@@ -1,5 +1,6 @@
 "The command `audit`: any file of predictions to a table, a page and JSON, without PyTorch."
 
+import base64
 import errno
 import json
 import os
@@ -212,6 +213,16 @@ def test_the_page_loads_nothing_and_escapes_everything():
     (image,) = re.findall(r'<img [^>]*>', page)
     assert re.search(r' alt="[^"<>]{80,}"', image) and 'src="data:image/png;base64,' in image
     assert not re.findall(r'<(?:link|iframe|object|embed)\b', page)
+
+
+@pytest.mark.parametrize('name, pictures', [('a', 2), ('a group with a very long name indeed', 1)])
+def test_a_phone_gets_a_picture_of_its_own_where_names_leave_room(name, pictures):
+    people = frame().assign(sex=lambda p: np.where(p['sex'] == p['sex'].iloc[0], name, 'b'))
+    page = audit_page(audit_predictions(people, 'repaid', 'score', ['sex']))
+    drawn = [base64.b64decode(d) for d in re.findall(r'data:image/png;base64,([^"]+)', page)]
+    width = lambda png: int.from_bytes(png[16:20], 'big') / 2
+    assert {round(width(png)) for png in drawn} == {400, 950} if pictures == 2 else {950}
+    assert len(drawn) == pictures
 
 
 def test_a_page_of_very_many_cells_has_no_picture():

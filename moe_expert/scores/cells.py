@@ -608,10 +608,11 @@ LINE = dict(color='#000000', ls='--', lw=1)  # at 4/5
 
 def picture_size(
     table: pd.DataFrame,  # of `cells`
+    narrow: bool = False,  # for a phone?
 ) -> tuple[float, float]:  # inches, width × height
     "A size at which every cell has a line of its own."
     blocks = table.index.get_level_values(0).nunique() - 1
-    return 9.5, 0.9 + 0.5 * blocks + 0.22 * (len(table) - 1)
+    return 4.0 if narrow else 9.5, 0.9 + 0.5 * blocks + 0.22 * (len(table) - 1) + 0.4 * narrow
 
 
 def picture_alt(
@@ -637,11 +638,13 @@ def draw_cells(
     )[:, 0]
     for ax, block in zip(axes, blocks):
         _draw_block(ax, block.sort_values(['selection rate', 'people'], ascending=False))
-    axes[-1].set_xlabel('predicted 1, in percent of the people, with 95 % intervals', fontsize=9)
+    narrow = figure.get_figwidth() < 5
+    said = ['predicted 1, in percent of the people,', 'with 95 % intervals']
+    axes[-1].set_xlabel('\n'.join(said) if narrow else ' '.join(said), fontsize=9)
     shown = [s for s in STYLES if any((_styles(b) == s).any() for b in blocks)]
     handles = [axes[0].plot([], [], label=s, **_marker(s))[0] for s in shown]
     handles += axes[0].plot([], [], label='4/5 of the most selected', **LINE)
-    place = dict(loc='outside lower center', ncols=3, fontsize=8, frameon=False)
+    place = dict(loc='outside lower center', ncols=2 if narrow else 3, fontsize=8, frameon=False)
     figure.legend(handles=handles, **place)
 
 
