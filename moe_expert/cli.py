@@ -16,7 +16,7 @@ import moe_expert.run_expert_tuning as script
 import moe_expert.run_moe as stages
 from . import __version__
 from .errors import unknown_name
-from .parameters import COMMANDS, EXPERT_NAMES, Given, check, command, defaults
+from .parameters import COMMANDS, EXPERT_NAMES, Given, check, command, options
 from .run_expert_tuning import aligned, one_line, run_command, terminal, tune
 from .run_moe import train
 
@@ -311,8 +311,6 @@ def draft(
     return 0
 
 # %% ../nbs/75_cli.ipynb #7e37b5f9
-_FOR_CARDS = ('label', 'sensitive', 'positive', 'privileged', 'name', 'path', 'weight')
-_FOR_CARDS += ('min_group', 'small_groups', 'unknown')
 _STATES = {
     'written': 'drafted now, and used as it stands',
     'unchanged': 'as an earlier call drafted it',
@@ -338,8 +336,9 @@ def with_card(
     from moe_expert.data.own_card import is_own_table, own_card
     from moe_expert.errors import DataError, ParameterError
 
-    usual, said = defaults('run'), {'groups': given.combine} if given.combine else {}
-    said |= {n: given[n] for n in _FOR_CARDS if given[n] != usual[n]}
+    known, said = options('run'), {'groups': given.combine} if given.combine else {}
+    about = {'label', 'sensitive'} | {n for n, p in known.items() if 'label' in dict(p.all_needs())}
+    said |= {n: given[n] for n in about if given[n] != known[n].default}
     try:
         if not is_own_table(given.dataset):
             if given.label is not None:

@@ -208,7 +208,8 @@ class Passed:
         ):
             monkeypatch.setattr(module, name, self.noting(name))
         monkeypatch.setattr(audit_predictions, 'terminal_tables', lambda _: [])
-        monkeypatch.setattr(run_expert_tuning, 'closing_words', lambda *_: '')
+        for words in ('closing_words', 'winners_words'):
+            monkeypatch.setattr(run_expert_tuning, words, lambda *_: '')
         told = lambda *given: self.note('told', given[2].thresholds, given[2].tolerance) or ''
         monkeypatch.setattr(run_moe, 'closing_words', told)
         monkeypatch.setattr(

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,10 +35,6 @@ def is_own_table(
     return find_card(name).suffix.lower() not in CARDS
 
 # %% ../../nbs/17_own_card.ipynb #419c6cd3
-_SAID = ('label', 'sensitive', 'positive', 'privileged', 'groups', 'min_group', 'small_groups')
-_SAID += ('unknown', 'weight', 'name')
-
-
 def _plain(value: Any) -> Any:
     "An entry of a card, in a form that can be compared."
     if isinstance(value, Mapping):
@@ -59,9 +55,7 @@ def contradictions(
 ) -> list[str]:  # a line for each entry
     "Where a card says something else than the options."
     wanted, found = _as_card(draft), []
-    for entry in _SAID:
-        if options.get(entry) is None:
-            continue
+    for entry in (f.name for f in fields(Card) if options.get(f.name) is not None):
         theirs, ours = getattr(card, entry), getattr(wanted, entry)
         if _plain(theirs) != _plain(ours):
             found.append(
