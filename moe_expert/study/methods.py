@@ -111,8 +111,7 @@ def single_network(shared: SharedConditions) -> dict[str, Population]:
 def reweighing(
     y: Tensor,  # [n] classes
     sens: Tensor,  # [n] groups, −1: not compared; or [n, A], of which every combination is a group
-) -> Tensor:  # [n] weights with mean 1; 1 for people who are not compared
-    "The weights. Raises `MoEExpertError` if a group has no node of a class."
+) -> Tensor:  # [n] weights, with mean 1 if all groups have both classes; 1: not compared
     weights = torch.ones(len(y), dtype=torch.double)
     compared = sens >= 0 if sens.dim() == 1 else (sens >= 0).all(1)
     groups, labels = sens[compared], y[compared]
@@ -124,9 +123,7 @@ def reweighing(
             in_group, in_class = groups == group, labels == c
             cell = in_group & in_class
             if not cell.any():
-                raise MoEExpertError(
-                    f'reweighing is undefined: no training node of class {c} in group {group}'
-                )
+                continue  # nobody to weigh
             independent = in_group.double().mean() * in_class.double().mean()
             within[cell] = independent / cell.double().mean()
     weights[compared] = within
