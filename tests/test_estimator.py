@@ -570,6 +570,7 @@ def test_leaderboard_time_limit_and_metric_frame(people, fitted):
 
 def test_groups_and_weights_are_routed_through_a_pipeline_and_a_grid(people, monkeypatch):
     import sklearn
+    from sklearn.metrics import accuracy_score, make_scorer
     from sklearn.model_selection import GridSearchCV, cross_validate
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
@@ -593,7 +594,8 @@ def test_groups_and_weights_are_routed_through_a_pipeline_and_a_grid(people, mon
         model.set_score_request(sample_weight=False)
         pipeline = make_pipeline(scaler, model).set_output(transform='pandas')
         grid = dict(fairmoeclassifier__n_trials=[1, 2])
-        GridSearchCV(pipeline, grid, cv=2).fit(X, y, **params)
-        cross_validate(pipeline, X, y, cv=3, params=params)
+        scorer = make_scorer(accuracy_score).set_score_request(sample_weight=False)
+        GridSearchCV(pipeline, grid, cv=2, scoring=scorer).fit(X, y, **params)
+        cross_validate(pipeline, X, y, cv=3, scoring=scorer, params=params)
     assert len(seen) == 2 * 2 + 1 + 3
     assert all(n == groups == weights and all_groups for n, groups, weights, all_groups in seen)

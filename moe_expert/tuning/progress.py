@@ -75,7 +75,8 @@ def trials_so_far(
     >>> trials_so_far(Progress('expert1', 15, 30, epoch=1000, epochs=2000, part=7.5))
     22.5
     """
-    return min(float(p.n_trials), p.trials + (0.0 if p.cached else p.part))
+    begun = 0.0 if p.cached else round(p.part, 6)  # of next to nothing no time left can be told
+    return min(float(p.n_trials), p.trials + begun)
 
 
 class Meter:
