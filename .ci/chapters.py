@@ -44,6 +44,7 @@ SCRUB = [
     (r'\b0x[0-9a-f]{8,}\b', '0x…'),
     (r'\x1b\[[0-9;]*m', ''),
     (r'\b\d\d:\d\d<\d\d:\d\d\b', '00:00<00:00'),  # of progress bars
+    (r'(100%\|█+\|) \d\d:\d\d,', r'\1 00:00,'),
 ]
 NOISE = re.compile(r'0x[0-9a-f]{8,}|/tmp/|/home/|/root/|site-packages|ipykernel_\d|IPKernelApp')
 
