@@ -141,14 +141,14 @@ def failed(folder):
 
 
 def drawn(folder):
-    "Number of a trial → its parameters, for those that have some."
+    "Number of a trial → its parameters, for those that have both."
     query = """SELECT t.number, p.param_name, p.param_value FROM trials t
         JOIN trial_params p USING (trial_id) ORDER BY 1, 2"""
     params = {}
     with closing(sqlite3.connect(next(folder.glob('*_studies.db')), timeout=60)) as db:
         for number, *param in db.execute(query):
             params.setdefault(number, []).append(param)
-    return params
+    return {n: p for n, p in params.items() if len(p) == 2}  # learning rate and weight decay
 
 
 def wait_for(condition, what, seconds=240):
