@@ -59,7 +59,7 @@ class Elements(HTMLParser):
     def __init__(self, text):
         super().__init__()
         self.tags, self.attributes, self.text = [], [], ['']
-        self.feed(text)
+        self.feed(text.replace('\r\n', '\n').replace('\r', '\n'))  # as browsers do first
         self.close()
 
     def handle_starttag(self, tag, attrs):
