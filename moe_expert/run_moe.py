@@ -7,7 +7,6 @@ __all__ = ['table_rows', 'closing_table', 'thresholds_words', 'trained', 'train'
 
 # %% ../nbs/74_run_moe.ipynb #25db5677
 import os
-import re
 import sys
 
 if __name__ == '__main__' and not __package__ and '__file__' in globals():
@@ -26,10 +25,10 @@ def table_rows(
     "A method's row: what belongs to a score stands below it."
     from itertools import zip_longest
 
+    from moe_expert.data.styled import score_parts
     from moe_expert.scores.intervals import interval_text
 
-    below = re.compile(r' (?=\[)|, (?=debiased|by chance)')
-    cells = [below.split(interval_text(**scores[score])) for score in shown]
+    cells = [score_parts(interval_text(**scores[score])) for score in shown]
     return list(zip_longest([name], *cells, fillvalue=''))
 
 

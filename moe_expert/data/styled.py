@@ -18,10 +18,12 @@ if TYPE_CHECKING:
     import pandas as pd
 
 # %% auto #0
-__all__ = ['NARROW', 'TEMPLATES', 'MISSING', 'LONGEST', 'GREY_ROW', 'WIDE', 'render', 'score_html', 'html_table']
+__all__ = ['NARROW', 'NARROW_WIDTH', 'TEMPLATES', 'MISSING', 'LONGEST', 'GREY_ROW', 'WIDE', 'render', 'score_parts', 'score_html',
+           'html_table']
 
 # %% ../../nbs/02_styled.ipynb #c9d7901e
 NARROW = 'application/vnd.moe_expert.narrow+json'  # a copy of a picture, for narrow pages
+NARROW_WIDTH = 4.0  # inches: the width of such a copy
 TEMPLATES = Path(str(resources.files('moe_expert'))) / 'data' / 'templates'
 
 
@@ -73,6 +75,22 @@ _TO_THE_RIGHT = re.compile(rf'({_NUMBER}( ?[\[(].*|, .*)?|–|undefined.*|)', re
 MISSING = '–'
 
 
+def score_parts(
+    text: str,  # of `interval_text`, or any other
+) -> list[str]:  # the value, its interval in brackets, what stands beside it; others as they are
+    """What belongs to a score, one below the other.
+
+    >>> score_parts('0.061 [0.000, 0.138], debiased 0.031')
+    ['0.061', '[0.000, 0.138]', 'debiased 0.031']
+    """
+    found = _SCORE.fullmatch(text)
+    if not found or not (found[2] or found[3]):
+        return [text]
+    value, interval, beside, rest = found.groups(default='')
+    notes = [*beside.removeprefix(', ').split(', '), rest.strip()]
+    return [part for part in (value, interval, *notes) if part]
+
+# %% ../../nbs/02_styled.ipynb #7e1ca723
 def score_html(
     text: str,  # of `interval_text`, or any other
 ) -> str:  # HTML
@@ -81,17 +99,20 @@ def score_html(
     >>> score_html('0.061, debiased 0.031')
     '0.061<br><small>debiased 0.031</small>'
     """
-    found = _SCORE.fullmatch(text)
-    if not found or not (found[2] or found[3]):
+    value, *below = score_parts(text)
+    if not below:
         minus = re.fullmatch(_NUMBER, text) and not text.startswith('+')
         return as_html(text.replace('-', '−', 1) if minus and text.startswith('-') else text)
-    value, interval, beside, rest = found.groups(default='')
-    interval = re.sub(r'(?<=[\[ ])-', '−', interval)
-    notes = [*beside.removeprefix(', ').split(', '), rest.strip()]
-    small = [f'<small style="white-space:nowrap">{as_html(interval)}</small>'] if interval else []
-    long = lambda note: ' class="any"' if len(note) > 24 else ''
-    small += [f'<small{long(note)}>{as_html(note)}</small>' for note in notes if note]
-    return '<br>'.join([as_html(re.sub('^-', '−', value)), *small])
+    return '<br>'.join([as_html(re.sub('^-', '−', value)), *map(_small, below)])
+
+
+def _small(part: str) -> str:
+    "An interval, or what stands beside a score."
+    if part.startswith('['):
+        interval = re.sub(r'(?<=[\[ ])-', '−', part)
+        return f'<small style="white-space:nowrap">{as_html(interval)}</small>'
+    long = ' class="any"' if len(part) > 24 else ''
+    return f'<small{long}>{as_html(part)}</small>'
 
 
 def _numbers(column: pd.Series) -> list[str]:

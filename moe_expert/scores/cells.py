@@ -16,6 +16,7 @@ import pandas as pd
 
 from ..data.kinds import is_missing, normal_text
 from ..data.shown import in_figure
+from ..data.styled import NARROW_WIDTH
 from ..errors import ScoreInputError
 
 # %% auto #0
@@ -612,7 +613,8 @@ def picture_size(
 ) -> tuple[float, float]:  # inches, width × height
     "A size at which every cell has a line of its own."
     blocks = table.index.get_level_values(0).nunique() - 1
-    return 4.0 if narrow else 9.5, 0.9 + 0.5 * blocks + 0.22 * (len(table) - 1) + 0.4 * narrow
+    width = NARROW_WIDTH if narrow else 9.5
+    return width, 0.9 + 0.5 * blocks + 0.22 * (len(table) - 1) + 0.4 * narrow
 
 
 def picture_alt(
@@ -638,7 +640,7 @@ def draw_cells(
     )[:, 0]
     for ax, block in zip(axes, blocks):
         _draw_block(ax, block.sort_values(['selection rate', 'people'], ascending=False))
-    narrow = figure.get_figwidth() < 5
+    narrow = figure.get_figwidth() <= NARROW_WIDTH
     said = ['predicted 1, in percent of the people,', 'with 95 % intervals']
     axes[-1].set_xlabel('\n'.join(said) if narrow else ' '.join(said), fontsize=9)
     shown = [s for s in STYLES if any((_styles(b) == s).any() for b in blocks)]

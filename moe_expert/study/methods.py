@@ -111,7 +111,8 @@ def single_network(shared: SharedConditions) -> dict[str, Population]:
 def reweighing(
     y: Tensor,  # [n] classes
     sens: Tensor,  # [n] groups, −1: not compared; or [n, A], of which every combination is a group
-) -> Tensor:  # [n] weights, with mean 1 if all groups have both classes; 1: not compared
+) -> Tensor:  # [n] weights; 1 for people who are not compared
+    "The weights, with mean 1 if all groups have both classes."
     weights = torch.ones(len(y), dtype=torch.double)
     compared = sens >= 0 if sens.dim() == 1 else (sens >= 0).all(1)
     groups, labels = sens[compared], y[compared]
