@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['METHOD_WORDS', 'PHRASES', 'METHOD_MARKERS', 'METHOD_COLOURS', 'rows_of_runs', 'row_origins', 'cost_table',
            'method_table', 'signed', 'difference_in_words', 'verdict_sentences', 'leak_table', 'plot_gains',
-           'plot_plane', 'plot_steps', 'plot_label_gains', 'plot_ranks']
+           'plot_plane', 'plot_sources', 'plot_ranks']
 
 # %% ../../nbs/86_study_tables.ipynb #cc228cdf
 from collections.abc import Sequence
@@ -290,17 +290,17 @@ def _family_means(rows: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
     return families.mean().groupby('method').mean()
 
 
-def _draw_plane(ax, means: pd.DataFrame, score: str) -> dict:  # label → artist, for the legend
+def _draw_plane(ax, means: pd.DataFrame, score: str):
     chance = means[f'chance_{score}'].mean()
-    legend = {'what chance gives': ax.axhline(chance, color=GREY, ls='--', lw=1, zorder=0)}
-    for method, mean in means.iterrows():
+    ax.axhline(chance, color=GREY, ls='--', lw=1, zorder=0, label='what chance gives')
+    for method in filter(means.index.__contains__, COMPARED_METHODS):
         colour = METHOD_COLOURS.get(method, BLUE if method in EXPERTS else GREY)
         look = dict(color=colour, marker=_marker(method), s=40, alpha=0.85, linewidths=1)
-        legend[method] = ax.scatter(mean.utility, mean[score], **look)
+        words = METHOD_WORDS.get(method, method).replace('`', '')
+        ax.scatter(means.utility[method], means[score][method], label=words, **look)
     ax.set_xlabel(better('utility'))
     ax.set_ylabel(better(score))
     _plain(ax)
-    return legend
 
 
 def plot_plane(
@@ -310,15 +310,14 @@ def plot_plane(
     gaps = ('fair_result', 'fair_procedure')
     columns = ['utility', *gaps, *(f'chance_{gap}' for gap in gaps)]
     taught = [t for t in ('train', 'all') if t in set(rows.taught)]
-    figure = Picture(figsize=(9.5, 3.2 * len(taught) + 1), layout='constrained')
-    legend, words = {}, dict(train='training nodes', all='training and validation nodes')
+    figure = Picture(figsize=(11, 3.4 * len(taught)), layout='constrained')
+    words = dict(train='training nodes', all='training and validation nodes')
     for axes, t in zip(figure.subplots(len(taught), 2, squeeze=False), taught):
         means = _family_means(rows[rows.taught == t], columns)
         for ax, gap in zip(axes, gaps):
-            legend |= _draw_plane(ax, means, gap)
+            _draw_plane(ax, means, gap)
         axes[0].set_title(f'taught by {words[t]}', fontsize=9, loc='left')
-    place = dict(loc='outside lower center', ncols=4, fontsize=8, frameon=False)
-    figure.legend(legend.values(), legend.keys(), **place)
+        axes[1].legend(loc='center left', bbox_to_anchor=(1, 0.5), fontsize=8, frameon=False)
     figure.alt = (
         'Mean utility against fair_result and fair_procedure over families, a point per method; a '
         'line at the gap by chance.'
@@ -326,42 +325,44 @@ def plot_plane(
     return figure
 
 # %% ../../nbs/86_study_tables.ipynb #ec17d2ca
-def plot_steps(
-    steps: pd.DataFrame,  # of `step_table`
-) -> Picture:
-    "What each step adds to `final_score`, with its interval over families."
-    figure = Picture(figsize=(7, 0.9 + 0.4 * len(steps)), layout='constrained')
-    ax = figure.subplots()
+def _draw_steps(ax, steps: pd.DataFrame):
     for place, line in enumerate(steps.itertuples()):
         _draw_interval(ax, place, line, color=BLUE)
     ax.axvline(0, color=GREY, lw=1, zorder=0)
     ax.set_yticks(range(len(steps)), steps.step, fontsize=9)
     ax.invert_yaxis()
-    ax.set_xlabel('what it adds to final_score, mean over families')
-    _plain(ax)
-    said = [f'{s.step} {signed(s.mean)}' for s in steps.itertuples()]
-    figure.alt = 'What each step adds to final_score: ' + ', '.join(said)
-    return figure
+    ax.set_xlabel('what it adds to final_score')
 
-# %% ../../nbs/86_study_tables.ipynb #e0c1384a
-def plot_label_gains(
-    gains: pd.DataFrame,  # of `label_gains`
-) -> Picture:
-    "The gain on each data set against the ratio of validation to training labels."
-    figure = Picture(figsize=(6.5, 3.6), layout='constrained')
-    ax = figure.subplots()
-    for analysis, colour, marker in (('main', BLUE, 'o'), ('labels-100', ORANGE, 's')):
+
+def _draw_label_gains(ax, gains: pd.DataFrame):
+    looks = dict(main=('all training labels', BLUE, 'o'))
+    looks['labels-100'] = '100 training labels', ORANGE, 's'
+    for analysis, (label, colour, marker) in looks.items():
         some = gains[gains.analysis == analysis]
-        ax.plot(some.ratio, some['mean'], marker, color=colour, label=analysis, alpha=0.85)
+        ax.plot(some.ratio, some['mean'], marker, color=colour, label=label, alpha=0.85)
     ax.axhline(0, color=GREY, lw=1, zorder=0)
     ax.set_xscale('log')
+    ax.xaxis.set_major_formatter('{x:g}')
     ax.set_xlabel('validation labels per training label')
-    ax.set_ylabel('gain in final_score')
+    ax.set_ylabel('gain over one network')
     ax.legend(fontsize=8, frameon=False)
-    _plain(ax)
+
+
+def plot_sources(
+    steps: pd.DataFrame,  # of `step_table`
+    gains: pd.DataFrame,  # of `label_gains`
+) -> Picture:
+    "What each step adds to `final_score`; the gain on each data set against the ratio of labels."
+    figure = Picture(figsize=(10, 3.4), layout='constrained')
+    left, right = figure.subplots(1, 2)
+    _draw_steps(left, steps)
+    _draw_label_gains(right, gains)
+    for ax in (left, right):
+        _plain(ax)
+    said = ', '.join(f'{s.step} {signed(s.mean)}' for s in steps.itertuples())
     figure.alt = (
-        'Gain of the cross-fitted mixture over one network on each data set, against the number of '
-        'validation labels for a training label.'
+        f'What each step adds to final_score: {said}; and the gain over one network on each data '
+        'set, against the number of validation labels for a training label.'
     )
     return figure
 
