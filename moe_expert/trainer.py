@@ -69,7 +69,7 @@ from .mixture.thresholds import tested_thresholds
 
 # %% ../nbs/58_trainer.ipynb #25aa4d22
 from .mixture.leaderboard import full_standing
-from .parameters import DEFAULT_PRICE, PRESETS, PRICES, TOLERANCE, takes
+from .parameters import DEFAULT_PRICE, PRESETS, PRICES, TOLERANCE, defaults, takes
 from .scores import frames
 from .scores.evaluation import Evaluator, of_each
 from .scores.intervals import INTERVALS, scores_with_intervals
@@ -93,12 +93,15 @@ from .tuning.time_limit import Clock, stopped
 logger = logging.getLogger(__name__)
 
 # %% ../nbs/58_trainer.ipynb #f1e91e84
+_DEFAULT_WAYS = WAYS[defaults('train')['ways']]
+
+
 @dataclass(frozen=True)
 class MoESettings:
     "How stages 2 and 3 are run."
 
     gate: GateSettings = GateSettings()
-    fine_tuning: FineTuneSettings | tuple[FineTuneSettings, ...] | CrossfitSettings = WAYS['one']
+    fine_tuning: FineTuneSettings | tuple[FineTuneSettings, ...] | CrossfitSettings = _DEFAULT_WAYS
     teachers: str = 'train'  # one of `TEACHERS`: which nodes teach the gate
     price: float = DEFAULT_PRICE  # one of `PRICES`: which cross-fitted model is the final one
 
@@ -135,7 +138,7 @@ def preset_settings(
     >>> len(preset_settings('standard').ways), len(preset_settings('thorough').ways)
     (1, 9)
     """
-    return MoESettings(fine_tuning=WAYS[PRESETS[preset].get('ways', 'one')])
+    return MoESettings(fine_tuning=WAYS[(defaults('train') | PRESETS[preset])['ways']])
 
 # %% ../nbs/58_trainer.ipynb #7182ad3b
 class MoETrainer:

@@ -89,13 +89,16 @@ def tuned_mixture(done):
 def all_stages(dataset, *, n_trials, epochs, gate_trials, **options):
     "Three experts, gate, fine-tuning and test of one data set."
     from moe_expert import ExpertTuner, MoETrainer
+    from moe_expert.mixture.crossfit import WAYS
+    from moe_expert.trainer import MoESettings
 
+    one_way = MoESettings(fine_tuning=WAYS['one'])
     with tempfile.TemporaryDirectory() as folder:
         source = {k: v for k, v in options.items() if k != 'backbone'}
         experts = ExpertTuner(
             dataset, 0, folder, epochs=epochs, device='cpu', **options
         ).tune_all_experts(n_trials)
-        trainer = MoETrainer(dataset, True, folder, 0, device='cpu', **source)
+        trainer = MoETrainer(dataset, True, folder, 0, device='cpu', settings=one_way, **source)
         done = trainer.run(gate_trials)
         people = trainer.predict_proba(trainer.data.x[:20], trainer.data.edge_index[:, :0])[
             :, 1
