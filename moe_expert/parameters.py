@@ -1397,10 +1397,10 @@ def without_effect(
     if wanted is ...:
         other = f'a {name}' if options(door)[name].positional else spelled(door, name)
         return f'{this} has no effect without {other}'
+    said = lambda value: spelled(door, name, value) + (f' {value}' * (not isinstance(value, bool)))
     if options(door)[name].default == wanted:
-        return f'{this} has no effect with {spelled(door, name, values[name])}'
-    value = '' if wanted is True else f' {wanted}'
-    return f'{this} has no effect without {spelled(door, name)}{value}'
+        return f'{this} has no effect with {said(values[name])}'
+    return f'{this} has no effect without {said(wanted)}'
 
 # %% ../nbs/01_parameters.ipynb #84f5b34b
 def card_entries(
