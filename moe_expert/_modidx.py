@@ -1604,6 +1604,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                    'moe_expert/mixture/crossfit.py'),
                                              'moe_expert.mixture.crossfit.OutOfFold.record': ( 'crossfit.html#outoffold.record',
                                                                                                'moe_expert/mixture/crossfit.py'),
+                                             'moe_expert.mixture.crossfit._nested_record': ( 'crossfit.html#_nested_record',
+                                                                                             'moe_expert/mixture/crossfit.py'),
                                              'moe_expert.mixture.crossfit._nested_sets': ( 'crossfit.html#_nested_sets',
                                                                                            'moe_expert/mixture/crossfit.py'),
                                              'moe_expert.mixture.crossfit._way_records': ( 'crossfit.html#_way_records',

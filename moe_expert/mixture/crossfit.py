@@ -15,7 +15,7 @@ import torch
 from fastcore.basics import patch
 from torch import Tensor
 
-from ..errors import ArgumentError
+from ..errors import ArgumentError, UndefinedScoreError
 from ..experts.floor import Floor
 from ..experts.losses import GroupWeights, spread_within_classes
 from ..experts.populations import Population, joined
@@ -290,7 +290,7 @@ class CrossfitModel:
     chosen: dict[float, tuple[int, ...]]  # price → ways, the best first
     ways: list[dict]  # of every way: its scores out of fold, None where it diverged; `feasible`
     records: dict[float, NodeRecord]  # price → the model out of fold
-    nested: NodeRecord | None  # of price 1, chosen without the part that is scored
+    nested: NodeRecord | None  # of price 1, chosen without the part that is scored; None: undefined
 
 
 def _nested_sets(record, places, parts, floor, count) -> list[list[list[int]]]:
@@ -302,6 +302,14 @@ def _nested_sets(record, places, parts, floor, count) -> list[list[list[int]]]:
         best = best_ways(scores, floor, count=count) or best_ways(scores, None, count=count)
         sets.append([[places[i] for i in best]])
     return sets
+
+
+def _nested_record(judge, *chosen_by) -> NodeRecord | None:
+    "None if no choice can be made without some part: a score is undefined without its people."
+    try:
+        return judge.record(_nested_sets(*chosen_by))
+    except UndefinedScoreError:
+        return None
 
 
 def _way_records(settings, places, scores, floor) -> list[dict]:
@@ -337,7 +345,7 @@ def choose_model(
     joint = judge.everywhere(sets)
     alone = {which: joint.select([m]) for m, which in enumerate(sets)}
     records = {p: alone[tuple(sorted(which))] for p, which in chosen.items()}
-    nested = judge.record(_nested_sets(record, places, crossfit.parts, floor, settings.best))
+    nested = _nested_record(judge, record, places, crossfit.parts, floor, settings.best)
     used = crossfit.only(sorted({way for which in sets for way in which}))
     ensemble = used.means([chosen[p] for p in PRICES])
     model = replace(ensemble, prices=PRICES)

@@ -405,7 +405,7 @@ def _through_crossfit(
     if made.ensemble is None:
         shared.notes[method] = 'no way reaches the floor: as before'
         return {method: before}
-    nested = made.nested.scores()['final_score']
+    nested = None if made.nested is None else made.nested.scores()['final_score']
     shared.judged[method] = made.records[DEFAULT_PRICE].scores() | dict(final_score=nested)
     shared.notes[method] = f'ways {made.chosen[DEFAULT_PRICE]}'
     return {method: made.ensemble.at(DEFAULT_PRICE)}
