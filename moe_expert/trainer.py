@@ -662,7 +662,7 @@ def _model_record(model: CrossfitModel, group_names: tuple[str, ...]) -> dict:
         for (price, scores), ways in zip(told.items(), model.chosen.values())
     }
     judged = model.records[DEFAULT_PRICE], model.nested
-    metrics, nested = (of_each(record.scores())[0] for record in judged)
+    metrics, nested = (r if r is None else of_each(r.scores())[0] for r in judged)
     best = model.chosen[DEFAULT_PRICE][0]
     scores = {'score_after': metrics['final_score'], 'metrics': metrics, 'nested': nested}
     return scores | {'best_way': best, 'prices': prices, 'intervals': INTERVALS}

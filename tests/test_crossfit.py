@@ -16,6 +16,7 @@ from moe_expert.experts.initialisation import init_population
 from moe_expert.experts.losses import GroupWeights, soft_gaps, spread_within_classes
 from moe_expert.experts.populations import joined
 from moe_expert.experts.trainers import WHOLE_ROWS
+from moe_expert.mixture.comparison import out_of_fold_words
 from moe_expert.mixture.crossfit import (
     CrossfitSettings,
     OutOfFold,
@@ -29,6 +30,7 @@ from moe_expert.mixture.crossfit import (
 from moe_expert.mixture.ensemble import Ensemble, mean_of
 from moe_expert.mixture.gate_training import GateSettings
 from moe_expert.mixture.teachers import equal_parts
+from moe_expert.mixture.verify import verify
 from moe_expert.parameters import PRICES
 from moe_expert.scores.attributions import integrated_gradients
 from moe_expert.scores.evaluation import Evaluator, join_records
@@ -117,6 +119,21 @@ def test_the_nested_score_never_chooses_with_the_part_it_scores():
         by_hand.append(replace(each.at(at), p1=each.at(at).p1[chosen].mean(0, keepdim=True)))
     p1 = torch.cat([r.p1[0] for r in by_hand])[torch.cat([r.nodes for r in by_hand]).argsort()]
     torch.testing.assert_close(model.nested.p1[0], p1, rtol=0, atol=1e-12)
+
+
+def one_of_label_1(data):
+    "In the validation part, only one person of group 1 has label 1."
+    at = (data.val_mask & (data.sens == 1) & (data.y == 1)).nonzero()[:, 0]
+    data.y[at[1:]] = 0
+    return data
+
+
+def test_where_one_part_has_the_only_people_of_a_kind_there_is_no_nested_score():
+    data, experts, _ = people()
+    model = crossfitted(experts, one_of_label_1(data), Evaluator(data, 'val'), None, FEW)
+    assert model.nested is None and model.ensemble is not None
+    for record in model.records.values():
+        assert all(bool(s.isfinite().all()) for s in record.scores().values())
 
 
 def test_the_floor_and_ways_that_diverge():
@@ -292,6 +309,18 @@ def test_a_run_tells_out_of_fold_nested_and_all_prices(trained):
     assert told == tuned['prices']['1']['scores']
     value = Evaluator(trainer.data, 'test').scores(trainer.ensemble.at(4.0))['utility'].item()
     assert test['prices']['4']['utility']['value'] == pytest.approx(value, abs=1e-12)
+
+
+def test_a_run_without_a_nested_score_says_so_and_is_verified(tmp_path):
+    data = one_of_label_1(make_synthetic(400, n_features=6, seed=0, group_bias=0.5))
+    settings = MoESettings(GateSettings(epochs=20, val_every=20), replace(FEW, steps=60))
+    options = dict(n_trials=2, epochs=100, settings=settings)
+    trainer = MoETrainer(data, use_cached_experts=False, cache_dir=tmp_path, **options)
+    tuned = trainer.run(n_trials=2)['fine_tuning']
+    assert tuned['kept'] and tuned['nested'] is None
+    assert 'not nested, because without some part' in out_of_fold_words(tuned)
+    found = verify(tmp_path, data)
+    assert [f for f in found if f.state == 'differs'] == []
 
 
 def test_another_price_needs_no_training_and_no_second_test(trained, monkeypatch):

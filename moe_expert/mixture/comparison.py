@@ -303,16 +303,17 @@ def out_of_fold_words(
 ) -> str:
     """What its validation scores are, in one sentence.
 
-    >>> tuned = {'score_after': 0.5, 'nested': {'final_score': 0.45}, 'ways': [{}] * 6}
-    >>> out_of_fold_words(tuned | {'prices': {'1': {'ways': [3, 0, 4]}}})
-    'final_score out of fold, best 3 of 6 ways: 0.5000; nested, the one to compare: 0.4500.'
+    >>> tuned = {'score_after': 0.5, 'nested': None, 'ways': [{}] * 6}
+    >>> out_of_fold_words(tuned | {'prices': {'1': {'ways': [3, 0, 4]}}})[:68]
+    'At price 1, final_score out of fold, best 3 of 6: 0.500; not nested,'
     """
     best, ways = len(tuned['prices']['1']['ways']), len(tuned['ways'])
-    nested = tuned['nested']['final_score']
-    return (
-        f'final_score out of fold, best {best} of {ways} ways: {tuned["score_after"]:.4f}; '
-        f'nested, the one to compare: {nested:.4f}.'
-    )
+    told = 'not nested, because without some part of these nodes a score has no value'
+    if tuned['nested'] is not None:
+        told = f'nested: {tuned["nested"]["final_score"]:.3f} (the one to compare, because its '
+        told += 'choice of ways did not see the nodes that it is scored on)'
+    out = tuned['score_after']
+    return f'At price 1, final_score out of fold, best {best} of {ways}: {out:.3f}; {told}.'
 
 # %% ../../nbs/57_comparison.ipynb #aab804d8
 def floor_last(

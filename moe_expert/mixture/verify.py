@@ -535,7 +535,8 @@ def _of_cross_fitting(tuned: dict, payload: dict, floor: Floor, seed: int) -> li
     used = sorted({way for which in chosen.values() for way in which})
     should = {'ways': used, 'parts': tuned['fine_tuning'][0]['parts'], 'seed': seed}
     lines += unequal(payload['cross_fitting'], should, where='cross_fitting')
-    lines += unequal(sorted(tuned['nested']), sorted(tuned['metrics']), where='nested')
+    if tuned['nested'] is not None:
+        lines += unequal(sorted(tuned['nested']), sorted(tuned['metrics']), where='nested')
     each = {'nested': tuned['nested']} | {
         f'ways.{i}': w['scores'] for i, w in enumerate(tuned['ways'])
     }

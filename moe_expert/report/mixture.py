@@ -17,7 +17,14 @@ from ..data.assembly import group_masks
 from ..data.shown import in_figure
 from ..experts.specs import EXPERTS
 from ..mixture.checkpoints import load_mixture
-from ..mixture.comparison import METHODS, floor_last, price_of, row_name, tested_words
+from moe_expert.mixture.comparison import (
+    METHODS,
+    floor_last,
+    out_of_fold_words,
+    price_of,
+    row_name,
+    tested_words,
+)
 from ..mixture.crossfit import is_cross_fitted, restored
 from ..mixture.gate import Mixture, gate_state
 from ..mixture.reading import AtHand, MixtureAtHand
@@ -434,13 +441,7 @@ def crossfit_words(
         return []
     settings, said = tuned['fine_tuning'][0], []
     if about.kept:
-        out, nested = (s['final_score'] for s in (tuned['metrics'], tuned['nested']))
-        best = len(tuned['prices']['1']['ways'])
-        of = f'best {best} of {len(tuned["ways"])}'
-        said.append(
-            f'At price 1, final_score out of fold, {of}: {out:.3f}; nested: {nested:.3f} (the one '
-            'to compare, because its choice of ways did not see the nodes that it is scored on).'
-        )
+        said.append(out_of_fold_words(tuned))
     gate = f'The score of the tuned gate on the same nodes, {tuned["score_before"]:.3f}, '
     gate += 'is no yardstick: the gate was selected on these very nodes.'
     return [Sentences([*said, *_who_taught(settings), gate])]
