@@ -182,9 +182,8 @@ def waiting(ledger: Ledger) -> str:
     )
 
 
-def pictures(every: pd.DataFrame) -> dict[str, Picture]:
+def pictures(every: pd.DataFrame, main: pd.DataFrame) -> dict[str, Picture]:
     "The pictures, by file name."
-    main = statistics.analysis_rows(every)
     steps, gains = statistics.step_table(main), statistics.label_gains(every)
     made = tables.plot_gains(main), tables.plot_plane(main), tables.plot_sources(steps, gains)
     return dict(zip(CAPTIONS, made, strict=True))
@@ -201,7 +200,7 @@ def pages() -> tuple[dict[Path, str], dict[str, Picture]]:
         main = statistics.analysis_rows(every)
         texts = [f'## {heading}\n\n{markdown(t)}' for heading, t in sections(every) if len(t)]
         made = dict(outcomes=outcomes(main), short=short(main), tables='\n\n'.join(texts))
-        figures = pictures(every)
+        figures = pictures(every, main)
     shown = [
         f'![{figure.alt}](study/{name})\n\n{wrapped(f"*{CAPTIONS[name]}*")}'
         for name, figure in figures.items()

@@ -104,10 +104,10 @@ def test_again_from_the_cache_and_without_fine_tuning(tmp_path, capsys, quick):
     } == before
     assert main([*command, '--no-use_cached_experts']) == 0
     assert 'Fine-tuning' in capsys.readouterr().out
-    for ways, count in (('one', 1), ('nine', 9), ('crossfit', 6)):
+    for ways, settings, count in (('one', 1, 1), ('nine', 9, 9), ('crossfit', 1, 6)):
         assert main([*command, '--use_cached_experts', '--ways', ways]) == 0
         record = json.loads((tmp_path / 'synthetic-200_moe_finetuning_results.json').read_text())
-        assert len(record['ways']) == count
+        assert (len(record['fine_tuning']), len(record['ways'])) == (settings, count)
     capsys.readouterr()
     assert main([*command, '--use_cached_experts', '--overwrite']) == 1
     assert 'overwrite=True would remove' in capsys.readouterr().err

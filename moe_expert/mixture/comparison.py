@@ -303,8 +303,10 @@ def out_of_fold_words(
 ) -> str:
     """What its validation scores are, in one sentence.
 
-    >>> tuned = {'score_after': 0.5, 'nested': None, 'ways': [{}] * 6}
-    >>> out_of_fold_words(tuned | {'prices': {'1': {'ways': [3, 0, 4]}}})[:68]
+    >>> tuned = {'score_after': 0.5, 'ways': [{}] * 6, 'prices': {'1': {'ways': [3, 0, 4]}}}
+    >>> out_of_fold_words(tuned | {'nested': {'final_score': 0.45}})[:90]
+    'At price 1, final_score out of fold, best 3 of 6: 0.500; nested: 0.450 (the one to compare'
+    >>> out_of_fold_words(tuned | {'nested': None})[:68]
     'At price 1, final_score out of fold, best 3 of 6: 0.500; not nested,'
     """
     best, ways = len(tuned['prices']['1']['ways']), len(tuned['ways'])
