@@ -14,11 +14,13 @@ from moe_expert.data.assembly import group_masks, groups_text
 from moe_expert.datasets import load_dataset
 from moe_expert.experts.specs import EXPERTS
 from moe_expert.mixture.comparison import gate_usage
+from moe_expert.mixture.crossfit import WAYS
 from moe_expert.mixture.reading import as_recorded
 from moe_expert.mixture.verify import verify
 from moe_expert.parameters import check
 from moe_expert.report import mixture as report_mixture
 from moe_expert.report import winners as report_winners
+from moe_expert.trainer import MoESettings
 
 ROOT = Path(__file__).resolve().parents[1]
 GROUPS = {'crossed': 7, 'separate': 2 + 4}  # one of the crossed has too few people
@@ -55,7 +57,8 @@ def run(request, tmp_path_factory):
     )
     folder = tmp_path_factory.mktemp(request.param)
     ExpertTuner(data, epochs=40, cache_dir=folder).tune_all_experts(1)
-    trainer = MoETrainer(data, use_cached_experts=True, cache_dir=folder)
+    of_a_gate = MoESettings(fine_tuning=WAYS['one'])  # which weighs the experts for each person
+    trainer = MoETrainer(data, use_cached_experts=True, cache_dir=folder, settings=of_a_gate)
     return data, trainer.run(1), folder, trainer
 
 
