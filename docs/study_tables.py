@@ -1,6 +1,7 @@
 """Write what the study's pages say about its rows: `python docs/study_tables.py`.
 
-With --check the pages are only compared. Everything between two marks is made from the plan and
+With --check the pages are only compared; `--same FOLDER` compares the rows of another run with
+those of the study. Everything between two marks is made from the plan and
 from docs/study/runs.csv. The text around them is written by hand and compares no methods. Before
 the last row is there, the pages only say how many there are.
 """
@@ -17,6 +18,7 @@ sys.path.insert(0, str(DOCS.parent))
 import pandas as pd  # noqa: E402
 
 from moe_expert.report.look import Picture  # noqa: E402
+from moe_expert.scores.facts import COMPOSITES  # noqa: E402
 from moe_expert.study import statistics, tables  # noqa: E402
 from moe_expert.study.ledger import Ledger  # noqa: E402
 from moe_expert.study.plan import ANALYSES, CLAIMS, MAIN_METHOD, STUDY_SETS  # noqa: E402
@@ -38,6 +40,8 @@ CAPTIONS = {  # of the three pictures of the page, by file name
     'sources.png': 'On the left, what each step adds, over families. On the right, the gain on '
     'each data set against the labels that there are; it crosses the two classes.',
 }
+SAME = 1e-8  # rows have nine digits
+LABELS_OTHERS = ('single_network', 'single_crossfit')  # compared where there are 100 labels
 Section = tuple[str, pd.DataFrame]  # heading, table
 
 
@@ -94,13 +98,19 @@ def claims() -> str:
 # --- The rows
 
 
+def by_default(found: pd.DataFrame) -> str:
+    "Claim A decides how stage 3 trains by default."
+    met = statistics.claim_outcome(found) == 'met'
+    return f'so the default {"is `crossfit`" if met else "stays `one`"}'
+
+
 def outcomes(rows: pd.DataFrame) -> str:
     "What became of the claims."
     found = statistics.claim_table(rows)
     lead = wrapped(
-        f'Claim A, as a whole: **{statistics.claim_outcome(found)}**; it crosses the two classes, '
-        'since the mixture has learned from training and validation labels, and the methods that '
-        'claim A names from training labels alone.'
+        f'Claim A, as a whole: **{statistics.claim_outcome(found)}**, {by_default(found)}; it '
+        'crosses the two classes, since the mixture has learned from training and validation '
+        'labels, and the methods that claim A names from training labels alone.'
     )
     found = found.dropna(subset='mean')
     shown = {
@@ -117,15 +127,38 @@ def outcomes(rows: pd.DataFrame) -> str:
     return f'{lead}\n\n{markdown(pd.DataFrame(shown))}'
 
 
+def beside(every: pd.DataFrame, main: pd.DataFrame) -> str:
+    "What was to stand beside the claims: other scores, few labels, and where nothing was trained."
+    others = {
+        words: statistics.claim_outcome(statistics.claim_table(main, score))
+        for score, words in statistics.SCORES.items()
+        if score != 'final_score'
+    }
+    few = statistics.family_verdicts(statistics.analysis_rows(every, 'labels-100'))
+    few = {o: tables.difference_in_words(few[few.other == o].iloc[0], False) for o in LABELS_OTHERS}
+    ours = main[main.method == MAIN_METHOD]
+    kept = int(ours.note.str.startswith('no way').sum())
+    words = '; '.join(f'by {score} **{outcome}**' for score, outcome in others.items())
+    few_words = ', '.join(f'{tables.METHOD_WORDS[o]} {found}' for o, found in few.items())
+    return bullets(
+        [
+            f'Claim A by other measures: {words}.',
+            f'With 100 training labels, the mixture minus {few_words}. The first crosses the two '
+            'classes of labels.',
+            f'On {kept} of {len(ours)} pairs no way reaches the floor.',
+        ]
+    )
+
+
 def short(rows: pd.DataFrame) -> str:
     "Claim A and the control of claim B, as in the README."
     found = statistics.claim_table(rows)
     control = found[found.other == 'single_crossfit'].iloc[0]
     return bullets(
         [
-            'From the same delivered data, with validation labels that the others only choose by, '
-            'the mixture is better than the gate, the uniform mixture, one network and the picked '
-            f'expert: **{statistics.claim_outcome(found)}**.',
+            'From the same delivered data, `--ways crossfit`, also taught by validation labels, is '
+            'better than the gate, the uniform mixture, one network and the picked expert: '
+            f'**{statistics.claim_outcome(found)}**, {by_default(found)}.',
             f'Against one network with the same labels: **{control.outcome}** '
             f'({tables.difference_in_words(control)}).',
         ]
@@ -199,7 +232,8 @@ def pages() -> tuple[dict[Path, str], dict[str, Picture]]:
         every = every[every.phase == 'confirmatory']
         main = statistics.analysis_rows(every)
         texts = [f'## {heading}\n\n{markdown(t)}' for heading, t in sections(every) if len(t)]
-        made = dict(outcomes=outcomes(main), short=short(main), tables='\n\n'.join(texts))
+        found = f'{outcomes(main)}\n\n{beside(every, main)}'
+        made = dict(outcomes=found, short=short(main), tables='\n\n'.join(texts))
         figures = pictures(every, main)
     shown = [
         f'![{figure.alt}](study/{name})\n\n{wrapped(f"*{CAPTIONS[name]}*")}'
@@ -213,7 +247,25 @@ def pages() -> tuple[dict[Path, str], dict[str, Picture]]:
     }, figures
 
 
+def compared(folder: str) -> str:
+    "How many rows of another run are those of the study; an error where a score differs."
+    ours, theirs = (Ledger(f).rows().set_index('name') for f in (STUDY, Path(folder)))
+    names = theirs.index.intersection(ours.index)
+    if not len(names):
+        sys.exit(f'{folder} has no row of the study')
+    scores = list(COMPOSITES)
+    pair = [rows.loc[names, scores].astype(float) for rows in (ours, theirs)]
+    gap = (pair[0] - pair[1]).abs().where(pair[0].isna() == pair[1].isna(), float('inf'))
+    largest = gap.max(axis=1).fillna(0)
+    if (differ := largest[largest > SAME]).size:
+        sys.exit(f'{len(differ)} of {len(names)} rows differ:\n{differ.to_string()}')
+    return f'{len(names)} rows, the same scores: the largest difference is {largest.max():.1e}'
+
+
 if __name__ == '__main__':
+    if sys.argv[1:2] == ['--same']:
+        print(compared(*sys.argv[2:]))
+        sys.exit()
     made, figures = pages()
     if sys.argv[1:] == ['--check']:
         differ = [p.name for p, text in made.items() if text != p.read_text(encoding='utf-8')]

@@ -24,6 +24,7 @@ from moe_expert.experts.floor import logistic_regression
 from moe_expert.experts.specs import ExpertSpec
 from moe_expert.experts.trainers import TrainConfig, TrainSettings
 from moe_expert.experts.training import run_training, train_population
+from moe_expert.parameters import defaults
 from moe_expert.scores.evaluation import Evaluator
 from moe_expert.study import conditions as study_conditions
 from moe_expert.study import ledger as study_ledger
@@ -699,6 +700,47 @@ def test_the_page_says_nothing_of_claims_before_the_last_row(pages, tmp_path):
         assert all(words not in texts[p] for p in (pages.PAGE, pages.APPENDIX))
     pd.DataFrame(rows).to_csv(ledger.csv, index=False)
     assert pages.waiting(ledger) == ''
+
+
+def test_rows_that_are_run_again_are_compared(pages, tmp_path):
+    "A score that differs, or is gone, is named; rows that were not run again do not count."
+    scores = dict.fromkeys(pages.COMPOSITES, 0.5)
+    runs = pages.planned_runs('confirmatory', n_trials=pages.TRIALS)[:3]
+    rows = [
+        dataclasses.asdict(r) | scores | dict(name=r.name, version=moe_expert.__version__)
+        for r in runs
+    ]
+    again = tmp_path / 'again'
+    again.mkdir()
+
+    def write(folder, rows):
+        pd.DataFrame(rows).to_csv(Ledger(folder).csv, index=False)
+
+    write(tmp_path, rows)
+    write(again, rows[:2])
+    assert pages.compared(again).startswith('2 rows, the same scores')
+    for other in (0.5 + 1e-6, None):
+        write(again, [rows[0], rows[1] | dict(utility=other)])
+        with pytest.raises(SystemExit, match=f'1 of 2 rows differ:\n(.*\n)*{rows[1]["name"]}'):
+            pages.compared(again)
+    write(again, [rows[0] | dict(name='another')])
+    with pytest.raises(SystemExit, match='no row of the study'):
+        pages.compared(again)
+
+
+@pytest.mark.parametrize(
+    ('outcome', 'words'), [('met', 'is `crossfit`'), ('not met', 'stays `one`')]
+)
+def test_claim_a_decides_the_default(pages, outcome, words):
+    found = pd.DataFrame(dict(claim=['A', 'A', 'B'], outcome=['met', outcome, 'worse']))
+    assert words in pages.by_default(found)
+
+
+def test_the_default_of_stage_3_is_what_the_study_says(pages, repo_root):
+    found = pages.statistics.claim_table(
+        pages.statistics.analysis_rows(pages.Ledger(repo_root / 'docs/study').rows())
+    )
+    assert f'`{defaults("train")["ways"]}`' in pages.by_default(found)
 
 
 def test_the_page_is_short(repo_root):

@@ -427,8 +427,9 @@ def _who_taught(settings: dict) -> list[str]:
         f'validation nodes; the 1/{parts} left out judged it. The ways were chosen by these '
         'judgements.',
         'So this mixture learned from more labels than the experts and the gate above. In the '
-        'trials that led to this recipe a single network that was taught by the same labels in '
-        'the same way was as good: a gain over the gate comes from the labels, not from mixing.',
+        'study (docs/study.md) a single network that was taught by the same labels in the same '
+        'way was practically equivalent: a gain over the gate comes from the labels, not from '
+        'mixing.',
     ]
 
 
