@@ -156,7 +156,7 @@ def short(rows: pd.DataFrame) -> str:
     control = found[found.other == 'single_crossfit'].iloc[0]
     return bullets(
         [
-            'From the same delivered data, `--ways crossfit`, also taught by validation labels, is '
+            'From the same data, `--ways crossfit`, taught by validation labels too, is '
             'better than the gate, the uniform mixture, one network and the picked expert: '
             f'**{statistics.claim_outcome(found)}**, {by_default(found)}.',
             f'Against one network with the same labels: **{control.outcome}** '
