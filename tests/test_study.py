@@ -736,6 +736,26 @@ def test_claim_a_decides_the_default(pages, outcome, words):
     assert words in pages.by_default(found)
 
 
+def test_a_verdict_stands_beside_an_outcome_that_does_not_tell_it(pages):
+    lines = pd.DataFrame(
+        [('met', 'better'), ('not met', 'undecided'), ('not met', 'better'), ('not met', 'worse')]
+        + [('not met', 'practically equivalent'), ('undecided', 'undecided')],
+        columns=['outcome', 'verdict'],
+    )
+    told = [pages.outcome_words(line) for line in lines.itertuples()]
+    assert told[:3] == ['**met**', '**not met**', '**not met**'] and told[5] == '**undecided**'
+    assert told[3:5] == ['**not met**, worse', '**not met**, practically equivalent']
+
+
+def test_what_rests_on_the_rule_of_the_floor_is_said(pages):
+    names = dict(claim=['A', 'B', 'B'], other=['moe', 'random_forest_refit', 'expgrad_refit'])
+    by_rule = pd.DataFrame(names | dict(outcome=['met', 'better', 'better']))
+    without = pd.DataFrame(names | dict(outcome=['not met', 'undecided', 'better']))
+    (told,) = pages.no_longer(by_rule, without)
+    assert told.endswith(': **undecided** against a random forest with a threshold, refitted.')
+    assert pages.no_longer(by_rule, by_rule) == []
+
+
 def test_the_default_of_stage_3_is_what_the_study_says(pages, repo_root):
     found = pages.statistics.claim_table(
         pages.statistics.analysis_rows(pages.Ledger(repo_root / 'docs/study').rows())

@@ -428,8 +428,7 @@ def _who_taught(settings: dict) -> list[str]:
         'judgements.',
         'So this mixture learned from more labels than the experts and the gate above. In the '
         'study (docs/study.md) a single network that was taught by the same labels in the same '
-        'way was practically equivalent: a gain over the gate comes from the labels, not from '
-        'mixing.',
+        'way was practically equivalent: a gain over the gate is no sign that mixing helped.',
     ]
 
 

@@ -221,7 +221,7 @@ def leak_table(
     return together.reset_index()
 
 # %% ../../nbs/86_study_tables.ipynb #5b96862a
-METHOD_MARKERS = 'osD^v<>PhdX*+x1p8HsD'  # methods differ in shape as well as in colour
+METHOD_MARKERS = 'osD^v<>PhdX*+x1p<^sD'  # methods differ in shape as well as in colour
 METHOD_COLOURS = {
     'crossfit': VERMILION,
     'moe': VERMILION,
