@@ -105,10 +105,11 @@ SUBSTITUTIONS = [  # (language, pattern, replacement, why)
     ),
     (
         'bash',
-        r'(papermill nbs/study\.ipynb [^#\n]*)',
+        r'(papermill nbs/study\.ipynb (?:\\\n|[^#\n])*)',
         r'\1 -p hours 0 ',
         'starts no run: hours; .ci/study runs the quick mode',
     ),
+    ('bash', r'--same again\b', '--same docs/study', 'nothing was run again'),
     ('python', r'n_trials=\d+', 'n_trials=2', 'seconds in place of minutes'),
     (
         'python',
