@@ -1,11 +1,12 @@
 """Write what the study's pages say about its rows: `python docs/study_tables.py`.
 
 With --check the pages are only compared; `--same FOLDER` compares the rows of another run with
-those of the study. Everything between two marks is made from the plan and
-from docs/study/runs.csv. By hand the text compares methods on development pairs only. Before
-the last row is there, the pages only say how many there are.
+those of the study. Everything between two marks is made from the plan and from docs/study/runs.csv.
+By hand the text compares methods on development pairs only. Before the last row is there, the pages
+only say how many there are.
 """
 
+import argparse
 import re
 import sys
 import textwrap
@@ -41,6 +42,8 @@ CAPTIONS = {  # of the three pictures of the page, by file name
 SAME = 1e-8  # rows have nine digits
 LABELS_OTHERS = ('single_network', 'single_crossfit')  # compared where there are 100 labels
 Section = tuple[str, pd.DataFrame]  # heading, table
+SCORE = 'final_score'  # of the claims
+Found = dict[str, pd.DataFrame]  # what became of the claims, by each of `statistics.SCORES`
 
 
 def cell(value, is_probability: bool = False) -> str:
@@ -108,9 +111,8 @@ def outcome_words(line) -> str:
     return f'**{line.outcome}**' + ('' if told else f', {line.verdict}')
 
 
-def outcomes(rows: pd.DataFrame) -> str:
+def outcomes(found: pd.DataFrame) -> str:
     "What became of the claims."
-    found = statistics.claim_table(rows)
     lead = wrapped(
         f'Claim A, as a whole: **{statistics.claim_outcome(found)}**, {by_default(found)}; it '
         'crosses the two classes: the mixture has learned from validation labels, too, the methods '
@@ -131,12 +133,13 @@ def outcomes(rows: pd.DataFrame) -> str:
     return f'{lead}\n\n{markdown(pd.DataFrame(shown))}'
 
 
-def beside(every: pd.DataFrame, main: pd.DataFrame) -> str:
+def beside(every: pd.DataFrame, main: pd.DataFrame, found: Found) -> str:
     "What was to stand beside the claims: other scores, few labels, and where nothing was trained."
-    claims = {score: statistics.claim_table(main, score) for score in statistics.SCORES}
-    kept = {words: claims[score] for score, words in statistics.SCORES.items()}
-    first, *others = kept
-    by_other = '; '.join(f'by {w} **{statistics.claim_outcome(kept[w])}**' for w in others)
+    by_other = '; '.join(
+        f'by {words} **{statistics.claim_outcome(found[score])}**'
+        for score, words in statistics.SCORES.items()
+        if score != SCORE
+    )
     few = statistics.family_verdicts(statistics.analysis_rows(every, 'labels-100'))
     few = {o: tables.difference_in_words(few[few.other == o].iloc[0], False) for o in LABELS_OTHERS}
     few_words = ', '.join(f'{tables.METHOD_WORDS[o]} {found}' for o, found in few.items())
@@ -145,7 +148,7 @@ def beside(every: pd.DataFrame, main: pd.DataFrame) -> str:
     return bullets(
         [
             f'Claim A by other measures: {by_other}.',
-            *no_longer(kept[first], claims['own_final_score']),
+            *no_longer(found[SCORE], found['own_final_score']),
             f'With 100 training labels, the mixture minus {few_words}. The first crosses the two '
             'classes of labels.',
             f'On {before} of {len(ours)} pairs no way reaches the floor, and the mixture is that '
@@ -167,22 +170,22 @@ def no_longer(by_rule: pd.DataFrame, without: pd.DataFrame) -> list[str]:
     return [f'Claim B without the rule of the floor: {"; ".join(words)}.']
 
 
-def short(rows: pd.DataFrame) -> str:
+def short(found: pd.DataFrame) -> str:
     "Claim A and the control of claim B, as in the README."
-    found = statistics.claim_table(rows)
     control = found[found.other == 'single_crossfit'].iloc[0]
     return bullets(
         [
             'From the same data, `--ways crossfit`, taught by validation labels too, is '
             'better than the gate, the uniform mixture, one network and the picked expert: '
             f'**{statistics.claim_outcome(found)}**, {by_default(found)}.',
-            f'Against one network with the same labels: **{control.outcome}**, within ±0.03 '
+            f'Against one network with the same labels: **{control.outcome}**, within '
+            f'±{statistics.MARGIN_FAMILIES} '
             f'({tables.difference_in_words(control)}).',
         ]
     )
 
 
-def sections(every: pd.DataFrame) -> Iterator[Section]:
+def sections(every: pd.DataFrame, found: Found) -> Iterator[Section]:
     "All tables of the appendix."
     for analysis in ANALYSES:
         rows = statistics.analysis_rows(every, analysis)
@@ -190,7 +193,7 @@ def sections(every: pd.DataFrame) -> Iterator[Section]:
             continue
         for score, words in statistics.SCORES.items():
             if analysis == 'main':
-                yield f'The claims by {words}', statistics.claim_table(rows, score)
+                yield f'The claims by {words}', found[score]
         for taught in ('train', 'all'):
             some = rows[(rows.taught == taught) | (rows.method == MAIN_METHOD)]
             title = f'{analysis}: the cross-fitted mixture minus methods of the class `{taught}`'
@@ -248,9 +251,12 @@ def pages() -> tuple[dict[Path, str], dict[str, Picture]]:
         every = ledger.rows()
         every = every[every.phase == 'confirmatory']
         main = statistics.analysis_rows(every)
-        texts = [f'## {heading}\n\n{markdown(t)}' for heading, t in sections(every) if len(t)]
-        found = f'{outcomes(main)}\n\n{beside(every, main)}'
-        made = dict(outcomes=found, short=short(main), tables='\n\n'.join(texts))
+        found = {score: statistics.claim_table(main, score) for score in statistics.SCORES}
+        texts = [
+            f'## {heading}\n\n{markdown(t)}' for heading, t in sections(every, found) if len(t)
+        ]
+        told = f'{outcomes(found[SCORE])}\n\n{beside(every, main, found)}'
+        made = dict(outcomes=told, short=short(found[SCORE]), tables='\n\n'.join(texts))
         figures = pictures(every, main)
     shown = [
         f'![{figure.alt}](study/{name})\n\n{wrapped(f"*{CAPTIONS[name]}*")}'
@@ -280,11 +286,16 @@ def compared(folder: str) -> str:
 
 
 if __name__ == '__main__':
-    if sys.argv[1:2] == ['--same']:
-        print(compared(*sys.argv[2:]))
+    parser = argparse.ArgumentParser(description=__doc__.split(':')[0])
+    asked = parser.add_mutually_exclusive_group()
+    asked.add_argument('--check', action='store_true', help='write nothing, say what differs')
+    asked.add_argument('--same', metavar='FOLDER', help='write nothing, compare its rows')
+    given = parser.parse_args()
+    if given.same is not None:
+        print(compared(given.same))
         sys.exit()
     made, figures = pages()
-    if sys.argv[1:] == ['--check']:
+    if given.check:
         differ = [p.name for p, text in made.items() if text != p.read_text(encoding='utf-8')]
         if differ:
             sys.exit(f'{differ} differ from docs/study/runs.csv: run python docs/study_tables.py')
