@@ -1188,6 +1188,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                            'moe_expert.experts.losses._log_ratios': ( 'losses.html#_log_ratios',
                                                                                       'moe_expert/experts/losses.py'),
                                            'moe_expert.experts.losses._members': ('losses.html#_members', 'moe_expert/experts/losses.py'),
+                                           'moe_expert.experts.losses._over_nodes': ( 'losses.html#_over_nodes',
+                                                                                      'moe_expert/experts/losses.py'),
                                            'moe_expert.experts.losses._over_units': ( 'losses.html#_over_units',
                                                                                       'moe_expert/experts/losses.py'),
                                            'moe_expert.experts.losses._penalty_gradients': ( 'losses.html#_penalty_gradients',

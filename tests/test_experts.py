@@ -497,8 +497,8 @@ def test_scratch_buffers_give_the_same_loss_and_gradient(population):
     plain_loss = attention(params, x, sens, y)
     plain = gradients(plain_loss, params)
     buffers = (
-        torch.full((5, 50, 7), torch.nan, dtype=torch.float64),
-        torch.full((5, 50, 7), torch.nan, dtype=torch.float64),
+        torch.full((5, 7, 50), torch.nan, dtype=torch.float64),
+        torch.full((5, 7, 50), torch.nan, dtype=torch.float64),
     )
     for _ in range(2):  # used again, with what the last step left in them
         loss = attention(params, x, sens, y, buffers=buffers)
@@ -674,7 +674,7 @@ def test_gradient_by_hand_is_that_of_autograd(names, dtype, dropout):
             rtol=1e-9 if dtype == torch.float64 else 1e-3,
             atol=1e-14 if dtype == torch.float64 else 1e-6,
         )
-    scratch = tuple(x.new_full((4, 40, 9), torch.nan) for _ in range(2))
+    scratch = tuple(x.new_full((4, 9, 40), torch.nan) for _ in range(2))
     for k, g in expert_gradients(
         params, x, y, sens, weights, lambdas, absx=x.abs(), buffers=scratch, **more
     ).items():

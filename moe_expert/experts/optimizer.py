@@ -117,10 +117,11 @@ class DropoutMasks:
         "Go on with the models at these positions."
         self.seeds = [self.seeds[i] for i in index]
 
-    def _draw(self, generator: torch.Generator) -> Tensor:
+    def _draw(self, generator: torch.Generator) -> tuple[Tensor, ...]:  # [n, h] each
         shape = (self.block, *self.shape)
         kept = torch.rand(shape, generator=generator, device=self.device) >= self.p
-        return kept.to(self.dtype) / (1 - self.p)
+        masks = (kept.mT.to(self.dtype) / (1 - self.p)).contiguous()  # nodes side by side
+        return masks.mT.unbind()
 
 # %% ../../nbs/36_optimizer.ipynb #71a62f1c
 @patch
@@ -135,9 +136,12 @@ def next(
         self.masks = {s: self._draw(g) for s, g in self.generators.items()}
         self.at = 0
     self.at += 1
+    of_seed = lambda seed: self.masks[seed][self.at - 1]
     if len(set(self.seeds)) == 1:
-        return self.masks[self.seeds[0]][self.at - 1, :rows]
-    return torch.stack([self.masks[s][self.at - 1, :rows] for s in self.seeds])
+        masks = of_seed(self.seeds[0])
+    else:
+        masks = torch.stack([of_seed(s).mT for s in self.seeds]).mT
+    return masks.narrow(-2, 0, rows)
 
 # %% ../../nbs/36_optimizer.ipynb #df89d4c4
 class StackedAdam:

@@ -304,7 +304,7 @@ class PopulationTrainer(Trainer):
         super().__init__(params, *rates, settings.clip, shuffle_seed, lambdas)
         shape = self.rows, settings.hidden, settings.dropout
         self.masks = DropoutMasks(seeds, *shape, self.dtype, device)
-        self.epochs_done, self.whole = 0, None
+        self.epochs_done, self.steps_done, self.whole = 0, 0, None
         self._inputs(data, train)
         self._buffers()
         self.stream = self._endless()
@@ -342,6 +342,7 @@ def group_weights(
 # %% ../../nbs/37_trainers.ipynb #f98623c0
 @patch
 def _batch(self: PopulationTrainer, x: Tensor, nodes: Tensor | None = None) -> Batch:
+    x = x.mT.contiguous().mT  # a column at a time, as the written gradients take it
     absx = x.abs() if 'lambda_attention' in self.coefficients else None
     return Batch(x, *self._people(nodes), absx)
 
@@ -349,7 +350,7 @@ def _batch(self: PopulationTrainer, x: Tensor, nodes: Tensor | None = None) -> B
 @patch
 def _buffers(self: PopulationTrainer):
     needed = 'lambda_attention' in self.coefficients and self.running
-    shape = len(self.running), self.rows, self.x.shape[1]
+    shape = len(self.running), self.x.shape[1], self.rows
     self.buffers = (self.x.new_empty(shape), self.x.new_empty(shape)) if needed else None
 
 
@@ -382,10 +383,9 @@ def _of_nodes(self: PopulationTrainer, nodes: Tensor) -> Batch:
 @patch
 def batches(self: PopulationTrainer) -> Iterator[Batch]:
     "Yield the steps of the next epoch, each with the next dropout mask."
-    done = self.settings.steps_until(self.epochs_done, len(self.y))
-    self.epochs_done += 1
-    wanted = self.settings.steps_until(self.epochs_done, len(self.y)) - done
-    for batch in islice(self.stream, wanted):
+    before, self.epochs_done = self.steps_done, self.epochs_done + 1
+    self.steps_done = self.settings.steps_until(self.epochs_done, len(self.y))
+    for batch in islice(self.stream, self.steps_done - before):
         batch.keep = self.masks.next(self.rows)
         yield batch
 
