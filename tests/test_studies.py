@@ -73,7 +73,7 @@ def run(study, train=parabola, n_trials=12, **more):
         SPACE,
         train,
         **dict(
-            seed=0, label='parabola', default=dict(x=0.0, y=0.0), n_trials=n_trials, batch_size=4
+            seed=0, label='parabola', default=dict(x=0.0, y=0.0), n_trials=n_trials, batches=(4, 4)
         )
         | more,
     )
@@ -369,7 +369,7 @@ def test_a_trial_asks_the_database_about_fifty_things(study):
     sqlalchemy.event.listen(
         engine, 'before_cursor_execute', lambda *args: statements.append(args[2])
     )
-    run(study, n_trials=20, batch_size=10)
+    run(study, n_trials=20, batches=(10, 10))
     assert len(statements) <= 60 * 20
 
 
@@ -382,7 +382,7 @@ def test_a_trial_that_was_taken_over_is_not_told(study, caplog):
         return parabola(batch)
 
     with caplog.at_level(logging.WARNING, 'moe_expert'):
-        batch = tuning_studies.ask_batch(Draws(study, SPACE, 0, 'parabola', 4, None, 4))
+        batch = tuning_studies.ask_batch(Draws(study, SPACE, 0, 'parabola', 4, None, (4, 4)))
         tuning_studies._run_batch(study, train, batch)
     assert not finished(study) and caplog.text.count('closed by another worker') == 4
     run(study, n_trials=4)
@@ -431,7 +431,7 @@ def train(batch):
 study = open_study(open_storage(address, None), 'shared', False)
 space = dict(x=Range(-3., 3.), y=Range(-3., 3.))
 run_study(study, space, train, seed=0, label='shared', n_trials=n_trials,
-          batch_size=batch_size, default=dict(x=0., y=0.))
+          batches=(batch_size, batch_size), default=dict(x=0., y=0.))
 assert len(finished(study)) == n_trials, 'a worker left before the study had its trials'
 """
 

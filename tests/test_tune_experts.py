@@ -340,7 +340,7 @@ def test_more_trials_continue_the_study(data, tmp_path):
         and more['trials'][:3] == first['trials']
     )
     assert more == strict(tmp_path / f'{NAME}_expert2_tuning_results.json')
-    assert {p.trials for p in seen[:-1]} == {3, 15} and (seen[-1].trials, seen[-1].cached) == (
+    assert {p.trials for p in seen[:-1]} == {3, 10} and (seen[-1].trials, seen[-1].cached) == (
         18,
         False,
     )

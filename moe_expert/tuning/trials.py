@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['logger', 'PATIENCE', 'storage_of', 'with_id', 'worker_name', 'new_trial', 'take_waiting', 'forgotten', 'close_trial',
-           'draw', 'Watch', 'requeue', 'signs_of_life', 'release', 'Outcome', 'tell']
+           'Copy', 'draw', 'Watch', 'requeue', 'signs_of_life', 'release', 'Outcome', 'tell']
 
 # %% ../../nbs/43_trials.ipynb #8e3e9f09
 import logging
@@ -152,17 +152,38 @@ def _bare(trial: FrozenTrial) -> FrozenTrial:
     return optuna.trial.create_trial(params=trial.params, distributions=trial.distributions, **kept)
 
 
+class Copy:
+    "A copy of a study in memory, for the draws of one batch."
+
+    def __init__(self, study: optuna.Study):
+        self.study, self.storage = study, optuna.storages.InMemoryStorage()
+        optuna.create_study(
+            storage=self.storage, study_name=study.study_name, directions=study.directions
+        )
+
+    def place(
+        self,
+        trials: Sequence[FrozenTrial],  # all of them, as they were read once
+        trial: FrozenTrial,  # one of them
+        sampler: optuna.samplers.BaseSampler,
+    ) -> optuna.Trial:  # the same trial here
+        "Copy the trials up to this one, as far as they are not here."
+        name = self.study.study_name
+        here = optuna.load_study(study_name=name, storage=self.storage, sampler=sampler)
+        known = len(here.get_trials(deepcopy=False))
+        here.add_trials(map(_bare, trials[known : trial.number + 1]))
+        return optuna.Trial(here, _storage_id(here.get_trials(deepcopy=False)[trial.number]))
+
+# %% ../../nbs/43_trials.ipynb #03dc68e5
 def draw(
-    study: optuna.Study,
+    copy: Copy,
     trials: Sequence[FrozenTrial],  # all of them, as they were read once
     trial: FrozenTrial,  # one of them, running; its parameters are drawn
     space: dict[str, Range],  # what to draw
     sampler: optuna.samplers.BaseSampler,
 ) -> dict[str, float] | None:  # name → value; None: a different worker has closed the trial
-    "Draw and write the parameters of a trial."
-    memory = optuna.create_study(sampler=sampler, directions=study.directions)
-    memory.add_trials(map(_bare, trials))
-    drawn = optuna.Trial(memory, _storage_id(memory.get_trials(deepcopy=False)[trial.number]))
+    "Draw and write the parameters of a trial. Those of a batch come in the order of their numbers."
+    study, drawn = copy.study, copy.place(trials, trial, sampler)
     try:  # the copy in memory refuses as well, if the trial was closed before it was read
         for name, r in space.items():
             d = FloatDistribution(r.low, r.high, log=r.log)

@@ -30,10 +30,11 @@ from moe_expert.tuning import studies as tuning_studies
 from moe_expert.tuning import trials as tuning_trials
 from moe_expert.tuning.records import load_expert
 from moe_expert.tuning.storage import open_storage
-from moe_expert.tuning.studies import BATCH, finished
+from moe_expert.tuning.studies import BATCHES, finished
 
 pytestmark = pytest.mark.postgres
-N_TRIALS, NAME = 4 * BATCH, 'synthetic-200'
+FIRST, LATER = BATCHES
+N_TRIALS, NAME = FIRST + 3 * LATER, 'synthetic-200'
 
 WORKER = """
 import json, sys, time
@@ -98,7 +99,7 @@ def test_four_workers_one_of_them_killed(url, tmp_path):
     looking = ExpertTuner(make_synthetic(200), cache_dir=tmp_path, storage=url, epochs=300).study(
         'expert1'
     )
-    while len(finished(looking)) < BATCH:
+    while len(finished(looking)) < LATER:
         time.sleep(0.2)  # another has finished a batch: all four have work, or wait for the victim
     os.kill(victim.pid, signal.SIGKILL)
     assert victim.wait() == -signal.SIGKILL and lost
@@ -118,7 +119,7 @@ def test_four_workers_one_of_them_killed(url, tmp_path):
     assert (
         len({t.user_attrs['repeats'] for t in again if t.state.name == 'COMPLETE'})
         == len(lost)
-        == BATCH
+        == FIRST
     )
     result = json.loads((tmp_path / f'{NAME}_expert1_tuning_results.json').read_text())
     feasible = [t['score'] for t in result['trials'] if t['feasible']]
@@ -167,14 +168,14 @@ def test_a_server_that_goes_away_and_comes_back(url, tmp_path, monkeypatch):
     batches.clear()
     try:
         with pytest.raises(ArtifactError, match='does not answer any more'):
-            tuner.tune_expert('expert1', n_trials=3 * BATCH)
+            tuner.tune_expert('expert1', n_trials=N_TRIALS)
         with pytest.raises(ArtifactError, match='cannot be opened'):
             open_storage(url, None)
     finally:
         ctl(*starting)
     monkeypatch.setattr(tune_experts, 'train_population', train)
-    assert len(finished(tuner.study('expert1'))) == 2 * BATCH
-    assert tuner.tune_expert('expert1', n_trials=3 * BATCH)['n_trials'] == 3 * BATCH
+    assert len(finished(tuner.study('expert1'))) == FIRST + LATER
+    assert tuner.tune_expert('expert1', n_trials=N_TRIALS)['n_trials'] == N_TRIALS
 
 
 @pytest.mark.parametrize(
@@ -207,7 +208,7 @@ def test_a_server_restarts_at_any_moment(url, monkeypatch, mode, where, caplog):
     def train(batch):
         return [tuning_trials.Outcome(p['x'] ** 2) for p in batch]
 
-    more = dict(seed=0, label='p', n_trials=8, batch_size=4, default={'x': 1.0})
+    more = dict(seed=0, label='p', n_trials=8, batches=(4, 4), default={'x': 1.0})
     tuning_studies.run_study(study, space, train, **more)
     assert calls and [t.state.name for t in study.get_trials()] == ['COMPLETE'] * 8
     opened.engine.dispose()
@@ -257,19 +258,20 @@ def test_wrong_addresses_on_a_real_server(url):
 
 def test_a_live_worker_is_not_robbed(url, tmp_path):
     "Its batch takes far longer than the time after which silence means death."
-    slow = start(url, tmp_path, 'slow', 2 * BATCH)
+    slow = start(url, tmp_path, 'slow', FIRST + LATER)
     slow.stdout.readline()
-    fast = start(url, tmp_path, n_trials=2 * BATCH)
+    fast = start(url, tmp_path, n_trials=FIRST + LATER)
     for line in fast.stdout:
-        if len(trained([line])) == BATCH:
+        if len(trained([line])) == LATER:
             break
     time.sleep(14)
     tuner = ExpertTuner(make_synthetic(200), cache_dir=tmp_path, storage=url, epochs=300)
     try:
         assert fast.poll() is None  # it waits
-        assert [t.state.name for t in tuner.study('expert1').get_trials()].count('RUNNING') == BATCH
+        states = [t.state.name for t in tuner.study('expert1').get_trials()]
+        assert states.count('RUNNING') == FIRST
         assert not any('repeats' in t.user_attrs for t in tuner.study('expert1').get_trials())
     finally:
         slow.kill()
-    assert json.loads(fast.communicate(timeout=60)[0].splitlines()[-1]) == 2 * BATCH
+    assert json.loads(fast.communicate(timeout=60)[0].splitlines()[-1]) == FIRST + LATER
     slow.wait()
