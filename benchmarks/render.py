@@ -94,7 +94,8 @@ def _stages(records: list[dict], *names: str) -> float | None:
     return _median(sums) if sums else None
 
 
-TUNED = ('load', 'expert1', 'expert2', 'expert3')
+# with the imports: what one state of the code imports at once, another imports when it loads
+TUNED = ('imports', 'load', 'expert1', 'expert2', 'expert3')
 MIXED = ('gate', 'integration', 'test')
 
 
@@ -135,7 +136,7 @@ def _tuning_rows(records: dict[str, list[dict]]) -> list[list[str]]:
     there = records.get('everything', [])
     rows, bail = [], lambda before, *stages: _stages(_of(there, 'bail', before), *stages)
     for what, stages, most in (
-        ('bail: load and 30 × 3 trials', TUNED, 15),
+        ('bail: imports, load and 30 × 3 trials', TUNED, 15),
         ('bail: gate (30 trials), stage 3, test with intervals', MIXED, 20),
         ('bail: executed report with its page', REPORTED, 10),
     ):
@@ -154,7 +155,8 @@ def _tuning_rows(records: dict[str, list[dict]]) -> list[list[str]]:
         was, after = (_stages(_of(there, name, b), *TUNED) for b in (True, False))
         if after is not None:
             verdict = '—' if was is None else _verdict(after, was / 2)
-            rows.append(_compared(f'{name}: load and 30 × 3 trials', was, after, 'half', verdict))
+            what = f'{name}: imports, load and 30 × 3 trials'
+            rows.append(_compared(what, was, after, 'half', verdict))
     return rows
 
 
@@ -238,22 +240,32 @@ def targets(records: dict[str, list[dict]]) -> list[str]:
 # ---------------------------------------------------------------- sections
 
 
+def _middle(runs: list[dict]) -> dict:
+    "One record with the median seconds of some runs of a job."
+    names = runs[0]['stages']
+    stages = {n: _median(r['stages'][n] for r in runs) for n in names}
+    return runs[0] | {'stages': stages, 'cpu': _median(r['cpu'] for r in runs), 'runs': len(runs)}
+
+
 def everything(records: list[dict], folder: Path) -> list[str]:
     names = list(dict.fromkeys(n for r in records for n in r['stages']))
-    rows = []
-    for r in sorted(records, key=lambda r: (r['people'], bool(r.get('before')))):
+    jobs, rows = {}, []
+    for r in records:
+        jobs.setdefault((r['people'], r['dataset'], bool(r.get('before'))), []).append(r)
+    for r in map(_middle, (jobs[key] for key in sorted(jobs))):
         when = ', the code before' if r.get('before') else ''
         cells = [_seconds(r['stages'].get(n)) for n in names]
         size = f'{r["people"]:,} × {r["features"]}, {r["edges"]:,} edges'
-        rows.append([f'{r["dataset"]}{when}', size, *cells, _s(r['cpu']), _peak([r])])
+        cells += [_s(r['cpu']), _peak([r]), str(r['runs'])]
+        rows.append([f'{r["dataset"]}{when}', size, *cells])
     r = records[0]
     return [
         '## Stage by stage',
         '',
         f'From the data to the reports, {r["n_trials"]} trials for each expert and the gate; CPU '
-        'seconds.',
+        'seconds, medians of the runs.',
         '',
-        *_table(['data', 'people × features', *names, 'all', 'peak memory'], rows),
+        *_table(['data', 'people × features', *names, 'all', 'peak memory', 'runs'], rows),
     ]
 
 

@@ -381,7 +381,7 @@ def test_growth_varies_one_size(monkeypatch):
 
 
 def stages(name, before, scale):
-    spent = dict(load=1, expert1=2, expert2=3, expert3=4, gate=9, integration=1, test=1)
+    spent = dict(imports=0, load=1, expert1=2, expert2=3, expert3=4, gate=9, integration=1, test=1)
     spent |= {'report of the experts': 11, 'report of the mixture': 5}
     return {
         **COMMON,
@@ -411,7 +411,7 @@ def test_targets_compare_before_and_after(tmp_path):
         render._verdict(9, 8, 1.1) == '**no**' and render._verdict(9, 10, other=False) == '**no**'
     )
     assert '| 12.5 s | 1.5 s | 0.12 | ≤ 3 s | yes |' in text  # above an empty report
-    assert any(x.startswith('| german: load and 30') and x.endswith('yes |') for x in lines)
+    assert any(x.startswith('| german: imports, load and 30') and x.endswith('yes |') for x in lines)
 
 
 def test_what_a_budget_loses_is_paired_by_seed_and_signed(tmp_path):

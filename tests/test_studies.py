@@ -359,7 +359,7 @@ def test_wherever_a_study_is_interrupted_it_ends_the_same(whole, moments):
     assert bare(study) == whole
 
 
-def test_a_trial_asks_the_database_about_fifty_things(study):
+def test_a_trial_asks_the_database_about_thirty_things(study):
     """A sampler that reads the storage itself, and `Trial`, which reads it on each write, ask 130.
 
     A storage far away answers slowly, and SQLAlchemy is not cheap even for one nearby.
@@ -370,7 +370,7 @@ def test_a_trial_asks_the_database_about_fifty_things(study):
         engine, 'before_cursor_execute', lambda *args: statements.append(args[2])
     )
     run(study, n_trials=20, batches=(10, 10))
-    assert len(statements) <= 60 * 20
+    assert len(statements) <= 35 * 20
 
 
 def test_a_trial_that_was_taken_over_is_not_told(study, caplog):
