@@ -30,9 +30,9 @@ from optuna.samplers import GPSampler, QMCSampler, RandomSampler, TPESampler
 from optuna.trial import TrialState
 
 WORK = Path(__file__).resolve().parent / 'work'
-START = 10  # trials that all strategies share, the tuner's first batch
+START = 15  # trials that all strategies share
 RANDOM, SINGLE = 'random', 'tpe-1'  # what the others are compared with
-TUNER = 'tpe-20'  # what the tuner does
+TUNER = 'tpe-15'  # what the tuner does
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ STRATEGIES = {
     'tpe-1': Strategy('TPE, one by one', 1, tpe),
     'tpe-5': Strategy('TPE, batches of 5', 5, tpe),
     'tpe-10': Strategy('TPE, batches of 10', 10, tpe),
-    'tpe-20': Strategy('TPE, batches of 20', 20, tpe),
+    'tpe-15': Strategy('TPE, batches of 15', 15, tpe),
     'tpe-independent-10': Strategy(
         'TPE of single parameters, batches of 10', 10, lambda seed: tpe(seed, multivariate=False)
     ),

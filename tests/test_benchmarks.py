@@ -411,7 +411,9 @@ def test_targets_compare_before_and_after(tmp_path):
         render._verdict(9, 8, 1.1) == '**no**' and render._verdict(9, 10, other=False) == '**no**'
     )
     assert '| 12.5 s | 1.5 s | 0.12 | ≤ 3 s | yes |' in text  # above an empty report
-    assert any(x.startswith('| german: imports, load and 30') and x.endswith('yes |') for x in lines)
+    assert any(
+        x.startswith('| german: imports, load and 30') and x.endswith('yes |') for x in lines
+    )
 
 
 def test_what_a_budget_loses_is_paired_by_seed_and_signed(tmp_path):

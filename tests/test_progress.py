@@ -267,7 +267,7 @@ def test_an_interrupted_batch_is_repeated_and_does_not_count_twice(storage):
     again = Worker(storage)
     again.search.run(30)
     assert again.batches == [first.batches[1]]
-    assert again.positions == [10, 20, 30] and again.told[-1].running == 0
+    assert again.positions == [15, 22.5, 30] and again.told[-1].running == 0
 
 
 def test_a_batch_in_halves_is_counted_once(storage):
@@ -276,12 +276,12 @@ def test_a_batch_in_halves_is_counted_once(storage):
             raise MemoryError('too large')
 
     worker, meter, seen = Worker(storage, too_large), None, []
-    worker.search.run(10)
+    worker.search.run(15)
     for p in worker.told:
         meter = moved(meter, p)
         seen.append(meter.at)
-    assert [len(b) for b in worker.batches] == [10, 5, 5]
-    assert seen == sorted(seen) and max(seen) == 5  # the end is told by `tune`
+    assert [len(b) for b in worker.batches] == [15, 7, 8]
+    assert seen == sorted(seen) and max(seen) == 8  # the end is told by `tune`
 
 
 def test_who_waits_for_another_worker_sees_its_trials(storage, monkeypatch):
@@ -299,8 +299,8 @@ def test_who_waits_for_another_worker_sees_its_trials(storage, monkeypatch):
         trials.tell(study, trial, trials.Outcome(0.5, {'floor': -1.0}), 1.0)
 
     monkeypatch.setattr(studies.time, 'sleep', finish)
-    worker.search.run(10)
-    assert worker.positions == [0, 3.5, 7, 7, 8, 9]  # its own, then those of the other
+    worker.search.run(15)
+    assert worker.positions == [0, 6, 12, 12, 13, 14]  # its own, then those of the other
     assert not theirs and not worker.told[-1].running
 
 

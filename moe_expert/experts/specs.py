@@ -10,9 +10,12 @@ from dataclasses import dataclass
 from ..scores.facts import FACTS
 
 # %% auto #0
-__all__ = ['LAMBDAS', 'EXPERTS', 'GATE', 'PARETO', 'ExpertSpec', 'Range']
+__all__ = ['BATCHES', 'LAMBDAS', 'EXPERTS', 'GATE', 'PARETO', 'ExpertSpec', 'Range']
 
 # %% ../../nbs/35_specs.ipynb #621be9d5
+BATCHES = 15, 15  # trials side by side: of a study's first batch, which are random; of later ones
+
+
 @dataclass(frozen=True)
 class ExpertSpec:
     "What makes an expert: objective on the validation nodes, coefficients of its loss, warm-up."
@@ -23,6 +26,7 @@ class ExpertSpec:
     lambdas: tuple[str, ...] = ()  # coefficients that are tuned; all others are 0
     warmup: float = 0.0  # share of the epochs with cross-entropy alone
     several: bool = False  # is it one of several aims, so that all scores of all trials count?
+    batches: tuple[int, int] = BATCHES  # of its study
 
     @property
     def maximize(self) -> bool:
@@ -33,7 +37,7 @@ class ExpertSpec:
 LAMBDAS = ('lambda_rep', 'lambda_fair', 'lambda_attention', 'lambda_adv')
 _SPECS = (
     ExpertSpec('expert1', 'utility', 'utility'),
-    ExpertSpec('expert2', 'result fairness', 'fair_result', LAMBDAS[:2], warmup=0.2),
+    ExpertSpec('expert2', 'result fairness', 'fair_result', LAMBDAS[:2], 0.2, batches=(10, 20)),
     ExpertSpec('expert3', 'procedural fairness', 'fair_procedure', LAMBDAS[2:]),
 )
 EXPERTS = {spec.name: spec for spec in _SPECS}

@@ -70,7 +70,6 @@ class Search:
     objectives: tuple[str, ...] = ()  # scores that the study optimises; (): that of `spec`
     parameters: Callable[[TrainedModel], dict[str, Tensor]] = model_parameters  # that are kept
     epochs: int = 0  # of a trial, at most; for the progress display
-    batches: tuple[int, int] | None = None  # as of `run_study`; None: its own
     progress: Callable[[Progress], None] = quiet
 
 # %% ../../nbs/47_records.ipynb #8fc90d2e
@@ -130,7 +129,7 @@ def run(
 
     options = {'seed': self.seed, 'label': self.spec.name, 'default': self.default}
     options |= {'waits': lambda: self.progress(now()), 'clock': clock}
-    options |= {'batches': self.batches} if self.batches else {}
+    options |= {'batches': self.spec.batches}
     return run_study(self.study, self.space, train, n_trials=n_trials, **options)
 
 # %% ../../nbs/47_records.ipynb #442be0de

@@ -23,14 +23,14 @@ from campaign import ctl
 from moe_expert import tune_experts
 from moe_expert.data.synthetic import make_synthetic
 from moe_expert.errors import ArtifactError
-from moe_expert.experts.specs import Range
+from moe_expert.experts.specs import BATCHES, Range
 from moe_expert.tune_experts import ExpertTuner
 from moe_expert.tuning import storage as tuning_storage
 from moe_expert.tuning import studies as tuning_studies
 from moe_expert.tuning import trials as tuning_trials
 from moe_expert.tuning.records import load_expert
 from moe_expert.tuning.storage import open_storage
-from moe_expert.tuning.studies import BATCHES, finished
+from moe_expert.tuning.studies import finished
 
 pytestmark = pytest.mark.postgres
 FIRST, LATER = BATCHES
