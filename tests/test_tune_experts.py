@@ -583,7 +583,7 @@ from moe_expert.experts.trainers import TrainSettings
 from moe_expert.tune_experts import ExpertTuner
 from moe_expert.tuning.settings import TuneSettings
 def die(p):
-    if p.trials == 15 and p.epoch == 100: os._exit(9)
+    if p.trials == 10 and p.epoch == 100: os._exit(9)
 ExpertTuner(make_synthetic(300, 8, group_bias=2.0), cache_dir=sys.argv[1], progress=die,
             settings=TuneSettings(TrainSettings(epochs=150, val_every=50), utility_fraction=0.7,
                                   auc_fraction=0.3)).tune_expert('expert2', 17)
@@ -599,9 +599,9 @@ def test_a_killed_process_loses_nothing(tuned, data, tmp_path):
     )
     assert process.returncode == 9 and not (tmp_path / f'{NAME}_expert2_best.pt').exists()
     study = tuner(data, tmp_path).study('expert2')
-    assert [t.state for t in study.get_trials()] == [TrialState.COMPLETE] * 15 + [
+    assert [t.state for t in study.get_trials()] == [TrialState.COMPLETE] * 10 + [
         TrialState.RUNNING
-    ] * 2
+    ] * 7
     result = tuner(data, tmp_path).tune_expert('expert2', n_trials=17)
     assert bare(result) == bare(tuned[1]['expert2'])
 
