@@ -104,17 +104,17 @@ def test_the_stop_button_in_the_tuning_notebook(tmp_path, repo_root):
     with kernel(repo_root, tmp_path) as (manager, client):
         for code in before:
             assert run_cell(client, code)[1] is None
-        sent, watch = interrupted_at(manager, ['15 of 30 trials', 'in training'])
+        sent, watch = interrupted_at(manager, ['10 of 30 trials', 'in training'])
         texts, error = run_cell(client, work, watch)
         assert sent and error['ename'] == 'Interrupted'
         assert error['traceback'] == [
             'Interrupted. Finished trials are kept: run this cell again to go on, then those '
             'below it.'
         ]
-        assert texts[-1].startswith('Interrupted after') and '15 of 30 trials' in texts[-1]
+        assert texts[-1].startswith('Interrupted after') and '10 of 30 trials' in texts[-1]
         tuner = ExpertTuner(NAME, cache_dir=tmp_path / 'weights' / 'moe_experts', epochs=600)
         states = [t.state.name for t in tuner.study('expert2').get_trials()]
-        assert states.count('COMPLETE') == 15 and 'RUNNING' not in states
+        assert states.count('COMPLETE') == 10 and 'RUNNING' not in states
         more, error = run_cell(client, work)
         assert error is None and more[-1].startswith('Done in'), error
         trade_off = cells_until(repo_root, 'tune.ipynb', 'search_pareto(')[-1]
@@ -122,9 +122,9 @@ def test_the_stop_button_in_the_tuning_notebook(tmp_path, repo_root):
         assert error is None and 'pareto (trade-off):' in '\n'.join(shown)
         assert [t for t in shown if t.startswith('Done in') and 'pareto: 2 of 2 trials.' in t]
     (bars,) = percents(texts).values()
-    assert bars == sorted(bars) and bars[-1] >= 50
+    assert bars == sorted(bars) and bars[-1] >= 33  # ten of thirty
     (bars,) = percents(more).values()
-    assert bars == sorted(bars) and bars[0] >= 50  # it began where it was
+    assert bars == sorted(bars) and bars[0] >= 33  # it began where it was
     alone = ExpertTuner(NAME, cache_dir=tmp_path / 'alone', epochs=600, device='cpu')
     expected = alone.tune_expert('expert2', 30)
     result = json.loads(ExpertFiles(tuner.files.cache_dir, NAME).results('expert2').read_text())
