@@ -244,7 +244,7 @@ def _middle(runs: list[dict]) -> dict:
     "One record with the median seconds of some runs of a job."
     names = runs[0]['stages']
     stages = {n: _median(r['stages'][n] for r in runs) for n in names}
-    return runs[0] | {'stages': stages, 'cpu': _median(r['cpu'] for r in runs), 'runs': len(runs)}
+    return runs[0] | {'stages': stages, 'cpu': _median(r['cpu'] for r in runs)}
 
 
 def everything(records: list[dict], folder: Path) -> list[str]:
@@ -252,11 +252,12 @@ def everything(records: list[dict], folder: Path) -> list[str]:
     jobs, rows = {}, []
     for r in records:
         jobs.setdefault((r['people'], r['dataset'], bool(r.get('before'))), []).append(r)
-    for r in map(_middle, (jobs[key] for key in sorted(jobs))):
+    for _, runs in sorted(jobs.items(), key=lambda job: job[0]):
+        r = _middle(runs)
         when = ', the code before' if r.get('before') else ''
         cells = [_seconds(r['stages'].get(n)) for n in names]
         size = f'{r["people"]:,} × {r["features"]}, {r["edges"]:,} edges'
-        cells += [_s(r['cpu']), _peak([r]), str(r['runs'])]
+        cells += [_s(r['cpu']), _peak(runs), str(len(runs))]
         rows.append([f'{r["dataset"]}{when}', size, *cells])
     r = records[0]
     return [

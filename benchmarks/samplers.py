@@ -32,7 +32,7 @@ from optuna.trial import TrialState
 WORK = Path(__file__).resolve().parent / 'work'
 START = 15  # trials that all strategies share
 RANDOM, SINGLE = 'random', 'tpe-1'  # what the others are compared with
-TUNER = 'tpe-15'  # what the tuner does
+TUNER = 'tpe-15'  # what the tuner does, but for expert 2: see `ExpertSpec.batches`
 
 
 @dataclass(frozen=True)

@@ -128,8 +128,7 @@ def run(
         return [self.outcome(model) for model in self.train(batch, show)]
 
     options = {'seed': self.seed, 'label': self.spec.name, 'default': self.default}
-    options |= {'waits': lambda: self.progress(now()), 'clock': clock}
-    options |= {'batches': self.spec.batches}
+    options |= {'waits': lambda: self.progress(now()), 'clock': clock, 'batches': self.spec.batches}
     return run_study(self.study, self.space, train, n_trials=n_trials, **options)
 
 # %% ../../nbs/47_records.ipynb #442be0de
