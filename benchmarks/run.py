@@ -119,8 +119,7 @@ def work_jobs(a, real, data: dict, device: dict) -> list[tuple[str, str, dict, i
         rows += [(n, {**real(n), 'stages': 'all' if n == 'bail' else 'experts'}) for n in DATASETS]
     if a.public and not a.quick:
         rows.append(('adult', {'dataset': 'adult', 'data_dir': str(a.public)}))
-    # the small sets are quick: several runs
-    runs = lambda row: a.repeats if row.get('stages') == 'experts' else 1
+    runs = lambda row: a.repeats if 'stages' in row else 1  # the benchmarks are quick: several
     out = [('everything', n, {**row, **device, **few}, runs(row)) for n, row in rows]
     out += [('papermill', 'papermill', {}, a.repeats), ('imports', 'imports', {}, 1)]
     noise = (2000,) if a.quick else (100_000, 1_000_000)

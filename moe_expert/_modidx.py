@@ -2263,6 +2263,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                         'moe_expert.report.look.Notices._repr_html_': ( 'look.html#notices._repr_html_',
                                                                                         'moe_expert/report/look.py'),
                                         'moe_expert.report.look.Picture': ('look.html#picture', 'moe_expert/report/look.py'),
+                                        'moe_expert.report.look.Picture.__init__': ( 'look.html#picture.__init__',
+                                                                                     'moe_expert/report/look.py'),
                                         'moe_expert.report.look.Picture._repr_mimebundle_': ( 'look.html#picture._repr_mimebundle_',
                                                                                               'moe_expert/report/look.py'),
                                         'moe_expert.report.look.Picture._repr_png_': ( 'look.html#picture._repr_png_',

@@ -14,6 +14,9 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from matplotlib.backend_bases import FigureCanvasBase
+from matplotlib.figure import Figure
+from PIL import Image
 
 from moe_expert import report
 from moe_expert.data import audit as data_audit
@@ -222,6 +225,21 @@ def test_figures_have_labelled_axes_and_no_pyplot(run, winners):
     )
     one = report_search.plot_tradeoff({'expert3': results['expert3']})
     assert len(one.axes) == 2
+
+
+def test_a_picture_is_drawn_once_and_as_matplotlib_draws_it(run, monkeypatch):
+    figure, saved, drawn = report_search.plot_history(run[1]), io.BytesIO(), []
+    figure.savefig(saved, format='png')
+    draw = Figure.draw
+    monkeypatch.setattr(Figure, 'draw', lambda self, r: (drawn.append(self), draw(self, r))[1])
+    narrow, _ = figure._repr_mimebundle_()
+    shown = figure._repr_png_()
+    assert len(drawn) == 2 and len(set(drawn)) == 2 and narrow  # as it is, and below each other
+    exact, few = (np.asarray(Image.open(f).convert('RGB'), int) for f in (saved, io.BytesIO(shown)))
+    error = np.abs(exact - few).max(axis=2)
+    assert error.max() > 0  # there are few colours
+    assert error.mean() < 1 and (error > 32).mean() < 1e-3
+    assert type(figure.canvas) is FigureCanvasBase  # its pixels are not kept
 
 
 def test_winners_are_the_recorded_ones(run, winners):
@@ -746,4 +764,5 @@ def test_a_report_audits_once_and_scores_each_winner_once(run, monkeypatch):
             if 'parameters' in cell['metadata'].get('tags', []):
                 space |= given
     gc.set_threshold(*threshold)
+    gc.unfreeze()
     assert (len(audits), len(scored), len(drawn)) == (1, 3, 9)

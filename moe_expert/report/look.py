@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.gridspec import GridSpec
 
@@ -130,6 +131,9 @@ class Picture(Figure):
 
     alt = ''
 
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, dpi=2 * DPI, **kwargs)
+
     def _repr_mimebundle_(self, include=None, exclude=None) -> tuple[dict, dict]:
         width, height = (round(DPI * inches) for inches in self.get_size_inches())
         narrow = {} if self.get_figwidth() <= 5 else {NARROW: {'png': narrow_png(self)}}
@@ -140,14 +144,23 @@ class Picture(Figure):
 
 
 def _png(figure: Figure) -> bytes:
-    "The figure with twice the pixels, in few colours."
+    "The figure as it is drawn, in few colours."
     from PIL import Image  # what matplotlib writes images with
 
-    drawn, small = io.BytesIO(), io.BytesIO()
-    figure.savefig(drawn, format='png', dpi=2 * DPI)
-    few = Image.open(drawn).convert('RGB').quantize(24, dither=Image.Dither.NONE)
-    few.save(small, 'png', optimize=True)
-    return small.getvalue()
+    before, packed = figure.canvas, io.BytesIO()
+    canvas = FigureCanvasAgg(figure)
+    for ax in figure.axes:  # tick labels reach further; a spine would lay out the ticks again
+        ax.spines[:].set_in_layout(False)
+    canvas.draw()
+    figure.set_canvas(before)  # the pixels are not kept with the figure
+    pixels = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert('RGB')
+    few = pixels.quantize(64, method=Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
+    corner = 3 * few.getpixel((0, 0))  # the background, which is otherwise mixed with its like
+    colours = few.getpalette()
+    colours[corner : corner + 3] = pixels.getpixel((0, 0))
+    few.putpalette(colours)
+    few.save(packed, 'png')
+    return packed.getvalue()
 
 # %% ../../nbs/62_look.ipynb #924fabd4
 def narrow_png(
@@ -242,5 +255,5 @@ def panels(
     figure, axes = picture(rows, len(results), size=size, alt=alt, **kwargs)
     figure.get_layout_engine().set(w_pad=0.08)
     for ax, (expert, r) in zip(axes[0], results.items()):
-        ax.set_title(in_figure(expert_title(expert, r['title'])), fontsize=10)
+        ax.set_title(in_figure(expert_title(expert, r['title'])), fontsize=10, y=1)
     return figure, axes

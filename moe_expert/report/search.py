@@ -197,7 +197,7 @@ def _fanova(r: dict, trials: Sequence[dict]) -> dict[str, float]:
     with quiet_optuna():
         study = optuna.create_study(direction=r['direction'])
         study.add_trials(frozen)
-        evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
+        evaluator = optuna.importance.FanovaImportanceEvaluator(n_trees=32, seed=0)
         return optuna.importance.get_param_importances(study, evaluator=evaluator)
 
 # %% ../../nbs/64_search.ipynb #ea141d24
