@@ -810,6 +810,21 @@ print(loaded, is_torch_instance(compiled, torch.nn.Linear), 'torch._dynamo' in s
     assert done.stdout.split('\n')[-2] == "{'torch_geometric'} True True"
 
 
+def test_pagerank_of_pyg_finds_numba_after_our_import():
+    pytest.importorskip('numba')
+    code = """
+import sys
+from moe_expert.data.synthetic import make_synthetic
+data = make_synthetic(60, 4)
+before = 'numba' in sys.modules
+from torch_geometric.utils import get_ppr
+edges, weights = get_ppr(data.edge_index, num_nodes=60)  # compiled
+print(before, edges.shape[1] == len(weights) > 0, 'numba' in sys.modules)
+"""
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
+    assert done.stdout == 'False True True\n'
+
+
 @pytest.mark.parametrize('first', ['', 'import colorsys\n'])  # a module that is loaded stays so
 def test_what_is_set_aside_is_imported_on_first_use(first):
     code = f"""

@@ -186,7 +186,7 @@ def assemble(
     **more,  # further fields
 ) -> Data:
     "Split, scale, check and pack a table. `DataError` if a part lacks a class, or two groups."
-    with set_aside('torch._dynamo'):
+    with set_aside('torch._dynamo'), set_aside('numba'):
         from torch_geometric.data import Data
 
     if table.weight is not None:
