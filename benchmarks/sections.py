@@ -440,6 +440,7 @@ def graph(
     table = rng.normal(size=(rows, columns))
     table[:, columns // 2 :] = table[:, columns // 2 :] > 0
     more = {} if method == 'exact' else {'method': method, 'n_neighbors': n_neighbors}
+    more['max_edges'] = None  # the rule links 30 million pairs of 100,000 people here
     busy = time.process_time()
     with warnings.catch_warnings():
         warnings.simplefilter(
