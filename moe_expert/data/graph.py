@@ -514,7 +514,7 @@ def _approximate_lists(rows: _Rows, k: int) -> np.ndarray:
     "[M, m] numbers of rows that are probably among the `k` nearest of each row; −1: none."
     order, columns = np.argsort(rows.lot), np.argsort(rows.columns, kind='stable')
     x = rows.z32.numpy()[order[:, None], columns]
-    found = _descent(x, min(k + 30, len(x)), seed=0)
+    found = _descent(x, min(k + 40, len(x)), seed=0)
     lists = np.empty(found.shape, dtype=np.int32)
     lists[order] = np.where(found < 0, -1, order[found])
     return lists
