@@ -220,7 +220,7 @@ def test_the_approximate_graph_is_nearly_the_exact_one_in_every_order(discrete, 
     x = few_values(3000, 7, 0) if discrete else rng.normal(size=(3000, 30))
     asked = counted(monkeypatch)
     found = nearest_keys(x, 10, exact_up_to=100)
-    assert sum(asked) <= len(x) * 41  # all pairs would be 70 times as many
+    assert sum(asked) <= len(x) * 51  # ten sought, 40 more, itself; all pairs: 59 times as many
     monkeypatch.undo()
     exact = nearest_keys(x, 10)
     recall = np.isin(exact, found).mean()
