@@ -93,6 +93,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                      'moe_expert/data/assembly.py'),
                                           'moe_expert.data.assembly.column_report': ( 'assembly.html#column_report',
                                                                                       'moe_expert/data/assembly.py'),
+                                          'moe_expert.data.assembly.data_class': ( 'assembly.html#data_class',
+                                                                                   'moe_expert/data/assembly.py'),
                                           'moe_expert.data.assembly.feature_range': ( 'assembly.html#feature_range',
                                                                                       'moe_expert/data/assembly.py'),
                                           'moe_expert.data.assembly.group_columns': ( 'assembly.html#group_columns',

@@ -21,7 +21,7 @@ from sklearn.utils import check_random_state
 from sklearn.utils.multiclass import check_classification_targets, type_of_target
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from .data.assembly import assemble, feature_range, scale_features
+from .data.assembly import assemble, data_class, feature_range, scale_features
 from .data.catalogue import DatasetSpec
 from .data.columns import reduce_groups
 from .data.doors import plain_array
@@ -515,12 +515,10 @@ def _without_sens(
     train: np.ndarray,  # row numbers that train
 ) -> Data:
     "Rows without groups as a data set: everybody is in group 0."
-    from torch_geometric.data import Data  # slow to import
-
     no_edges = torch.empty(2, 0, dtype=torch.long)
     mask = torch.zeros(len(x), dtype=torch.bool)
     weights = {} if rows.weight is None else {'weight': torch.from_numpy(rows.weight)}
-    return Data(
+    return data_class()(
         x=torch.from_numpy(x),
         y=torch.from_numpy(rows.y),
         sens=torch.zeros(len(x), dtype=torch.long),

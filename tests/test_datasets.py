@@ -810,6 +810,7 @@ print(loaded, is_torch_instance(compiled, torch.nn.Linear), 'torch._dynamo' in s
     assert done.stdout.split('\n')[-2] == "{'torch_geometric'} True True"
 
 
+@pytest.mark.slow  # Numba compiles first
 def test_pagerank_of_pyg_finds_numba_after_our_import():
     pytest.importorskip('numba')
     code = """

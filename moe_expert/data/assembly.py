@@ -27,9 +27,9 @@ if TYPE_CHECKING:
     from torch_geometric.data import Data
 
 # %% auto #0
-__all__ = ['scale_features', 'feature_range', 'set_aside', 'assemble', 'whole_columns', 'column_report', 'sensitive_columns',
-           'attribute_names', 'attribute_codes', 'group_masks', 'groups_text', 'column_codes', 'holds', 'group_columns',
-           'group_note']
+__all__ = ['scale_features', 'feature_range', 'set_aside', 'data_class', 'assemble', 'whole_columns', 'column_report',
+           'sensitive_columns', 'attribute_names', 'attribute_codes', 'group_masks', 'groups_text', 'column_codes',
+           'holds', 'group_columns', 'group_note']
 
 # %% ../../nbs/09_assembly.ipynb #2a00884f
 def scale_features(
@@ -133,6 +133,17 @@ def set_aside(
         if sys.modules.get(module) is stand_in:
             del sys.modules[module]
 
+# %% ../../nbs/09_assembly.ipynb #8780f17f
+def data_class() -> type[Data]:
+    """PyG's `Data`, imported without what only other parts of PyG use.
+
+    >>> data_class()(num_nodes=3).num_nodes
+    3
+    """
+    with set_aside('torch._dynamo'), set_aside('numba'):
+        from torch_geometric.data import Data
+    return Data
+
 # %% ../../nbs/09_assembly.ipynb #d39e5630
 def _masks(split: Sequence[np.ndarray], n: int) -> dict[str, Tensor]:
     "train_mask, val_mask and test_mask, each [n] bool."
@@ -186,14 +197,11 @@ def assemble(
     **more,  # further fields
 ) -> Data:
     "Split, scale, check and pack a table. `DataError` if a part lacks a class, or two groups."
-    with set_aside('torch._dynamo'), set_aside('numba'):
-        from torch_geometric.data import Data
-
     if table.weight is not None:
         more['weight'] = torch.from_numpy(table.weight)
     split = split or standard_split(table.y, spec.label_number, split_seed)
     check_split(table.y, table.sens, split, {'label': spec.label, 'sens': spec.sens}, split_seed)
-    return Data(
+    return data_class()(
         edge_index=edge_tensor(key, len(table.y)),
         y=torch.from_numpy(table.y),
         sens=torch.from_numpy(table.sens),
