@@ -5,6 +5,7 @@
 # %% ../../nbs/09_assembly.ipynb #c0469351
 from __future__ import annotations
 
+import gc
 import hashlib
 import sys
 from collections.abc import Iterator, Sequence
@@ -27,9 +28,9 @@ if TYPE_CHECKING:
     from torch_geometric.data import Data
 
 # %% auto #0
-__all__ = ['scale_features', 'feature_range', 'set_aside', 'data_class', 'assemble', 'whole_columns', 'column_report',
-           'sensitive_columns', 'attribute_names', 'attribute_codes', 'group_masks', 'groups_text', 'column_codes',
-           'holds', 'group_columns', 'group_note']
+__all__ = ['scale_features', 'feature_range', 'set_aside', 'collector_at_rest', 'data_class', 'assemble', 'whole_columns',
+           'column_report', 'sensitive_columns', 'attribute_names', 'attribute_codes', 'group_masks', 'groups_text',
+           'column_codes', 'holds', 'group_columns', 'group_note']
 
 # %% ../../nbs/09_assembly.ipynb #2a00884f
 def scale_features(
@@ -133,6 +134,23 @@ def set_aside(
         if sys.modules.get(module) is stand_in:
             del sys.modules[module]
 
+# %% ../../nbs/09_assembly.ipynb #c2b18caa
+@contextmanager
+def collector_at_rest() -> Iterator[None]:
+    """Import or load in the block without looking for garbage; also as a decorator.
+
+    >>> with collector_at_rest():
+    ...     gc.isenabled()
+    False
+    """
+    ran = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if ran:
+            gc.enable()
+
 # %% ../../nbs/09_assembly.ipynb #8780f17f
 def data_class() -> type[Data]:
     """PyG's `Data`, imported without what only other parts of PyG use.
@@ -140,7 +158,7 @@ def data_class() -> type[Data]:
     >>> data_class()(num_nodes=3).num_nodes
     3
     """
-    with set_aside('torch._dynamo'), set_aside('numba'):
+    with set_aside('torch._dynamo'), set_aside('numba'), set_aside('requests'):
         from torch_geometric.data import Data
     return Data
 

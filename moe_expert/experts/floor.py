@@ -15,6 +15,7 @@ import torch
 from fastcore.basics import patch
 from torch import Tensor
 
+from ..data.assembly import collector_at_rest, set_aside
 from ..scores.evaluation import Evaluator
 from ..scores.metrics import weighted_mean, weights_of
 
@@ -176,7 +177,8 @@ def logistic_regression(
     data: Data,  # x, y, train_mask
 ) -> Linear:
     "scikit-learn's default (L2 penalty, C = 1) on the training nodes, with their weights."
-    from scipy.optimize import minimize  # slow to import
+    with collector_at_rest(), set_aside('scipy.linalg.interpolative', 'interp_decomp'):
+        from scipy.optimize import minimize  # slow to import
 
     x, y = (t[data.train_mask].cpu().double().numpy() for t in (data.x, data.y))
     weight = weights_of(data, data.train_mask)

@@ -590,7 +590,8 @@ def expert_gradients(
     w, v = params['hidden.weight'], params['out.weight'][:, 1] - params['out.weight'][:, 0]
     z = (w.flatten(0, 1) @ x.mT).view(*w.shape[:2], -1)
     gate = times_slope(z.new_ones(()) if keep is None else keep.mT, z, negative_slope)
-    hidden = z * gate
+    # in place where nothing needs z again
+    hidden = z * gate if 'lambda_attention' in lambdas else z.mul_(gate)
     p1 = _over_units(v, hidden).sigmoid_()
     own, on_hidden, on_p1 = _penalty_gradients(params, hidden, p1, sens, weights, lambdas)
     on_margin = p1 - y
@@ -600,10 +601,10 @@ def expert_gradients(
         on_margin.mul_(weights.weight).div_(weights.weight.sum())
     if on_p1 is not None:
         on_margin.addcmul_(on_p1, p1 * (1 - p1))
-    on_z = on_margin.unsqueeze(1) * v.unsqueeze(-1)
+    dv = _over_nodes(hidden, on_margin)
+    on_z = torch.mul(on_margin.unsqueeze(1), v.unsqueeze(-1), out=hidden)
     on_z = (on_z if on_hidden is None else on_z.add_(on_hidden)).mul_(gate)
     dw = (x.mT @ on_z.flatten(0, 1).mT).mT.reshape(w.shape)  # half the time of `on_z @ x`
-    dv = _over_nodes(hidden, on_margin)
     if 'lambda_attention' in lambdas:
         absx, scale = x.abs() if absx is None else absx, lambdas['lambda_attention']
         options = weights, scale, negative_slope, buffers

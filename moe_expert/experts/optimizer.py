@@ -110,7 +110,8 @@ class DropoutMasks:
             s: torch.Generator(device=device).manual_seed(_dropout_seed(s))
             for s in dict.fromkeys(self.seeds)
         }
-        self.block = max(1, min(100, 2**20 // (rows * hidden)))  # steps drawn at once
+        # steps drawn at once, as many as stay in a core's cache meanwhile
+        self.block = max(1, min(100, 2**15 // (rows * hidden)))
         self.at = self.block  # steps of the block that are used up
 
     def keep(self, index: Sequence[int]):
