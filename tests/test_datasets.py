@@ -1,5 +1,6 @@
 "Data sets: published splits and graphs, the similarity rule, errors, no network, the generator."
 
+import gc
 import hashlib
 import http.server
 import json
@@ -808,6 +809,27 @@ print(loaded, is_torch_instance(compiled, torch.nn.Linear), 'torch._dynamo' in s
 """
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
     assert done.stdout.split('\n')[-2] == "{'torch_geometric'} True True"
+
+
+@pytest.mark.parametrize('call', ['load_dataset', 'load_dataset.__wrapped__'])
+def test_nothing_looks_for_garbage_while_data_are_loaded(call):
+    code = f"""
+import gc, sys
+from moe_expert.datasets import load_dataset
+whole = []
+gc.callbacks.append(lambda phase, info: whole.append(info['generation'] == 2))
+{call}('synthetic-100')
+print(any(whole), gc.isenabled(), 'requests' in sys.modules)
+"""
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
+    without = call != 'load_dataset'  # then importing PyG alone makes it look through everything
+    assert done.stdout == f'{without} True False\n'
+
+
+def test_the_collector_works_again_after_an_error():
+    with pytest.raises(DataError):
+        load_dataset('no such data')
+    assert gc.isenabled()
 
 
 @pytest.mark.slow  # Numba compiles first

@@ -139,6 +139,14 @@ def test_dropout_masks_do_not_depend_on_neighbours():
     assert not torch.equal(b[0], b[1])
 
 
+def test_dropout_masks_do_not_depend_on_how_many_are_drawn_at_once():
+    many, one = DropoutMasks([5], 324, 8, 0.3), DropoutMasks([5], 324, 8, 0.3)
+    one.block = one.at = 1
+    assert 1 < many.block <= 2**15 // (324 * 8)  # 256 KB of doubles: they stay in the cache
+    for _ in range(3 * many.block):
+        assert torch.equal(many.next(324), one.next(324))
+
+
 def test_dropout_drops_the_share_it_says_anew_each_step():
     masks = DropoutMasks([0], 200, 10, 0.3)
     steps = torch.stack([masks.next(200) for _ in range(50)])
