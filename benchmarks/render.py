@@ -213,7 +213,7 @@ def _shape_rows(records: dict[str, list[dict]]) -> list[list[str]]:
         (floor, after), was = r['cpu'].values(), _of(records['imports'], 'imports', True)
         was = was[0]['cpu']['moe_expert.trainer'] if was else None
         target = f'torch and optuna themselves: {_s(floor)}'
-        verdict = _verdict(after, 1.1 * floor)
+        verdict = _verdict(after, floor)
         rows.append(_compared('`import moe_expert.trainer`', was, after, target, verdict))
     return rows
 
