@@ -944,7 +944,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                         'moe_expert.data.tables.read_csv': ('tables.html#read_csv', 'moe_expert/data/tables.py')},
             'moe_expert.datasets': { 'moe_expert.datasets._check_options': ('datasets.html#_check_options', 'moe_expert/datasets.py'),
                                      'moe_expert.datasets._known_card': ('datasets.html#_known_card', 'moe_expert/datasets.py'),
-                                     'moe_expert.datasets._load_benchmark': ('datasets.html#_load_benchmark', 'moe_expert/datasets.py'),
                                      'moe_expert.datasets._load_shipped': ('datasets.html#_load_shipped', 'moe_expert/datasets.py'),
                                      'moe_expert.datasets._load_synthetic': ('datasets.html#_load_synthetic', 'moe_expert/datasets.py'),
                                      'moe_expert.datasets.canonical_name': ('datasets.html#canonical_name', 'moe_expert/datasets.py'),

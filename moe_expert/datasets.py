@@ -11,14 +11,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .data.assembly import assemble, collector_at_rest
+from .data.assembly import assemble
 from .data.cards import Card, own_name, shipped_card
 from moe_expert.data.catalogue import (
     AMBIGUOUS,
     DATASETS,
     SHIPPED,
     SYNTHETIC_NAME,
-    DatasetSpec,
     is_path,
     known_names,
     known_spellings,
@@ -89,25 +88,6 @@ def _load_synthetic(name: str, split_seed: int, drop: str | Iterable[str]) -> Da
     size = {'n_nodes': int(nodes)} if nodes else {}
     return make_synthetic(**size, split_seed=split_seed, drop=drop, name=name)
 
-
-def _load_benchmark(
-    spec: DatasetSpec,
-    data_dir: str | os.PathLike | None,
-    split_seed: int,
-    drop: str | Iterable[str],
-    edition: str,
-) -> Data:
-    "A benchmark from its files, or from the offline edition."
-    found = (None, None, []) if edition == 'offline' else find_files(spec, data_dir)
-    table_path, edge_path, tried = found
-    if table_path is None:
-        return load_offline(spec, tried, edition, split_seed, drop)
-    table = check_table(read_csv(table_path), spec, str(table_path))
-    table, drop = drop_features(table, drop, spec)
-    key = benchmark_edges(table, spec, edge_path, drop, tried)
-    origin = dict(edition='full', source=table_path.name)
-    return assemble(table, key, spec, split_seed=split_seed, drop=drop, **origin)
-
 # %% ../nbs/18_datasets.ipynb #33cb3a96
 def _known_card(name: str, data_dir: str | os.PathLike | None) -> Card:
     "A shipped card about the files that were found. `DataError` if one is missing."
@@ -135,7 +115,6 @@ def _load_shipped(
     return data
 
 # %% ../nbs/18_datasets.ipynb #29f7b3aa
-@collector_at_rest()  # what is imported and read stays
 def load_dataset(
     name: str | os.PathLike | pd.DataFrame | Data,  # a known name, or your own data (see below)
     *,
@@ -158,10 +137,10 @@ def load_dataset(
     whole = isinstance(split_seed, int | np.integer) and not isinstance(split_seed, bool)
     if split_seed is not None and not whole:
         raise DataError(f'split_seed must be a whole number, not {split_seed!r}')
+    options = dict(data_dir=data_dir, drop=drop, edition=edition)
     if is_path(name) or not isinstance(name, str):
         from moe_expert.data.doors import load_own  # slow to import
 
-        options = dict(data_dir=data_dir, drop=drop, edition=edition)
         return load_own(name, split_seed=split_seed, **options, **own)
     name = canonical_name(name)
     _check_options(name, edition, own)
@@ -170,4 +149,12 @@ def load_dataset(
     split_seed = 20 if split_seed is None else split_seed
     if name.startswith('synthetic'):
         return _load_synthetic(name, split_seed, drop)
-    return _load_benchmark(DATASETS[name], data_dir, split_seed, drop, edition)
+    spec, found = DATASETS[name], (None, None, [])
+    table_path, edge_path, tried = found if edition == 'offline' else find_files(spec, data_dir)
+    if table_path is None:
+        return load_offline(spec, tried, edition, split_seed, drop)
+    table = check_table(read_csv(table_path), spec, str(table_path))
+    table, drop = drop_features(table, drop, spec)
+    key = benchmark_edges(table, spec, edge_path, drop, tried)
+    origin = dict(edition='full', source=table_path.name)
+    return assemble(table, key, spec, split_seed=split_seed, drop=drop, **origin)

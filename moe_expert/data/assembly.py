@@ -9,7 +9,7 @@ import gc
 import hashlib
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from importlib import import_module
 from importlib.util import find_spec
 from types import ModuleType
@@ -91,7 +91,8 @@ class _StandIn(ModuleType):
     "A module that is imported as soon as something of it is used."
 
     def __getattr__(self, name):
-        if name.startswith('__'):  # the import system looks whether this is a package
+        # the import system looks whether this is a package
+        if name.startswith('__') and name != '__version__':
             raise AttributeError(name)
         if sys.modules.get(self.__name__) is self:
             del sys.modules[self.__name__]
@@ -137,7 +138,7 @@ def set_aside(
 # %% ../../nbs/09_assembly.ipynb #c2b18caa
 @contextmanager
 def collector_at_rest() -> Iterator[None]:
-    """Import or load in the block without looking for garbage; also as a decorator.
+    """Import libraries in the block without looking for garbage; also as a decorator.
 
     >>> with collector_at_rest():
     ...     gc.isenabled()
@@ -158,7 +159,10 @@ def data_class() -> type[Data]:
     >>> data_class()(num_nodes=3).num_nodes
     3
     """
-    with set_aside('torch._dynamo'), set_aside('numba'), set_aside('requests'):
+    unused = 'torch._dynamo', 'numba', 'requests'
+    with collector_at_rest(), ExitStack() as aside:
+        for module in unused:
+            aside.enter_context(set_aside(module))
         from torch_geometric.data import Data
     return Data
 

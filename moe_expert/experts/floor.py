@@ -178,7 +178,7 @@ def logistic_regression(
 ) -> Linear:
     "scikit-learn's default (L2 penalty, C = 1) on the training nodes, with their weights."
     with collector_at_rest(), set_aside('scipy.linalg.interpolative', 'interp_decomp'):
-        from scipy.optimize import minimize  # slow to import
+        from scipy.optimize import minimize  # slow to import; only linprog needs that module
 
     x, y = (t[data.train_mask].cpu().double().numpy() for t in (data.x, data.y))
     weight = weights_of(data, data.train_mask)

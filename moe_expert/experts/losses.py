@@ -602,6 +602,7 @@ def expert_gradients(
     if on_p1 is not None:
         on_margin.addcmul_(on_p1, p1 * (1 - p1))
     dv = _over_nodes(hidden, on_margin)
+    # in the memory of the hidden layer, which nothing needs again
     on_z = torch.mul(on_margin.unsqueeze(1), v.unsqueeze(-1), out=hidden)
     on_z = (on_z if on_hidden is None else on_z.add_(on_hidden)).mul_(gate)
     dw = (x.mT @ on_z.flatten(0, 1).mT).mT.reshape(w.shape)  # half the time of `on_z @ x`

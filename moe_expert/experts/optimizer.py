@@ -110,8 +110,9 @@ class DropoutMasks:
             s: torch.Generator(device=device).manual_seed(_dropout_seed(s))
             for s in dict.fromkeys(self.seeds)
         }
-        # steps drawn at once, as many as stay in a core's cache meanwhile
-        self.block = max(1, min(100, 2**15 // (rows * hidden)))
+        # steps drawn at once: on a CPU few enough to fit a core's cache
+        most = 2**15 if torch.device(device).type == 'cpu' else 2**20
+        self.block = max(1, min(100, most // (rows * hidden)))
         self.at = self.block  # steps of the block that are used up
 
     def keep(self, index: Sequence[int]):
