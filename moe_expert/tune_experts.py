@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING
 import torch
 from fastcore.basics import patch
 
-from .data.assembly import collector_at_rest
 from .datasets import load_dataset
 from .errors import ArtifactError
 from .experts.floor import Floor, simple_models
@@ -88,7 +87,6 @@ class ExpertTuner:
 
 # %% ../nbs/48_tune_experts.ipynb #d01d3018
 @patch
-@collector_at_rest()  # what is imported stays
 def _open(self: ExpertTuner, cache_dir: str | Path, storage: str | None, overwrite: bool):
     "Claim the folder for these settings and open the storage."
     from moe_expert.tuning.storage import delete_studies, open_storage  # imports Optuna

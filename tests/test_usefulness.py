@@ -183,6 +183,21 @@ def test_simple_models_import_no_scikit_learn():
     assert subprocess.run([sys.executable, '-c', code]).returncode == 0
 
 
+def test_linear_programs_find_what_the_logistic_regression_set_aside():
+    code = """
+import sys, moe_expert.datasets as d, moe_expert.experts.floor as f
+f.logistic_regression(d.load_dataset('synthetic-100'))
+before = 'scipy.linalg.interpolative' in sys.modules
+from scipy.optimize import linprog
+twice = dict(A_eq=[[1, 1], [2, 2]], b_eq=[1, 2], options={'rr_method': 'ID'})
+found = linprog([1, 2], method='interior-point', **twice)
+print(before, found.x.round().tolist(), 'scipy.linalg.interpolative' in sys.modules)
+"""
+    command = sys.executable, '-W', 'ignore::DeprecationWarning', '-c', code
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.stdout == 'False [1.0, 0.0] True\n', done.stderr
+
+
 # ---- the constant in tables
 
 

@@ -9,7 +9,7 @@ import gc
 import hashlib
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from importlib import import_module
 from importlib.util import find_spec
 from types import ModuleType
@@ -91,8 +91,7 @@ class _StandIn(ModuleType):
     "A module that is imported as soon as something of it is used."
 
     def __getattr__(self, name):
-        # the import system looks whether this is a package
-        if name.startswith('__') and name != '__version__':
+        if name.startswith('__'):  # the import system checks whether this is a package
             raise AttributeError(name)
         if sys.modules.get(self.__name__) is self:
             del sys.modules[self.__name__]
@@ -138,7 +137,7 @@ def set_aside(
 # %% ../../nbs/09_assembly.ipynb #c2b18caa
 @contextmanager
 def collector_at_rest() -> Iterator[None]:
-    """Import libraries in the block without looking for garbage; also as a decorator.
+    """Import libraries in the block without looking for garbage.
 
     >>> with collector_at_rest():
     ...     gc.isenabled()
@@ -159,10 +158,7 @@ def data_class() -> type[Data]:
     >>> data_class()(num_nodes=3).num_nodes
     3
     """
-    unused = 'torch._dynamo', 'numba', 'requests'
-    with collector_at_rest(), ExitStack() as aside:
-        for module in unused:
-            aside.enter_context(set_aside(module))
+    with collector_at_rest(), set_aside('torch._dynamo'), set_aside('numba'):
         from torch_geometric.data import Data
     return Data
 

@@ -30,6 +30,7 @@ import torch
 from fastcore.basics import patch
 from optuna.exceptions import StorageInternalError
 
+from ..data.assembly import collector_at_rest
 from ..errors import ArtifactError, without_passwords
 from .folder import ExpertFiles
 
@@ -332,7 +333,7 @@ def _connect(
     if url.drivername in ('postgresql', 'postgresql+psycopg', 'postgresql+psycopg2'):
         options['connect_args'] = {k: v for k, v in DEAD_LINE.items() if k not in url.query}
     address = _for_optuna(url)
-    with quiet_optuna():
+    with quiet_optuna(), collector_at_rest():  # it imports SQLAlchemy's mapper and Alembic
         storage = optuna.storages.RDBStorage(
             address, options, heartbeat_interval=HEARTBEAT, grace_period=GRACE
         )
@@ -391,7 +392,8 @@ def _address(
     `ArtifactError` for a database in memory, which would keep nothing, and for those that we do not
     test.
     """
-    from sqlalchemy.engine import URL  # slow to import
+    with collector_at_rest():
+        from sqlalchemy.engine import URL  # slow to import
 
     if url is None:
         return URL.create('sqlite', database=str(files.studies))
