@@ -467,7 +467,9 @@ def test_names(name, expected):
         ('synthetic--5', 'unknown'),
     ],
 )
-def test_bad_names(name, message):
+def test_bad_names(name, message, tmp_path, monkeypatch):
+    (tmp_path / 'here').mkdir()
+    monkeypatch.chdir(tmp_path / 'here')  # `..` is a card where that folder happens to hold one
     with pytest.raises(DataError, match=message):
         load_dataset(name)
 
