@@ -80,6 +80,7 @@ def times_slope(
     values: Tensor,  # [...], or what broadcasts to it
     z: Tensor,  # [...] pre-activations
     below: float,  # slope of LeakyReLU below zero
+    out: Tensor | None = None,  # [...] memory for the result; may be `values`
 ) -> Tensor:  # [...] values above zero, `below` × values elsewhere
     """Multiply with the derivative of a LeakyReLU, in one pass.
 
@@ -87,7 +88,10 @@ def times_slope(
     tensor([1.5000, 1.5000, 3.0000])
     """
     # torch.where with two numbers takes ten times as long
-    return torch.ops.aten.leaky_relu_backward(values, z, below, False)
+    gradient = torch.ops.aten.leaky_relu_backward
+    if out is None:
+        return gradient(values, z, below, False)
+    return gradient.grad_input(values, z, below, False, grad_input=out)
 
 
 def leaky_slope(

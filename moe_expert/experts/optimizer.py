@@ -122,8 +122,8 @@ class DropoutMasks:
     def _draw(self, generator: torch.Generator) -> tuple[Tensor, ...]:  # [n, h] each
         shape = (self.block, *self.shape)
         kept = torch.rand(shape, generator=generator, device=self.device) >= self.p
-        masks = (kept.mT.to(self.dtype) / (1 - self.p)).contiguous()  # nodes side by side
-        return masks.mT.unbind()
+        masks = torch.empty(kept.mT.shape, dtype=self.dtype, device=self.device)
+        return masks.copy_(kept.mT).div_(1 - self.p).mT.unbind()  # nodes side by side
 
 # %% ../../nbs/36_optimizer.ipynb #71a62f1c
 @patch
@@ -143,7 +143,7 @@ def next(
         masks = of_seed(self.seeds[0])
     else:
         masks = torch.stack([of_seed(s).mT for s in self.seeds]).mT
-    return masks.narrow(-2, 0, rows)
+    return masks if rows == self.shape[0] else masks.narrow(-2, 0, rows)
 
 # %% ../../nbs/36_optimizer.ipynb #df89d4c4
 class StackedAdam:

@@ -415,9 +415,8 @@ def gradients(self: PopulationTrainer, batch: Batch, warm: bool) -> Sequence[Ten
     if paired or not self.written_gradients:
         return Trainer.gradients(self, batch, warm)
     params, extra = self.adam.params, dict(absx=b.absx, keep=b.keep, buffers=self.buffers)
-    with torch.inference_mode():  # an operation starts faster
-        grads = expert_gradients(params, b.x, b.y, b.sens, b.weights, lambdas, **extra)
-        return [grads[k] if k in grads else torch.zeros_like(v) for k, v in params.items()]
+    grads = expert_gradients(params, b.x, b.y, b.sens, b.weights, lambdas, **extra)
+    return [grads[k] if k in grads else torch.zeros_like(v) for k, v in params.items()]
 
 # %% ../../nbs/37_trainers.ipynb #1924538e
 MANY_MESSAGES = 100_000  # messages of one step above which they are sampled
