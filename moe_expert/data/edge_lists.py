@@ -9,6 +9,7 @@ import csv
 import io
 import lzma
 import re
+import sys
 import warnings
 import zipfile
 import zlib
@@ -19,9 +20,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import scipy.sparse
 import torch
-from scipy.io import mmread
 from torch import Tensor
 
 from .kinds import normal_text
@@ -210,17 +209,23 @@ def _listed_text(text: str, where: str) -> Ends:
     return Ends(different[code].reshape(-1, 2), numbers, notes=notes)
 
 # %% ../../nbs/04_edge_lists.ipynb #efff0a6e
+def _of_scipy(edges: object) -> bool:
+    "Is it a sparse matrix of scipy? Whoever has one has imported its module, which is slow."
+    module = sys.modules.get('scipy.sparse')
+    return module is not None and module.issparse(edges)
+
+
 def is_matrix(
     edges: object,  # what may be a graph
 ) -> bool:
     "Is it a sparse matrix of scipy or torch, or a `SparseTensor`?"
     tensor = isinstance(edges, Tensor) and edges.layout is not torch.strided
-    return tensor or scipy.sparse.issparse(edges) or hasattr(edges, 'sparse_sizes')
+    return tensor or _of_scipy(edges) or hasattr(edges, 'sparse_sizes')
 
 
 def _entries(matrix) -> tuple[tuple[int, ...], np.ndarray, np.ndarray, np.ndarray | None]:
     "Shape, rows, columns and values (None: all 1) of the stored entries of a matrix."
-    if scipy.sparse.issparse(matrix):
+    if _of_scipy(matrix):
         matrix = matrix.tocoo()
         return matrix.shape, matrix.row, matrix.col, matrix.data
     if not isinstance(matrix, Tensor):  # torch_sparse.SparseTensor
@@ -287,6 +292,8 @@ def array_ends(
 # %% ../../nbs/04_edge_lists.ipynb #6f8edafa
 def _npz_ends(path: Path, n: int) -> Ends:
     "Edges of a scipy matrix, or of the only array of an `.npz`."
+    from scipy.sparse import load_npz  # slow to import
+
     with np.load(path, allow_pickle=False) as stored:
         names = list(stored)
         if 'format' not in names or 'shape' not in names:
@@ -296,7 +303,15 @@ def _npz_ends(path: Path, n: int) -> Ends:
                     'save the edges alone'
                 )
             return array_ends(stored[names[0]], f'{path}, {names[0]}')
-    return matrix_ends(scipy.sparse.load_npz(path), n, str(path))
+    return matrix_ends(load_npz(path), n, str(path))
+
+
+def _market_matrix(text: str):
+    "The sparse matrix that a Matrix Market file holds."
+    from scipy.io import mmread  # slow to import
+    from scipy.sparse import coo_array
+
+    return coo_array(mmread(io.BytesIO(text.encode())))
 
 
 def read_ends(
@@ -317,12 +332,12 @@ def read_ends(
             return _npz_ends(path, n)
         if suffix == '.npy':
             return array_ends(np.load(path, allow_pickle=False), str(path))
-        matrix = mmread(io.BytesIO(text.encode()))
+        matrix = _market_matrix(text)
     except DataError:
         raise
     except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as e:
         raise DataError(f'{path}: cannot be read as {suffix}: {e}') from e
-    return matrix_ends(scipy.sparse.coo_array(matrix), n, str(path))
+    return matrix_ends(matrix, n, str(path))
 
 # %% ../../nbs/04_edge_lists.ipynb #c7d8fa77
 def _codes(ends: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
