@@ -1195,6 +1195,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                            'moe_expert.experts.losses._heads': ('losses.html#_heads', 'moe_expert/experts/losses.py'),
                                            'moe_expert.experts.losses._log_ratios': ( 'losses.html#_log_ratios',
                                                                                       'moe_expert/experts/losses.py'),
+                                           'moe_expert.experts.losses._margin_gradient': ( 'losses.html#_margin_gradient',
+                                                                                           'moe_expert/experts/losses.py'),
                                            'moe_expert.experts.losses._members': ('losses.html#_members', 'moe_expert/experts/losses.py'),
                                            'moe_expert.experts.losses._over_nodes': ( 'losses.html#_over_nodes',
                                                                                       'moe_expert/experts/losses.py'),

@@ -313,7 +313,7 @@ def _market_matrix(text: str):
 
     return coo_array(mmread(io.BytesIO(text.encode())))
 
-
+# %% ../../nbs/04_edge_lists.ipynb #f5a5d071
 def read_ends(
     path: Path,  # a file of edges
     n: int,  # rows of the table

@@ -485,7 +485,7 @@ def _adversary_gradients(
     if part is not None:
         guesses.mul_(part)
     on_hidden, on_proba = guesses.unbind(1)
-    biases, slope = guesses.sum(-1).split(1, 1), (on_proba * p1).sum(1, keepdim=True)
+    biases, slope = guesses.sum(-1, keepdim=True).unbind(1), (on_proba * p1).sum(1, keepdim=True)
     own = _over_nodes(hidden, on_hidden), biases[0], slope, biases[1]
     guesses.neg_()
     return dict(zip(names, own)), on_hidden.unsqueeze(1) * a.unsqueeze(-1), on_proba * c
@@ -549,6 +549,13 @@ def _attribution_gradients(
     return dw, times_slope(du, z, negative_slope, du).sum(-1)
 
 # %% ../../nbs/34_losses.ipynb #77539cf8
+def _margin_gradient(p1: Tensor, y: Tensor, weight: Tensor | None) -> Tensor:  # [M, n]
+    "Return the gradient of the cross-entropy with respect to the margins."
+    if weight is None:
+        return (p1 - y).div_(float(len(y)))  # a whole number would be converted first
+    return (p1 - y).mul_(weight).div_(weight.sum())
+
+
 def _penalty_gradients(
     params: dict[str, Tensor],  # with those of the adversaries
     hidden: Tensor,  # [M, h, n]
@@ -592,8 +599,8 @@ def expert_gradients(
     buffers: tuple[Tensor, Tensor] | None = None,
 ) -> dict[str, Tensor]:  # parameter → gradient; adversaries only with lambda_adv
     "Return the gradient of `expert_loss(…).sum()`."
-    w, (zero, one) = params['hidden.weight'], params['out.weight'].unbind(1)
-    v, on_attributions = one - zero, None
+    w, (of_zero, of_one) = params['hidden.weight'], params['out.weight'].unbind(1)
+    v, on_attributions = of_one - of_zero, None
     z = (w.flatten(0, 1) @ x.mT).view(*w.shape[:2], -1)
     if 'lambda_attention' in lambdas:  # first, because it needs z
         absx, scale = x.abs() if absx is None else absx, lambdas['lambda_attention']
@@ -603,11 +610,7 @@ def expert_gradients(
     hidden = z.mul_(gate)  # in the memory of z, which nothing needs again
     p1 = _over_units(v, hidden).sigmoid_()
     own, on_hidden, on_p1 = _penalty_gradients(params, hidden, p1, sens, weights, lambdas)
-    on_margin = p1 - y
-    if weights.weight is None:
-        on_margin.div_(float(len(y)))  # a whole number would be converted first
-    else:
-        on_margin.mul_(weights.weight).div_(weights.weight.sum())
+    on_margin = _margin_gradient(p1, y, weights.weight)
     if on_p1 is not None:
         on_margin.addcmul_(on_p1, p1 * (1 - p1))
     dv = _over_nodes(hidden, on_margin)

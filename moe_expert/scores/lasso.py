@@ -74,9 +74,10 @@ class _Lassos:
     rows: list[Tensor]  # t times [P, d]: their rows of it
 
     def select(self, which: Tensor) -> '_Lassos':
-        "The problems in `which` (a mask)."
+        "The problems at the positions `which` [K]."
         *tensors, rows = vars(self).values()
-        return _Lassos(*(t[which] for t in tensors), [row[which] for row in rows])
+        some = [t.index_select(0, which) for t in (*tensors, *rows)]
+        return _Lassos(*some[: len(tensors)], some[len(tensors) :])
 
     def descent(self) -> Tensor:
         "[P, d] w = f − Gβ outside the support, −∞ inside."
@@ -205,12 +206,15 @@ def _active_sets(
         w = problems.descent()
         best = w.amax(1)
         done = (best <= 1e-10) & ~problems.at_boundary
-        finished, beta = problems.number[done], problems.select(done).dense()
-        several = (best[done] >= -TIGHT)[:, None]
-        solution[finished], tight[finished] = beta, ((w[done] >= -TIGHT) | (beta > 0)) & several
-        if bool(done.all()):
+        ended, others = (which.nonzero().squeeze(1) for which in (done, ~done))
+        if len(ended):
+            finished, beta = problems.number[ended], problems.dense()[ended]
+            several = (best[ended] >= -TIGHT)[:, None]
+            solution[finished] = beta
+            tight[finished] = ((w[ended] >= -TIGHT) | (beta > 0)) & several
+            problems, w = problems.select(others), w[others]
+        if not len(others):
             return solution, tight
-        problems, w = problems.select(~done), w[~done]
         problems.add(torch.where(problems.at_boundary, d, w.argmax(1)), grams)
         _move(problems, _solve_supports(problems))
     solution[problems.number], tight[problems.number] = _descend(grams, problems)
