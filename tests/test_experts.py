@@ -716,16 +716,35 @@ def test_a_neighbours_coefficient_leaves_the_gradient_by_hand_alone(name):
         assert k not in beside or not beside[k][0].any()
 
 
-@pytest.mark.parametrize('names, arrays', [((), 2), (('lambda_fair',), 2), (('lambda_adv',), 3)])
+@pytest.mark.parametrize('strange', [0.0, torch.nan])
+def test_a_model_without_attributions_leaves_its_neighbour_alone(strange):
+    x, y, sens, weights, params = everything(2, 6)
+    lambdas = {k: torch.ones(2, dtype=torch.float64) for k in EXPERTS['expert3'].lambdas}
+    before = expert_gradients(params, x, y, sens, weights, lambdas)
+    params['out.weight'].data[1] = strange
+    after = expert_gradients(params, x, y, sens, weights, lambdas)
+    for k, g in after.items():
+        assert torch.equal(g[0], before[k][0])
+    assert not torch.equal(after['hidden.weight'][1], before['hidden.weight'][1])
+
+
+@pytest.mark.parametrize(
+    'names, arrays',
+    [
+        ((), 2),  # the hidden layer, its slopes
+        (('lambda_fair',), 2),
+        (('lambda_adv',), 3),  # and what the adversary sends back
+        (('lambda_attention',), 4),  # two, both buffers, and what is as small as a row
+    ],
+)
 def test_a_step_reuses_the_memory_of_its_hidden_layer(names, arrays):
     x, y, sens, weights, params = everything(5, 16)
     keep = torch.ones(40, 16, dtype=torch.float64)
     lambdas = {name: torch.ones(5, dtype=torch.float64) for name in names}
+    options = dict(keep=keep, absx=x.abs(), buffers=[x.new_empty(5, 9, 40) for _ in range(2)])
     with LiveBytes() as seen:
-        expert_gradients(params, x, y, sens, weights, lambdas, keep=keep)
-    assert (
-        seen.peak // (5 * 16 * 40 * 8) == arrays
-    )  # the hidden layer, its slopes; what the adversary sends back
+        expert_gradients(params, x, y, sens, weights, lambdas, **options)
+    assert seen.peak // (5 * 16 * 40 * 8) == arrays
 
 
 def test_dropout_reaches_every_term():

@@ -601,3 +601,18 @@ def test_edges_among_the_kept_rows():
     rows = np.sort(rng.choice(20, 11, replace=False))
     keys = kept_keys(edge_list(sp.csr_array(dense), 20).keys, 20, rows)
     assert keys.tolist() == edge_list(sp.csr_array(dense[np.ix_(rows, rows)]), 11).keys.tolist()
+
+
+def test_scipy_is_imported_for_matrices_alone(tmp_path):
+    text, matrix = tmp_path / 'edges.txt', tmp_path / 'edges.mtx'
+    text.write_text('0 1\n1 2\n')
+    scipy.io.mmwrite(matrix, sp.coo_array(([1, 1], ([0, 1], [1, 0])), shape=(3, 3)))
+    code = """
+import sys
+from moe_expert.data.edge_lists import is_matrix, read_ends
+print(is_matrix([[0, 1]]), len(read_ends(sys.argv[1], 3).ends), 'scipy' in sys.modules)
+print(len(read_ends(sys.argv[2], 3).ends), 'scipy' in sys.modules)
+"""
+    command = [sys.executable, '-c', code, str(text), str(matrix)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.stdout.split('\n')[:2] == ['False 2 False', '2 True'], done.stderr

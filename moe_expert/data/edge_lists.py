@@ -292,8 +292,6 @@ def array_ends(
 # %% ../../nbs/04_edge_lists.ipynb #6f8edafa
 def _npz_ends(path: Path, n: int) -> Ends:
     "Edges of a scipy matrix, or of the only array of an `.npz`."
-    from scipy.sparse import load_npz  # slow to import
-
     with np.load(path, allow_pickle=False) as stored:
         names = list(stored)
         if 'format' not in names or 'shape' not in names:
@@ -303,6 +301,8 @@ def _npz_ends(path: Path, n: int) -> Ends:
                     'save the edges alone'
                 )
             return array_ends(stored[names[0]], f'{path}, {names[0]}')
+    from scipy.sparse import load_npz  # slow to import
+
     return matrix_ends(load_npz(path), n, str(path))
 
 

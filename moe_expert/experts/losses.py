@@ -224,7 +224,8 @@ def group_attribution(
     torch.sign(a, out=b).mul_(absx.mT)  # ∂A/∂(Wᵀu) = |x|·sign
     a.mul_(b)
     s = a.sum(1)
-    if float(s.amin()) > 0:  # as almost always: twice as fast, though a GPU has to answer
+    # as almost always; not asked on a GPU, where a step waits for no answer
+    if s.device.type == 'cpu' and s.numel() and float(s.amin()) > 0:
         share = c / s.unsqueeze(1)
         return torch.bmm(share, a.mT), (a, b, s, share)
     zero = s == 0
@@ -598,7 +599,7 @@ def expert_gradients(
     negative_slope: float = 0.01,
     buffers: tuple[Tensor, Tensor] | None = None,
 ) -> dict[str, Tensor]:  # parameter → gradient; adversaries only with lambda_adv
-    "Return the gradient of `expert_loss(…).sum()`."
+    "Return the gradient of `expert_loss(…).sum()`, as inference tensors."
     w, (of_zero, of_one) = params['hidden.weight'], params['out.weight'].unbind(1)
     v, on_attributions = of_one - of_zero, None
     z = (w.flatten(0, 1) @ x.mT).view(*w.shape[:2], -1)
@@ -607,14 +608,14 @@ def expert_gradients(
         options = weights, scale, negative_slope, buffers
         on_attributions = _attribution_gradients(z, v, w, absx, *options)
     gate = times_slope(z.new_ones(()) if keep is None else keep.mT, z, negative_slope)
-    hidden = z.mul_(gate)  # in the memory of z, which nothing needs again
+    hidden = z.mul_(gate)  # in the memory of z, likewise below
     p1 = _over_units(v, hidden).sigmoid_()
     own, on_hidden, on_p1 = _penalty_gradients(params, hidden, p1, sens, weights, lambdas)
     on_margin = _margin_gradient(p1, y, weights.weight)
     if on_p1 is not None:
         on_margin.addcmul_(on_p1, p1 * (1 - p1))
     dv = _over_nodes(hidden, on_margin)
-    # and this in the memory of the hidden layer
+    # in the memory of the hidden layer, which nothing needs again
     on_z = torch.mul(on_margin.unsqueeze(1), v.unsqueeze(-1), out=hidden)
     on_z = (on_z if on_hidden is None else on_z.add_(on_hidden)).mul_(gate)
     dw = (x.mT @ on_z.flatten(0, 1).mT).mT.reshape(w.shape)  # half the time of `on_z @ x`
