@@ -32,7 +32,10 @@ SECTIONS = (
     *('scaling', 'graph', 'budgets', 'epochs', 'samplers'),
 )
 DATASETS = ('bail', 'german', 'math', 'por')
-ONE_THREAD = ('everything', 'papermill', 'imports', 'neighbours', 'shapes', 'growth', *STUDIES)
+ONE_THREAD = (
+    *('everything', 'papermill', 'imports', 'scaling', 'neighbours', 'shapes', 'growth'),
+    *STUDIES,
+)
 COMPARED = (*DATASETS, 'papermill', 'imports', 'scaling-1000000')  # jobs of `--before`
 MEASURED = (
     *('data', 'scores', 'experts', 'tuning', 'mixture', 'report'),
