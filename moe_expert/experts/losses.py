@@ -224,7 +224,7 @@ def group_attribution(
     torch.sign(a, out=b).mul_(absx.mT)  # ∂A/∂(Wᵀu) = |x|·sign
     a.mul_(b)
     s = a.sum(1)
-    # as almost always; not asked on a GPU, where a step waits for no answer
+    # every node has attributions, as almost always; a GPU is not asked: no step waits for it
     if s.device.type == 'cpu' and s.numel() and float(s.amin()) > 0:
         share = c / s.unsqueeze(1)
         return torch.bmm(share, a.mT), (a, b, s, share)
@@ -608,14 +608,14 @@ def expert_gradients(
         options = weights, scale, negative_slope, buffers
         on_attributions = _attribution_gradients(z, v, w, absx, *options)
     gate = times_slope(z.new_ones(()) if keep is None else keep.mT, z, negative_slope)
-    hidden = z.mul_(gate)  # in the memory of z, likewise below
+    hidden = z.mul_(gate)  # in the memory of z, which nothing needs again
     p1 = _over_units(v, hidden).sigmoid_()
     own, on_hidden, on_p1 = _penalty_gradients(params, hidden, p1, sens, weights, lambdas)
     on_margin = _margin_gradient(p1, y, weights.weight)
     if on_p1 is not None:
         on_margin.addcmul_(on_p1, p1 * (1 - p1))
     dv = _over_nodes(hidden, on_margin)
-    # in the memory of the hidden layer, which nothing needs again
+    # and this in the memory of the hidden layer
     on_z = torch.mul(on_margin.unsqueeze(1), v.unsqueeze(-1), out=hidden)
     on_z = (on_z if on_hidden is None else on_z.add_(on_hidden)).mul_(gate)
     dw = (x.mT @ on_z.flatten(0, 1).mT).mT.reshape(w.shape)  # half the time of `on_z @ x`

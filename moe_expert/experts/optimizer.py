@@ -143,7 +143,7 @@ def next(
         masks = of_seed(self.seeds[0])
     else:
         masks = torch.stack([of_seed(s).mT for s in self.seeds]).mT
-    return masks if rows == self.shape[0] else masks.narrow(-2, 0, rows)
+    return masks.narrow(-2, 0, rows)
 
 # %% ../../nbs/36_optimizer.ipynb #df89d4c4
 class StackedAdam:
